@@ -1,0 +1,11 @@
+//! Taking a pod apart on one host and putting it together on another, or on the same one later.
+//!
+//! A checkpoint is a migration to disk: one dump walk ([`dump`]), one record stream ([`image`]), one restore walk
+//! ([`restore`]); a file or a link is only the sink. What a pod is made of is in [`objects`], one file a kind of
+//! kernel object, both directions in it.
+#![deny(unsafe_code)]
+
+pub mod ids;
+pub mod image;
+
+pub use pod_runtime::problem::{Doing, Problem, Result};

@@ -1,0 +1,11 @@
+//! A pod: its spec, its environment, its life. Knows nothing of checkpoints.
+//!
+//! A pod is a group of processes in private PID, network, mount, IPC, UTS, cgroup and time namespaces with a virtual
+//! IP. This crate starts one, keeps it and ends it; `pod-migrate` takes it apart and puts it together.
+#![deny(unsafe_code)]
+
+pub mod problem;
+pub mod spec;
+pub mod sys;
+
+pub use problem::{Doing, Problem, Result};

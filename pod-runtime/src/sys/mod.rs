@@ -1,0 +1,5 @@
+//! System calls that nix does not have, one thin wrapper each. The only unsafe code of the workspace lives below here.
+//!
+//! A wrapper takes and returns owned or borrowed fds and plain structs, turns `-1` into `io::Error` (or nix's `Errno`),
+//! and holds no policy. Each `unsafe` block names the invariant and who keeps it.
+#![allow(unsafe_code)]
