@@ -4,8 +4,11 @@
 //! IP. This crate starts one, keeps it and ends it; `pod-migrate` takes it apart and puts it together.
 #![deny(unsafe_code)]
 
+pub mod events;
 pub mod problem;
 pub mod spec;
+pub mod status;
+pub mod store;
 pub mod sys;
 
 pub use problem::{Doing, Problem, Result};

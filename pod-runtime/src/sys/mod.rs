@@ -3,3 +3,4 @@
 //! A wrapper takes and returns owned or borrowed fds and plain structs, turns `-1` into `io::Error` (or nix's `Errno`),
 //! and holds no policy. Each `unsafe` block names the invariant and who keeps it.
 #![allow(unsafe_code)]
+pub mod daemon;

@@ -1,0 +1,132 @@
+use super::*;
+use crate::spec;
+use std::sync::Barrier;
+use std::thread;
+
+pub(crate) fn spec(name: &str) -> Spec {
+    Spec {
+        version: spec::VERSION,
+        id: new_id().unwrap(),
+        name: name.into(),
+        created: 1,
+        hostname: "h".into(),
+        process: spec::Process {
+            args: vec!["true".into()],
+            env: vec![],
+            cwd: "/".into(),
+            user: spec::User::default(),
+            terminal: false,
+            interactive: false,
+            init: false,
+            no_new_privileges: false,
+            rlimits: vec![],
+            oom_score_adj: None,
+        },
+        root: spec::Root { base: spec::Base::Host, read_only: false },
+        volumes: vec![],
+        network: spec::Network {
+            mode: spec::NetworkMode::None,
+            addresses: vec![],
+            gateways: vec![],
+            mac: None,
+            mtu: None,
+            dns: vec![],
+            ports: vec![],
+        },
+        resources: spec::Resources::default(),
+        security: spec::Security { privileged: false, capabilities: vec![], seccomp: spec::Seccomp::Default },
+        devices: vec![],
+        labels: Default::default(),
+        auto_remove: false,
+        stop_signal: 15,
+        stop_timeout: 10,
+    }
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_at(dir.path().join("data"), dir.path().join("run")).unwrap();
+    (dir, store)
+}
+
+#[test]
+fn found_by_name_id_and_prefix() {
+    let (_dir, store) = store();
+    let pod = store.reserve(&spec("web")).unwrap();
+    assert_eq!(store.pod("web").unwrap().id(), pod.id());
+    assert_eq!(store.pod(pod.id()).unwrap().id(), pod.id());
+    assert_eq!(store.pod(&pod.id()[..5]).unwrap().id(), pod.id());
+    let problem = store.pod("wbe").unwrap_err();
+    assert_eq!(problem.code(), "E-NOPOD");
+    assert!(problem.way_out().unwrap().contains("'web'"), "{:?}", problem.way_out());
+    pod.remove().unwrap();
+    assert!(store.pods().unwrap().is_empty());
+    assert_eq!(store.pod("web").unwrap_err().code(), "E-NOPOD");
+}
+
+#[test]
+fn of_many_at_once_one_gets_the_name() {
+    let (_dir, store) = store();
+    let barrier = Barrier::new(8);
+    let won = thread::scope(|scope| {
+        let tries: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    store.reserve(&spec("one")).is_ok()
+                })
+            })
+            .collect();
+        tries.into_iter().filter(|_| true).map(|t| t.join().unwrap()).filter(|won| *won).count()
+    });
+    assert_eq!(won, 1);
+    assert_eq!(store.pods().unwrap().len(), 1);
+}
+
+#[test]
+fn a_tombstone_makes_way_for_its_own_return_and_frees_the_name() {
+    let (_dir, store) = store();
+    let moved = spec("web");
+    let pod = store.reserve(&moved).unwrap();
+    pod.update(|status| status.state = State::Moved).unwrap();
+    let other = store.reserve(&spec("web")).unwrap();
+    assert_eq!(store.pod("web").unwrap().id(), other.id());
+    other.remove().unwrap();
+    assert_eq!(store.pod("web").unwrap().id(), pod.id());
+    store.reserve(&moved).unwrap();
+    assert_eq!(store.pod("web").unwrap().status().unwrap().state, State::Creating);
+}
+
+#[test]
+fn a_creator_that_died_holds_no_name() {
+    let (_dir, store) = store();
+    let pod = store.reserve(&spec("web")).unwrap();
+    assert_eq!(store.reserve(&spec("web")).unwrap_err().code(), "E-NAME");
+    pod.update(|status| status.monitor.as_mut().unwrap().start_time += 1).unwrap();
+    store.reserve(&spec("web")).unwrap();
+    assert_eq!(store.pods().unwrap().len(), 1);
+}
+
+#[test]
+fn rename_takes_only_a_free_name() {
+    let (_dir, store) = store();
+    let a = store.reserve(&spec("a")).unwrap();
+    store.reserve(&spec("b")).unwrap();
+    assert_eq!(store.rename(&a, "b").unwrap_err().code(), "E-NAME");
+    store.rename(&a, "c").unwrap();
+    assert_eq!(store.pod("c").unwrap().id(), a.id());
+}
+
+#[test]
+fn names_and_ids() {
+    for good in ["a", "A-b_c.9", "0x"] {
+        check_name(good).unwrap();
+    }
+    for bad in ["", "-a", ".a", "a/b", "a b", "é", &"x".repeat(64)] {
+        assert_eq!(check_name(bad).unwrap_err().code(), "E-USAGE", "{bad}");
+    }
+    check_id("0123456789ab").unwrap();
+    for bad in ["", "../../../etc", "0123456789AB", "0123456789abc"] {
+        assert!(check_id(bad).is_err());
+    }
+}
