@@ -7,5 +7,7 @@
 
 pub mod ids;
 pub mod image;
+pub mod objects;
+pub mod remote;
 
 pub use pod_runtime::problem::{Doing, Problem, Result};

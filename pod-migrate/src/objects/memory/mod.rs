@@ -1,0 +1,90 @@
+//! Address spaces: the maps of a process, what backs each, and the bytes that nobody else keeps.
+//!
+//! One [`MmState`] record an address space; one [`SharedMemoryState`] a piece of memory that has no name to be opened by
+//! and that several spaces or descriptors share (shared anonymous memory, memfd, SysV segments, deleted files): its
+//! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset.
+
+use crate::ids::{FileId, MmId, SharedMemoryId};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MmState {
+    pub id: MmId,
+    /// By address; they never overlap.
+    pub maps: Vec<Map>,
+    pub layout: Layout,
+    pub auxv: ByteBuf,
+    /// What /proc/self/exe names.
+    pub exe: FileId,
+    /// mlockall(MCL_FUTURE) and the like.
+    pub lock_future: bool,
+}
+
+/// What prctl(PR_SET_MM_MAP) sets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+/// One line of /proc/PID/maps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Map {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_*.
+    pub protection: u32,
+    pub shared: bool,
+    pub grows_down: bool,
+    pub locked: bool,
+    pub no_reserve: bool,
+    /// MADV_* that are in force: MADV_DONTFORK, MADV_WIPEONFORK, MADV_MERGEABLE, MADV_(NO)HUGEPAGE, MADV_DONTDUMP, …
+    pub advice: Vec<i32>,
+    pub protection_key: u32,
+    pub backing: Backing,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Backing {
+    Anonymous,
+    /// Offset in bytes.
+    File {
+        file: FileId,
+        offset: u64,
+    },
+    /// Memory of a [`SharedMemoryState`] that no descriptor record holds.
+    Shared {
+        memory: SharedMemoryId,
+        offset: u64,
+    },
+    Vdso,
+    /// vvar and its relatives: mapped by the kernel, never copied.
+    Vvar,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SharedMemoryState {
+    pub id: SharedMemoryId,
+    pub bytes: u64,
+    pub kind: SharedMemoryKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum SharedMemoryKind {
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS).
+    Anonymous,
+    /// The contents of a file that the FILE record of this id makes again (memfd, deleted file): filled through it.
+    Contents(FileId),
+    /// A SysV segment.
+    SysV { shmid: i32, key: i32, mode: u32, uid: u32, gid: u32, cuid: u32, cgid: u32, removed: bool },
+}
