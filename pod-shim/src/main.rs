@@ -1,1 +1,27 @@
-fn main() {}
+//! `pod`: the command line for people. It parses, makes one call into the libraries, and shows the answer.
+//!
+//! A verb is a file in [`cli`]: its arguments, and a `run` that returns the exit code or the [`Problem`] that stands in
+//! the way. How problems and tables are shown, and which exit code a problem has, is in [`output`]; nothing else prints
+//! errors. The process stays single-threaded, because `run` and `restore` fork the monitor out of it.
+#![deny(unsafe_code)]
+
+mod cli;
+mod output;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    output::start_logging(cli.global.debug);
+    let context = cli::Context::new(&cli.global);
+    let own_failure = cli.command.exit_code_of_own_failure();
+    let code = match cli.command.run(&context) {
+        Ok(exit) => exit.0,
+        Err(problem) => {
+            output::problem(&problem, context.json);
+            own_failure.unwrap_or_else(|| output::exit_code(&problem))
+        }
+    };
+    ExitCode::from(code.clamp(0, 255) as u8)
+}
