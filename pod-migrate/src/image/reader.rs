@@ -1,0 +1,231 @@
+//! Reading a stream that may be damaged or hostile.
+
+use super::head::{Head, Header, SKIPPABLE};
+use super::writer::Trailer;
+use super::{Kind, MAX_DEPTH, MAX_RAW, MAX_STATE, Owner, PageRun, VERSION, damaged};
+use pod_runtime::{Problem, Result};
+use serde::de::DeserializeOwned;
+use std::io::{BufReader, Read};
+use xxhash_rust::xxh3::{self, Xxh3};
+
+/// Payloads are read in pieces of this size, so that a false length costs no more memory than the stream has bytes.
+const PIECE: usize = 1 << 20;
+
+/// One record. The bytes of a raw one are read from the [`Reader`] after it.
+#[derive(Debug)]
+pub struct Record {
+    pub kind: Kind,
+    pub version: u16,
+    pub id: u64,
+    /// Where the raw bytes belong; `None` when the payload is a state.
+    pub run: Option<PageRun>,
+    payload: Vec<u8>,
+}
+
+impl Record {
+    /// The payload as the state of its kind.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
+        let mut rest = &self.payload[..];
+        let state = ciborium::de::from_reader_with_recursion_limit(&mut rest, MAX_DEPTH).map_err(|e| {
+            damaged(format!("a {} record does not say what it should", self.kind)).because(e.to_string())
+        })?;
+        if !rest.is_empty() {
+            return Err(damaged(format!("a {} record has {} bytes too many", self.kind, rest.len())));
+        }
+        Ok(state)
+    }
+
+    /// The CBOR as it is.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+}
+
+pub struct Reader<R: Read> {
+    from: BufReader<R>,
+    header: Header,
+    sequence: u64,
+    read: u64,
+    digest: blake3::Hasher,
+    ended: bool,
+    raw: Option<Raw>,
+}
+
+/// The raw record being read.
+struct Raw {
+    left: u64,
+    checksum: u64,
+    hash: Box<Xxh3>,
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the header; refuses another format, another machine.
+    pub fn new(from: R) -> Result<Self> {
+        let mut from = BufReader::with_capacity(256 << 10, from);
+        let mut bytes = [0; Header::SIZE];
+        from.read_exact(&mut bytes).map_err(cut_short)?;
+        let header = Header::decode(&bytes)?;
+        let mut digest = blake3::Hasher::new();
+        digest.update(&bytes);
+        Ok(Reader { from, header, sequence: 0, read: Header::SIZE as u64, digest, ended: false, raw: None })
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Bytes of the stream used so far.
+    pub fn bytes(&self) -> u64 {
+        self.read
+    }
+
+    /// The next record; `None` after a trailer that fits. Raw bytes that were not read are passed over (and verified).
+    // Not an Iterator: the bytes of a raw record are read from the reader between two calls.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Record>> {
+        self.skip_pages()?;
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            let head = self.head()?;
+            if head.kind.is_raw() {
+                return self.begin_raw(head).map(Some);
+            }
+            let payload = self.payload(&head)?;
+            match head.kind {
+                Kind::PAD => {}
+                Kind::END => self.end(&head, payload)?,
+                kind if kind.name().is_none() => {
+                    if head.flags & SKIPPABLE == 0 {
+                        let what = format!("the image holds a record of {kind}, which this pod does not know");
+                        return Err(Problem::new(VERSION, what).fix("use a newer version of pod"));
+                    }
+                }
+                kind => {
+                    return Ok(Some(Record { kind, version: head.version, id: head.id, run: None, payload }));
+                }
+            }
+        }
+    }
+
+    /// Fills `into` from the raw record at hand; returns how many bytes came, 0 when it is used up. The last piece is
+    /// handed out only if the checksum fits.
+    pub fn read_pages(&mut self, into: &mut [u8]) -> Result<usize> {
+        let Some(raw) = &mut self.raw else { return Ok(0) };
+        let n = into.len().min(usize::try_from(raw.left).unwrap_or(usize::MAX));
+        self.from.read_exact(&mut into[..n]).map_err(cut_short)?;
+        self.read += n as u64;
+        raw.hash.update(&into[..n]);
+        raw.left -= n as u64;
+        if raw.left == 0 {
+            let fits = raw.hash.digest() == raw.checksum;
+            self.raw = None;
+            if !fits {
+                return Err(damaged(format!("the bytes of record {} are damaged", self.sequence - 1)));
+            }
+        }
+        Ok(n)
+    }
+
+    /// Raw bytes still to be read of the record at hand.
+    pub fn pages_left(&self) -> u64 {
+        self.raw.as_ref().map_or(0, |raw| raw.left)
+    }
+
+    /// Passes over the rest of the raw record at hand.
+    pub fn skip_pages(&mut self) -> Result<()> {
+        if self.raw.is_some() {
+            let mut piece = vec![0; PIECE.min(self.pages_left() as usize)];
+            while self.raw.is_some() {
+                self.read_pages(&mut piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The source of the stream; what was read ahead is lost.
+    pub fn into_inner(self) -> R {
+        self.from.into_inner()
+    }
+
+    pub fn get_mut(&mut self) -> &mut R {
+        self.from.get_mut()
+    }
+
+    pub(super) fn get_buffered(&mut self) -> &mut BufReader<R> {
+        &mut self.from
+    }
+
+    fn head(&mut self) -> Result<Head> {
+        let mut bytes = [0; Head::SIZE];
+        self.from.read_exact(&mut bytes).map_err(cut_short)?;
+        self.read += Head::SIZE as u64;
+        let head = Head::decode(&bytes, self.sequence)?;
+        let most = if head.kind.is_raw() { MAX_RAW } else { MAX_STATE };
+        if head.length > most {
+            return Err(damaged(format!("a {} record claims {} bytes", head.kind, head.length)));
+        }
+        self.sequence += 1;
+        // The trailer's digest is of everything before the trailer.
+        if head.kind != Kind::END {
+            self.digest.update(&bytes);
+        }
+        Ok(head)
+    }
+
+    fn payload(&mut self, head: &Head) -> Result<Vec<u8>> {
+        let mut payload = Vec::with_capacity(PIECE.min(head.length as usize));
+        let got = (&mut self.from).take(head.length).read_to_end(&mut payload).map_err(cut_short)?;
+        self.read += got as u64;
+        if got as u64 != head.length {
+            return Err(damaged("the image ends too early"));
+        }
+        if xxh3::xxh3_64(&payload) != head.checksum {
+            return Err(damaged(format!("record {} ({}) is damaged", self.sequence - 1, head.kind)));
+        }
+        if head.kind != Kind::END {
+            self.digest.update(&payload);
+        }
+        Ok(payload)
+    }
+
+    fn begin_raw(&mut self, head: Head) -> Result<Record> {
+        let owner = Owner::from_kind(head.kind, head.id).ok_or_else(|| damaged("raw bytes that belong to nothing"))?;
+        if head.position.checked_add(head.length).is_none() {
+            return Err(damaged(format!("a {} record runs past the end of memory", head.kind)));
+        }
+        self.raw = Some(Raw { left: head.length, checksum: head.checksum, hash: Box::new(Xxh3::new()) });
+        if head.length == 0 {
+            self.raw = None;
+        }
+        Ok(Record {
+            kind: head.kind,
+            version: head.version,
+            id: head.id,
+            run: Some(PageRun { owner, address: head.position, bytes: head.length }),
+            payload: Vec::new(),
+        })
+    }
+
+    fn end(&mut self, head: &Head, payload: Vec<u8>) -> Result<()> {
+        let record = Record { kind: head.kind, version: head.version, id: 0, run: None, payload };
+        let trailer: Trailer = record.state()?;
+        if trailer.records != self.sequence - 1 || trailer.digest != *self.digest.finalize().as_bytes() {
+            return Err(damaged("the image does not have the digest that its trailer says"));
+        }
+        self.ended = true;
+        Ok(())
+    }
+}
+
+/// An end in the middle is damage; a link that fails keeps its own name.
+fn cut_short(error: std::io::Error) -> Problem {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return damaged("the image ends too early");
+    }
+    match error.downcast::<Problem>() {
+        Ok(problem) => problem,
+        Err(error) => Problem::new("E-IMAGE-READ", "read the image").because(error),
+    }
+}

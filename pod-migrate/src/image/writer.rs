@@ -1,0 +1,208 @@
+//! Writing a stream. Raw bytes go out by vectored writes from where they lie; small records are gathered first.
+
+use super::head::{Head, Header, SKIPPABLE};
+use super::{Kind, MAX_RAW, MAX_STATE, PageRun, WRITE};
+use pod_runtime::{Doing, Problem, Result};
+use serde::Serialize;
+use std::io::{self, IoSlice, Write};
+use xxhash_rust::xxh3::{self, Xxh3};
+
+/// Gathered small records are written when they reach this.
+const GATHER: usize = 64 << 10;
+/// Raw payloads of at least this size are aligned to a page in files, so that they can be mapped later.
+const ALIGN_FROM: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+/// Fewer than the kernel's IOV_MAX.
+const MOST_SLICES: usize = 512;
+
+/// The digest covers the header, every record's head and every CBOR payload; raw bytes are covered through the
+/// checksum in their head.
+pub struct Writer<W: Write> {
+    to: W,
+    gathered: Vec<u8>,
+    written: u64,
+    raw: u64,
+    sequence: u64,
+    digest: blake3::Hasher,
+    aligned: bool,
+}
+
+impl<W: Write> Writer<W> {
+    /// Opens a stream to a link: nothing is aligned.
+    pub fn new(to: W) -> Self {
+        let mut writer = Writer {
+            to,
+            gathered: Vec::with_capacity(2 * GATHER),
+            written: 0,
+            raw: 0,
+            sequence: 0,
+            digest: blake3::Hasher::new(),
+            aligned: false,
+        };
+        let header = Header::here().encode();
+        writer.digest.update(&header);
+        writer.gather(&header);
+        writer
+    }
+
+    /// The same for a file: long runs start on a page of the file.
+    pub fn to_file(to: W) -> Self {
+        Writer { aligned: true, ..Writer::new(to) }
+    }
+
+    /// One record with a state as CBOR. Written at the latest by the next [`Writer::flush`] or [`Writer::finish`].
+    pub fn put<T: Serialize + ?Sized>(&mut self, kind: Kind, id: u64, state: &T) -> Result<()> {
+        self.put_version(kind, 1, id, state)
+    }
+
+    /// The same in a later version of the kind's state.
+    pub fn put_version<T: Serialize + ?Sized>(&mut self, kind: Kind, version: u16, id: u64, state: &T) -> Result<()> {
+        debug_assert!(!kind.is_raw());
+        let mut payload = Vec::new();
+        ciborium::into_writer(state, &mut payload).doing(|| format!("encode a {kind} record"))?;
+        if payload.len() as u64 > MAX_STATE {
+            let what = format!("a {kind} record of {} bytes is larger than an image can hold", payload.len());
+            return Err(Problem::new(WRITE, what));
+        }
+        self.record(kind, version, 0, id, &payload)
+    }
+
+    /// Filler of no meaning: keeps a silent link awake.
+    pub fn keep_alive(&mut self) -> Result<()> {
+        self.record(Kind::PAD, 1, SKIPPABLE, 0, &[])?;
+        self.flush()
+    }
+
+    /// Raw bytes to their place. The slices together have `to.bytes`.
+    pub fn pages(&mut self, to: PageRun, data: &[&[u8]]) -> Result<()> {
+        let length: u64 = data.iter().map(|d| d.len() as u64).sum();
+        if length != to.bytes || length > MAX_RAW {
+            let what = format!("a run of {} bytes was announced and {length} came", to.bytes);
+            return Err(Problem::new(WRITE, what));
+        }
+        if self.aligned && length >= ALIGN_FROM {
+            self.align()?;
+        }
+        let checksum = match data {
+            [one] => xxh3::xxh3_64(one),
+            many => {
+                let mut hash = Xxh3::new();
+                many.iter().for_each(|d| hash.update(d));
+                hash.digest()
+            }
+        };
+        let kind = to.owner.kind();
+        self.head(Head { kind, version: 1, flags: 0, id: to.owner.id(), length, position: to.address, checksum });
+        self.raw += length;
+        if length < (GATHER / 4) as u64 {
+            data.iter().for_each(|d| self.gather(d));
+            return self.flush_if_full();
+        }
+        self.vectored(data).code(WRITE, || format!("write {length} bytes of {kind}"))
+    }
+
+    /// Bytes written or gathered so far.
+    pub fn bytes(&self) -> u64 {
+        self.written
+    }
+
+    /// Of those, bytes of pages and contents.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw
+    }
+
+    /// Hands all that was gathered to the sink.
+    pub fn flush(&mut self) -> Result<()> {
+        let done = self.to.write_all(&self.gathered).and_then(|()| self.to.flush());
+        self.gathered.clear();
+        done.code(WRITE, || "write the image".into())
+    }
+
+    /// Writes the trailer. A stream without one is damaged.
+    pub fn finish(mut self) -> Result<W> {
+        let trailer = Trailer { records: self.sequence, digest: *self.digest.finalize().as_bytes() };
+        self.put(Kind::END, 0, &trailer)?;
+        self.flush()?;
+        Ok(self.to)
+    }
+
+    /// What the stream goes to, with nothing gathered any more.
+    pub fn sink(&mut self) -> Result<&mut W> {
+        self.flush()?;
+        Ok(&mut self.to)
+    }
+
+    fn record(&mut self, kind: Kind, version: u16, flags: u32, id: u64, payload: &[u8]) -> Result<()> {
+        let head = Head {
+            kind,
+            version,
+            flags,
+            id,
+            length: payload.len() as u64,
+            position: 0,
+            checksum: xxh3::xxh3_64(payload),
+        };
+        self.head(head);
+        self.digest.update(payload);
+        self.gather(payload);
+        self.flush_if_full()
+    }
+
+    fn head(&mut self, head: Head) {
+        let bytes = head.encode(self.sequence);
+        self.sequence += 1;
+        self.digest.update(&bytes);
+        self.gather(&bytes);
+    }
+
+    /// Pads so that the payload after the next head starts on a page.
+    fn align(&mut self) -> Result<()> {
+        let head = Head::SIZE as u64;
+        if (self.written + head).is_multiple_of(PAGE) {
+            return Ok(());
+        }
+        let fill = (PAGE - (self.written + 2 * head) % PAGE) % PAGE;
+        self.record(Kind::PAD, 1, SKIPPABLE, 0, &[0; PAGE as usize][..fill as usize])
+    }
+
+    fn gather(&mut self, bytes: &[u8]) {
+        self.gathered.extend_from_slice(bytes);
+        self.written += bytes.len() as u64;
+    }
+
+    fn flush_if_full(&mut self) -> Result<()> {
+        if self.gathered.len() < GATHER { Ok(()) } else { self.flush() }
+    }
+
+    /// What was gathered and then `data`, in as few system calls as the sink allows.
+    fn vectored(&mut self, data: &[&[u8]]) -> io::Result<()> {
+        let gathered = std::mem::take(&mut self.gathered);
+        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(data.len() + 1);
+        slices.push(IoSlice::new(&gathered));
+        slices.extend(data.iter().filter(|d| !d.is_empty()).map(|d| IoSlice::new(d)));
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let most = rest.len().min(MOST_SLICES);
+            match self.to.write_vectored(&rest[..most]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut rest, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.written += data.iter().map(|d| d.len() as u64).sum::<u64>();
+        self.gathered = gathered;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+/// The state of [`Kind::END`].
+#[derive(Debug, Serialize, serde::Deserialize)]
+pub(super) struct Trailer {
+    /// Records before this one.
+    pub records: u64,
+    #[serde(with = "serde_bytes")]
+    pub digest: [u8; 32],
+}
