@@ -4,7 +4,10 @@
 //! IP. This crate starts one, keeps it and ends it; `pod-migrate` takes it apart and puts it together.
 #![deny(unsafe_code)]
 
+pub mod birth;
+pub mod cgroup;
 pub mod events;
+pub mod init;
 pub mod problem;
 pub mod spec;
 pub mod status;
