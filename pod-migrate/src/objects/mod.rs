@@ -5,4 +5,5 @@
 //! handed over; parts of a [`task`] and its [`memory`] are made by remote calls in the task itself.
 
 pub mod memory;
+pub mod namespaces;
 pub mod task;

@@ -4,3 +4,4 @@
 //! and holds no policy. Each `unsafe` block names the invariant and who keeps it.
 #![allow(unsafe_code)]
 pub mod daemon;
+pub mod ipc;

@@ -1,0 +1,3 @@
+//! What belongs to a namespace and not to a task.
+
+pub mod ipc;
