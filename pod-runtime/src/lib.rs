@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod events;
 pub mod init;
 pub mod problem;
+pub mod proc;
 pub mod spec;
 pub mod status;
 pub mod store;

@@ -5,3 +5,5 @@
 #![allow(unsafe_code)]
 pub mod daemon;
 pub mod ipc;
+pub mod memory;
+pub mod ptrace;

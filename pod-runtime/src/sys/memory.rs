@@ -1,0 +1,113 @@
+//! The memory of another process: process_vm_readv(2), process_vm_writev(2) and the PAGEMAP_SCAN ioctl.
+
+use libc::{c_void, iovec, pid_t};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Reads `remote` (address, bytes) into `local` one after the other. Returns the bytes read: fewer when a page is not
+/// there.
+pub fn read(pid: pid_t, local: &mut [u8], remote: &[(u64, usize)]) -> io::Result<usize> {
+    let into = iovec { iov_base: local.as_mut_ptr().cast(), iov_len: local.len() };
+    let from: Vec<_> =
+        remote.iter().map(|&(address, bytes)| iovec { iov_base: address as *mut c_void, iov_len: bytes }).collect();
+    // SAFETY: `into` covers a live exclusive slice; the addresses in `from` are of the other process, and the kernel
+    // checks them there.
+    let count = unsafe { libc::process_vm_readv(pid, &raw const into, 1, from.as_ptr(), from.len() as _, 0) };
+    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+}
+
+/// Reads exactly `local.len()` bytes.
+pub fn read_exact(pid: pid_t, address: u64, local: &mut [u8]) -> io::Result<()> {
+    let wanted = local.len();
+    if wanted == 0 {
+        return Ok(());
+    }
+    match read(pid, local, &[(address, wanted)])? {
+        count if count == wanted => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
+}
+
+/// Writes all of `local` to consecutive `remote` pieces (address, bytes), which must sum up to the same length.
+pub fn write(pid: pid_t, local: &[u8], remote: &[(u64, usize)]) -> io::Result<()> {
+    let from = iovec { iov_base: local.as_ptr().cast_mut().cast(), iov_len: local.len() };
+    let into: Vec<_> =
+        remote.iter().map(|&(address, bytes)| iovec { iov_base: address as *mut c_void, iov_len: bytes }).collect();
+    // SAFETY: `from` covers a live slice that is only read; the addresses in `into` are of the other process.
+    let count = unsafe { libc::process_vm_writev(pid, &raw const from, 1, into.as_ptr(), into.len() as _, 0) };
+    match count {
+        -1 => Err(io::Error::last_os_error()),
+        count if count as usize == local.len() => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
+}
+
+pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
+pub const PAGE_IS_FILE: u64 = 1 << 2;
+pub const PAGE_IS_PRESENT: u64 = 1 << 3;
+pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
+pub const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+/// struct page_region.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PageRegion {
+    pub start: u64,
+    pub end: u64,
+    pub categories: u64,
+}
+
+/// struct pm_scan_arg.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct ScanArguments {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// _IOWR('f', 16, struct pm_scan_arg)
+const PAGEMAP_SCAN: libc::c_ulong =
+    (3 << 30) | ((size_of::<ScanArguments>() as libc::c_ulong) << 16) | (0x66 << 8) | 16;
+
+/// Finds the pages of `start..end` that are in all categories of `all` and at least one of `any` (0: no such wish);
+/// `pagemap` is an open /proc/PID/pagemap. ENOTTY before Linux 6.7.
+pub fn scan_pages(pagemap: &File, start: u64, end: u64, all: u64, any: u64) -> io::Result<Vec<PageRegion>> {
+    let mut found = Vec::new();
+    let mut from = start;
+    let mut buffer = vec![PageRegion::default(); 512];
+    while from < end {
+        let mut arguments = ScanArguments {
+            size: size_of::<ScanArguments>() as u64,
+            start: from,
+            end,
+            vec: buffer.as_mut_ptr() as u64,
+            vec_len: buffer.len() as u64,
+            category_mask: all,
+            category_anyof_mask: any,
+            return_mask: PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO,
+            ..Default::default()
+        };
+        // SAFETY: `arguments` and the buffer that it points to live across the call and have the lengths they claim.
+        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        found.extend_from_slice(&buffer[..count as usize]);
+        if arguments.walk_end <= from {
+            break;
+        }
+        from = arguments.walk_end;
+    }
+    Ok(found)
+}
