@@ -5,6 +5,7 @@
 //! kernel object, both directions in it.
 #![deny(unsafe_code)]
 
+pub mod freeze;
 pub mod ids;
 pub mod image;
 pub mod objects;

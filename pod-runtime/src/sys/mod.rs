@@ -6,4 +6,5 @@
 pub mod daemon;
 pub mod ipc;
 pub mod memory;
+pub mod pidfd;
 pub mod ptrace;

@@ -3,7 +3,10 @@
 //! [`Tree`] says who exists and in which order they come to be; [`ProcessState`] holds what the threads of a process
 //! share, [`ThreadState`] what each has for itself. Pids are the pod's own.
 
+pub mod interrupted;
+
 use crate::ids::{FdTableId, FileId, MmId, PodPid};
+use pod_runtime::sys::ptrace::Regs;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -223,4 +226,130 @@ pub struct Filter {
     pub flags: u64,
     /// struct sock_filter, 8 bytes each.
     pub program: ByteBuf,
+}
+
+impl From<&Regs> for Registers {
+    fn from(r: &Regs) -> Self {
+        let Regs {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        } = *r;
+        Registers {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        }
+    }
+}
+
+impl From<Registers> for Regs {
+    fn from(r: Registers) -> Self {
+        let Registers {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        } = r;
+        Regs {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        }
+    }
 }

@@ -1,0 +1,443 @@
+//! Holding all tasks of a pod still, so that they can be looked at, and letting them go again.
+//!
+//! Every thread is seized and interrupted; new ones that a running thread makes meanwhile are caught by the fork and
+//! clone events. Nothing is ever left that only a living tracer undoes: tracees are seized without EXITKILL, so when
+//! this process is killed the kernel detaches them and they run on. Dropping [`Frozen`] thaws.
+//!
+//! ptrace is bound to a thread: a [`Frozen`] must be used and dropped by the thread that made it.
+
+use crate::ids::{HostPid, PodPid, TaskFd};
+use crate::objects::task::Life;
+use pod_runtime::proc::{stat, status};
+use pod_runtime::sys::pidfd;
+use pod_runtime::sys::ptrace::{self, Regs, Wait};
+use pod_runtime::{Doing, Problem, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A task cannot be stopped now: the parent of a vfork whose child has not yet exec'ed, or one in the middle of I/O.
+pub const BUSY: &str = "E-TASK-BUSY";
+/// A task is traced by another (a debugger in the pod or outside).
+pub const TRACED: &str = "E-TASK-TRACED";
+/// A task lives in a pid namespace below the pod's own.
+pub const NESTED: &str = "E-NESTED-NAMESPACE";
+
+/// How long all tasks together may take to stop before the freeze is tried again.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+const ATTEMPTS: u32 = 8;
+
+/// All processes of a pod, each thread in a ptrace stop.
+pub struct Frozen {
+    processes: Vec<Process>,
+    zombies: Vec<Zombie>,
+    since: Instant,
+    /// ptrace verbs belong to the thread that seized.
+    not_send: PhantomData<*const ()>,
+}
+
+/// A living process. Its threads are stopped.
+pub struct Process {
+    pub pid: PodPid,
+    pub host: HostPid,
+    pub pidfd: OwnedFd,
+    /// 0 for a root: its parent is outside of the pod.
+    pub parent: PodPid,
+    pub group: PodPid,
+    pub session: PodPid,
+    pub life: Life,
+    pub comm: String,
+    pub exit_signal: i32,
+    /// The leader first, unless it ended before the others.
+    pub threads: Vec<Thread>,
+    pub status: status::Status,
+    pub stat: stat::Stat,
+}
+
+/// A stopped thread.
+pub struct Thread {
+    pub tid: PodPid,
+    pub host: HostPid,
+    /// As it stopped; what it goes on with.
+    pub regs: Regs,
+    /// The stop signal when it is in a group-stop.
+    pub group_stop: Option<i32>,
+}
+
+/// A process that ended and was not waited for.
+#[derive(Debug, Clone)]
+pub struct Zombie {
+    pub pid: PodPid,
+    pub host: HostPid,
+    pub parent: PodPid,
+    pub group: PodPid,
+    pub session: PodPid,
+    pub exit_signal: i32,
+    /// As wait(2) reports it.
+    pub status: i32,
+    pub comm: String,
+}
+
+impl Process {
+    /// A file of its directory in /proc: `maps`, `fd/3`, …
+    pub fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.host))
+    }
+
+    /// The text of such a file.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let bytes = fs::read(self.proc(name)).doing(|| format!("read {}", self.proc(name).display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A copy of one of its descriptors.
+    pub fn take(&self, fd: TaskFd) -> Result<OwnedFd> {
+        pidfd::get_fd(&self.pidfd, fd.0).doing(|| format!("take descriptor {fd} of {}", self.name()))
+    }
+
+    /// For messages: "41 (nginx)".
+    pub fn name(&self) -> String {
+        format!("{} ({})", self.pid, self.comm)
+    }
+
+    /// Any living thread: the leader, unless it ended.
+    pub fn leader(&self) -> &Thread {
+        &self.threads[0]
+    }
+}
+
+impl Thread {
+    pub fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/task/{}/{name}", self.host, self.host))
+    }
+
+    pub fn status(&self) -> Result<status::Status> {
+        let path = format!("/proc/{}/status", self.host);
+        let text = fs::read(&path).doing(|| format!("read {path}"))?;
+        Ok(status::parse(&String::from_utf8_lossy(&text)))
+    }
+}
+
+impl Frozen {
+    /// Stops every task of the pod. `members` lists the processes of its cgroup as the host numbers them and is asked
+    /// until nothing new turns up; `init` is the first process.
+    pub fn seize(init: HostPid, members: impl Fn() -> Result<Vec<i32>>) -> Result<Frozen> {
+        let mut attempt = 0;
+        loop {
+            let since = Instant::now();
+            let mut hunt = Hunt::default();
+            // Dropping an unfinished hunt lets go of all that it caught.
+            match hunt.all(init, &members) {
+                Ok(()) => return hunt.settle(init, since),
+                Err(problem) if problem.code() == BUSY && attempt < ATTEMPTS => {
+                    attempt += 1;
+                    drop(hunt);
+                    std::thread::sleep(Duration::from_millis(1 << attempt.min(6)));
+                }
+                Err(problem) => return Err(problem),
+            }
+        }
+    }
+
+    pub fn processes(&self) -> &[Process] {
+        &self.processes
+    }
+
+    pub fn processes_mut(&mut self) -> &mut [Process] {
+        &mut self.processes
+    }
+
+    pub fn zombies(&self) -> &[Zombie] {
+        &self.zombies
+    }
+
+    pub fn process(&self, pid: PodPid) -> Option<&Process> {
+        self.processes.iter().find(|process| process.pid == pid)
+    }
+
+    /// Since when nothing runs.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Lets all tasks run on where they were.
+    pub fn thaw(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for thread in self.processes.iter().flat_map(|process| &process.threads) {
+            // ESRCH: it was killed meanwhile.
+            let _ = ptrace::detach(thread.host.0, 0);
+        }
+    }
+}
+
+/// Seized tasks on the way to being frozen.
+#[derive(Default)]
+struct Hunt {
+    /// Seized threads by host tid; the value says where each stopped.
+    caught: BTreeMap<i32, Option<Stop>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    group: Option<i32>,
+}
+
+impl Drop for Hunt {
+    fn drop(&mut self) {
+        for (&tid, stop) in &self.caught {
+            if stop.is_none() {
+                // Detaching needs a stop; an interrupt is on its way unless the task cannot take it now. What stays
+                // attached is let go by the kernel when this process ends, or caught by the next attempt.
+                let _ = ptrace::interrupt(tid);
+                let until = Instant::now() + Duration::from_millis(20);
+                while matches!(ptrace::wait(tid, false), Ok(Wait::Nothing)) && Instant::now() < until {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+            let _ = ptrace::detach(tid, 0);
+        }
+    }
+}
+
+const OPTIONS: i32 = ptrace::O_TRACECLONE
+    | ptrace::O_TRACEFORK
+    | ptrace::O_TRACEVFORK
+    | ptrace::O_TRACESYSGOOD
+    | ptrace::O_SUSPEND_SECCOMP;
+
+impl Hunt {
+    fn all(&mut self, init: HostPid, members: &impl Fn() -> Result<Vec<i32>>) -> Result<()> {
+        loop {
+            let mut fresh = false;
+            let mut pids = members()?;
+            if !pids.contains(&init.0) {
+                pids.push(init.0);
+            }
+            for pid in pids {
+                for tid in threads_of(pid) {
+                    if !self.caught.contains_key(&tid) {
+                        fresh |= self.seize(tid)?;
+                    }
+                }
+            }
+            self.wait_all()?;
+            if !fresh {
+                return Ok(());
+            }
+        }
+    }
+
+    /// False when the task is gone.
+    fn seize(&mut self, tid: i32) -> Result<bool> {
+        match ptrace::seize(tid, OPTIONS) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
+            Err(error) => return refuse_seize(tid, error),
+        }
+        self.caught.insert(tid, None);
+        // ESRCH: it ended between the two; the wait below tells.
+        let _ = ptrace::interrupt(tid);
+        Ok(true)
+    }
+
+    /// Until every caught task has stopped or ended.
+    fn wait_all(&mut self) -> Result<()> {
+        let until = Instant::now() + STOP_WITHIN;
+        loop {
+            let pending: Vec<i32> =
+                self.caught.iter().filter(|(_, stop)| stop.is_none()).map(|(&tid, _)| tid).collect();
+            if pending.is_empty() {
+                return Ok(());
+            }
+            let mut moved = false;
+            for &tid in &pending {
+                moved |= self.look_at(tid)?;
+            }
+            if !moved {
+                if Instant::now() > until {
+                    return Err(Problem::new(BUSY, format!("{} cannot be stopped now", describe(pending[0])))
+                        .fix("try again; it waits for a child that is about to start a program, or for the disk"));
+                }
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+    }
+
+    /// Handles what one task has to say; true when it said something.
+    fn look_at(&mut self, tid: i32) -> Result<bool> {
+        let stopped = match ptrace::wait(tid, false) {
+            Ok(Wait::Nothing) => return Ok(false),
+            Ok(Wait::Ended(_)) => None,
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => None,
+            Err(error) => return Err(error).doing(|| format!("wait for {}", describe(tid))),
+            Ok(Wait::Stopped { signal, event }) => Some((signal, event)),
+        };
+        let Some((signal, event)) = stopped else {
+            self.caught.remove(&tid);
+            return Ok(true);
+        };
+        match event {
+            ptrace::EVENT_STOP if signal == libc::SIGTRAP => {
+                self.caught.insert(tid, Some(Stop { group: None }));
+            }
+            ptrace::EVENT_STOP => {
+                self.caught.insert(tid, Some(Stop { group: Some(signal) }));
+            }
+            ptrace::EVENT_FORK | ptrace::EVENT_VFORK | ptrace::EVENT_CLONE => {
+                // The newborn is attached already and stops by itself.
+                if let Ok(child) = ptrace::event_message(tid) {
+                    self.caught.entry(child as i32).or_insert(None);
+                }
+                let _ = ptrace::cont(tid, 0);
+            }
+            // A signal on its way in: let it take effect; the interrupt comes right after.
+            0 => drop(ptrace::cont(tid, signal & 0x7f)),
+            _ => drop(ptrace::cont(tid, 0)),
+        }
+        Ok(true)
+    }
+
+    /// Everything is still: who is who.
+    fn settle(mut self, init: HostPid, since: Instant) -> Result<Frozen> {
+        let mut by_process: BTreeMap<i32, Vec<Thread>> = BTreeMap::new();
+        for (&tid, stop) in &self.caught {
+            let status = read_status(tid).doing(|| format!("read the status of task {tid}"))?;
+            let regs = ptrace::regs(tid).doing(|| format!("read the registers of {}", describe(tid)))?;
+            let pod = *status.ns_pid.last().unwrap_or(&0);
+            let group_stop = stop.and_then(|stop| stop.group);
+            let thread = Thread { tid: PodPid(pod), host: HostPid(tid), regs, group_stop };
+            by_process.entry(status.tgid).or_default().push(thread);
+        }
+        let level = read_status(init.0).doing(|| "read the status of the first process".into())?.ns_pid.len();
+        let mut processes = Vec::new();
+        let mut children = BTreeSet::new();
+        for (host, mut threads) in by_process {
+            threads.sort_by_key(|thread| (thread.host.0 != host, thread.tid));
+            for thread in &threads {
+                children.extend(children_of(host, thread.host.0));
+            }
+            processes.push(describe_process(host, threads, level)?);
+        }
+        // From here on the processes are let go by Frozen.
+        self.caught.clear();
+        let mut frozen = Frozen { processes, zombies: Vec::new(), since, not_send: PhantomData };
+        frozen.parents(&children)?;
+        for process in &mut frozen.processes {
+            for thread in &mut process.threads {
+                crate::objects::task::interrupted::heal(thread)?;
+            }
+        }
+        Ok(frozen)
+    }
+}
+
+impl Frozen {
+    /// Pids of parents in the pod's numbers, and the zombies among the children.
+    fn parents(&mut self, children: &BTreeSet<i32>) -> Result<()> {
+        let pods: BTreeMap<i32, PodPid> = self.processes.iter().map(|process| (process.host.0, process.pid)).collect();
+        for process in &mut self.processes {
+            process.parent = pods.get(&process.status.parent).copied().unwrap_or(PodPid(0));
+        }
+        for &host in children {
+            if pods.contains_key(&host) {
+                continue;
+            }
+            let Ok(status) = read_status(host) else { continue };
+            let Some(stat) = read_stat(host) else { continue };
+            if stat.state != 'Z' {
+                return Err(Problem::new(BUSY, format!("{} was born while the pod was being stopped", describe(host))));
+            }
+            self.zombies.push(Zombie {
+                pid: last(&status.ns_tgid),
+                host: HostPid(host),
+                parent: pods.get(&status.parent).copied().unwrap_or(PodPid(0)),
+                group: last(&status.ns_group),
+                session: last(&status.ns_session),
+                exit_signal: stat.exit_signal,
+                status: stat.exit_code,
+                comm: stat.comm,
+            });
+        }
+        self.processes.sort_by_key(|process| process.pid);
+        self.zombies.sort_by_key(|zombie| zombie.pid);
+        Ok(())
+    }
+}
+
+fn last(pids: &[i32]) -> PodPid {
+    PodPid(pids.last().copied().unwrap_or(0))
+}
+
+fn describe_process(host: i32, threads: Vec<Thread>, level: usize) -> Result<Process> {
+    let status = read_status(host).doing(|| format!("read the status of process {host}"))?;
+    let stat = read_stat(host).ok_or_else(|| Problem::new("E-SYSTEM", format!("process {host} has no stat")))?;
+    let pidfd = pidfd::open(host).doing(|| format!("open process {host}"))?;
+    if status.ns_tgid.len() != level {
+        let what = format!("{} lives in a pid namespace of its own inside the pod", describe(host));
+        return Err(Problem::new(NESTED, what).fix("end it, or start it without a pid namespace"));
+    }
+    let life = match threads.iter().find_map(|thread| thread.group_stop) {
+        Some(signal) => Life::Stopped(signal),
+        None => Life::Running,
+    };
+    Ok(Process {
+        pid: last(&status.ns_tgid),
+        host: HostPid(host),
+        pidfd,
+        parent: PodPid(0),
+        group: last(&status.ns_group),
+        session: last(&status.ns_session),
+        life,
+        comm: stat.comm.clone(),
+        exit_signal: stat.exit_signal,
+        threads,
+        status,
+        stat,
+    })
+}
+
+/// For messages, when only the host's number is known.
+fn describe(tid: i32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+    let pod = read_status(tid).ok().map_or(PodPid(0), |status| last(&status.ns_pid));
+    format!("process {pod} ({})", comm.trim_end())
+}
+
+fn refuse_seize(tid: i32, error: io::Error) -> Result<bool> {
+    let Ok(status) = read_status(tid) else { return Ok(false) };
+    if status.state == 'Z' || status.state == 'X' {
+        return Ok(false);
+    }
+    if status.tracer != 0 {
+        let what = format!("{} is being traced by process {} of the host", describe(tid), status.tracer);
+        return Err(Problem::new(TRACED, what).fix("end the debugger, then try again"));
+    }
+    Err(error).doing(|| format!("stop {}", describe(tid)))
+}
+
+fn threads_of(pid: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn children_of(pid: i32, tid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn read_status(tid: i32) -> io::Result<status::Status> {
+    Ok(status::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/status"))?)))
+}
+
+fn read_stat(pid: i32) -> Option<stat::Stat> {
+    stat::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
+}

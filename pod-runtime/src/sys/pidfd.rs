@@ -1,0 +1,24 @@
+//! Processes and their descriptors by pidfd.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// pidfd_open(2).
+pub fn open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// pidfd_getfd(2): a copy of descriptor `fd` of that process, close-on-exec.
+pub fn get_fd(pidfd: impl AsFd, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only; `pidfd` is open across the call.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), fd, 0) })
+}
