@@ -8,3 +8,4 @@ pub mod ipc;
 pub mod memory;
 pub mod pidfd;
 pub mod ptrace;
+pub mod netdev;

@@ -1,0 +1,109 @@
+//! The holding port: what a destination host does with a pod's frames while the pod is between two hosts.
+//!
+//! From the moment the source is frozen until the sockets are restored here, clients go on sending. A frame that is
+//! lost in that gap costs its sender a retransmission timeout (200 ms at least), however short the gap. So the
+//! destination puts a port with the pod's MAC into its bridge beforehand and announces it when the source freezes; the
+//! switches of the LAN then send the pod's frames here, where they wait in the port's own queue. After the sockets are
+//! restored they are handed to the pod through the outside end of its cable, past the bridge, so that nobody learns a
+//! client's address at the wrong port.
+//!
+//! The port is a tap device: its queue is the kernel's (bounded by [`QUEUE`] frames, the rest is dropped as a busy
+//! switch would), needs no thread, and it vanishes with its fd, also when this process is killed.
+//!
+//! The order that loses nothing:
+//! 1. destination, before the freeze: [`Holder::start`] (silent).
+//! 2. source: freezes the pod's tasks. Its link is still up: what arrives is acknowledged and lands in socket buffers.
+//! 3. destination: [`Holder::announce`]. New frames come here.
+//! 4. source: [`Attachment::hold`], then dumps the sockets. Its last words may have drawn the switches back to it:
+//! 5. destination: [`Holder::announce`] again, whenever it hears from the source, until the sockets are here.
+//! 6. destination: [`Attachment::join`] and [`Attachment::announce`], sockets leave repair mode, [`Holder::inject`].
+
+use super::announce::{self, Mac, link_local};
+use super::cable::{Attachment, silent_up};
+use super::wire::{Request, Wire};
+use crate::spec::Address;
+use crate::sys::netdev::{self, Receive};
+use crate::{Doing, Result};
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::{read, write};
+use rtnetlink::LinkUnspec;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// Frames that wait at most. A frame is up to 64 KiB, so this bounds the memory at about 128 MiB in the worst case,
+/// and at 3 MiB with frames of an ordinary Ethernet.
+pub const QUEUE: u32 = 2048;
+
+/// A holding port in the bridge of a destination. Dropping it takes the port away and forgets what it held.
+#[derive(Debug)]
+pub struct Holder {
+    tap: OwnedFd,
+    mac: Mac,
+    addresses: Vec<Address>,
+}
+
+impl Holder {
+    /// Puts the port into the bridge of a cable that was attached quietly. `None` for a pod without a bridge.
+    pub fn start(attachment: &Attachment) -> Result<Option<Holder>> {
+        let (Some(link), Some(bridge)) = (&attachment.host_link, &attachment.bridge) else { return Ok(None) };
+        let name = link.replacen("pod", "pdh", 1);
+        let control = netdev::control_socket().doing(|| "open a socket".into())?;
+        let tap = netdev::tap(&name).doing(|| format!("make the holding port {name}"))?;
+        let mut wanted = vec![attachment.mac, [0xff; 6]];
+        for ip in attachment.addresses.iter().map(|address| address.ip).chain([IpAddr::V6(link_local(&attachment.mac))])
+        {
+            if let IpAddr::V6(ip) = ip {
+                wanted.push(solicited_node(ip));
+            }
+        }
+        netdev::tap_filter(tap.as_fd(), &wanted).doing(|| format!("filter the frames of {name}"))?;
+        netdev::set_queue_length(control.as_fd(), &name, QUEUE).doing(|| format!("size the queue of {name}"))?;
+        let index = netdev::index(control.as_fd(), &name).doing(|| format!("find {name}"))?;
+        // A port with a smaller MTU would lower that of the whole bridge.
+        let mtu = netdev::mtu(control.as_fd(), bridge).doing(|| format!("read the MTU of {bridge}"))?;
+        let up = silent_up(LinkUnspec::new_with_index(index).mtu(mtu));
+        Wire::open()?.ask(Request::new(format!("bring {name} up"), RouteNetlinkMessage::SetLink(up)))?;
+        netdev::bridge_port(control.as_fd(), bridge, index, true).doing(|| format!("plug {name} into {bridge}"))?;
+        Ok(Some(Holder { tap, mac: attachment.mac, addresses: attachment.addresses.clone() }))
+    }
+
+    /// Draws the pod's frames here: gratuitous ARP and neighbour advertisements, from this port.
+    pub fn announce(&self) -> Result<()> {
+        for frame in announce::frames(&self.mac, &self.addresses) {
+            let mut framed = vec![0; netdev::VNET_HEADER];
+            framed.extend_from_slice(&frame);
+            write(&self.tap, &framed).doing(|| "announce the holding port".into())?;
+        }
+        Ok(())
+    }
+
+    /// Hands everything that was held to the pod and takes the port away. Returns the number of frames. Call it after
+    /// the pod's port has joined the bridge and its sockets have left repair mode.
+    pub fn inject(self, attachment: &Attachment) -> Result<usize> {
+        let Some(port) = attachment.port()? else { return Ok(0) };
+        let socket =
+            netdev::packet_socket(port, Receive::Nothing, true).doing(|| "open a packet socket to the pod".into())?;
+        let mut buffer = vec![0; 128 * 1024];
+        let mut frames = 0;
+        loop {
+            let length = match read(&self.tap, &mut buffer) {
+                Ok(length) => length,
+                Err(nix::Error::EINTR) => continue,
+                // Empty.
+                Err(_) => return Ok(frames),
+            };
+            // A frame that the pod's queue has no room for is lost as on any link; its sender repeats it.
+            match send(socket.as_raw_fd(), &buffer[..length], MsgFlags::empty()) {
+                Ok(_) => frames += 1,
+                Err(error) => tracing::debug!("a held frame of {length} bytes was lost: {error}"),
+            }
+        }
+    }
+}
+
+/// The Ethernet address of the group that is asked for an IPv6 address's neighbour.
+fn solicited_node(ip: Ipv6Addr) -> Mac {
+    let [.., a, b, c] = ip.octets();
+    [0x33, 0x33, 0xff, a, b, c]
+}

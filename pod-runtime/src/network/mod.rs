@@ -1,0 +1,41 @@
+//! A pod's place on a network: its addresses, its cable, and what the world is told about them.
+//!
+//! * [`named`]: networks with a name ("pod" is made when first needed), their definitions and their bridges.
+//! * [`leases`]: who has which address, MAC and published port on this host; one file, one lock.
+//! * [`cable`]: the veth pair between the pod's `eth0` and a bridge of the host: attach, join, hold, remove.
+//! * [`announce`]: gratuitous ARP and unsolicited neighbour advertisements, and the probe for a duplicate address.
+//! * [`nat`]: the way outward and published ports, one nftables table `inet pod`.
+//! * [`hold`]: the port of a destination host that keeps a moving pod's frames until its sockets are restored.
+//!
+//! The rule for all of it: whatever a pod has on a host is found again from its id alone (the link is named after it,
+//! the lease is keyed by it, nftables elements are listed in the lease), so that [`release`] can undo an attempt that
+//! was killed at any point. Nothing here needs the pod to be alive.
+
+use crate::Result;
+use crate::spec::Spec;
+use std::path::Path;
+
+pub mod announce;
+pub mod cable;
+pub mod hold;
+pub mod leases;
+pub mod named;
+pub mod nat;
+pub mod wire;
+
+pub use cable::{Attachment, attach, link_name};
+pub use leases::{Claim, Lease, lease};
+
+/// Takes away everything that the pod has on this host's network: published ports, the cable, the lease. Doing it
+/// twice, or for a pod that has nothing, is no error.
+pub fn release(dir: &Path, pod_id: &str) -> Result<()> {
+    nat::unpublish(dir, pod_id)?;
+    cable::remove(&link_name(pod_id))?;
+    leases::forget(dir, pod_id)
+}
+
+/// Opens the published ports (`-p`) of a pod that has its lease. A port that is taken on this host is refused by
+/// [`lease`], before anything runs.
+pub fn publish(dir: &Path, spec: &Spec) -> Result<()> {
+    nat::publish(dir, spec)
+}
