@@ -37,7 +37,11 @@ fn the_census_sees_what_is_left() -> Result<()> {
     let before = Census::of(bed.a())?;
     bed.a().run(&["true"])?;
     ensure!(before.settled(bed.a(), SOON)?.is_empty());
-    bed.a().run(&["sh", "-c", "sleep 1000 >/dev/null 2>&1 & ip link add left type veth; touch /run/left; ipcmk -M 100 >&2"])?;
+    bed.a().run(&[
+        "sh",
+        "-c",
+        "sleep 1000 >/dev/null 2>&1 & ip link add left type veth; touch /run/left; ipcmk -M 100 >&2",
+    ])?;
     let differs = before.differs_from(&Census::of(bed.a())?).join("\n");
     for kind in ["+ process", "+ link: left", "+ run: left", "+ ipc: shm"] {
         ensure!(differs.contains(kind), "no {kind} in:\n{differs}");

@@ -4,6 +4,7 @@
 //! Two families, because they are restored in two places: [`files`] are opened by a process of ours inside the pod and
 //! handed over; parts of a [`task`] and its [`memory`] are made by remote calls in the task itself.
 
+pub mod files;
 pub mod memory;
 pub mod namespaces;
 pub mod task;
