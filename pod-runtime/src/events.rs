@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A journal that grew past this is put aside as `events.jsonl.1`.
 const KEEP: u64 = 8 << 20;
@@ -28,16 +27,11 @@ pub struct Event {
     pub details: BTreeMap<String, String>,
 }
 
-/// Nanoseconds since the epoch, now.
-pub fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
-}
-
 impl Store {
     /// Writes down that `event` happened to `pod`.
     pub fn event(&self, pod: &Pod, event: &str, details: &[(&str, &str)]) {
         let event = Event {
-            time: now_ns(),
+            time: crate::when::now_ns(),
             event: event.into(),
             id: pod.id().into(),
             name: pod.name().unwrap_or_default(),

@@ -9,11 +9,13 @@ pub mod cgroup;
 pub mod events;
 pub mod init;
 pub mod network;
+pub mod monitor;
 pub mod problem;
 pub mod proc;
 pub mod spec;
 pub mod status;
 pub mod store;
 pub mod sys;
+pub mod when;
 
 pub use problem::{Doing, Problem, Result};

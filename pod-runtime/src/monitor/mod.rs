@@ -1,0 +1,2 @@
+//! monitor
+pub mod log;
