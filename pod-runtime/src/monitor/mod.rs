@@ -1,2 +1,96 @@
-//! monitor
+//! The monitor: one small process per pod that outlives every command.
+//!
+//! It is forked (not executed) by `pod run`, `pod restore` and `pod receive`, leaves their session, and is the parent of
+//! the pod's first process and of everything that `pod exec` starts there. It owns the master side of the pod's
+//! terminal or the other ends of its stdio pipes, writes the log ([`log`]), reaps, writes down the exit code, and serves
+//! the pod's control socket ([`wire`], [`client`]).
+//!
+//! Rules: one thread, one poll loop ([`serve`]), nothing in it blocks on a client. A client that is slow is fed from the
+//! log; what it does never stops the pod. A monitor that is killed takes nothing with it but the terminal: the pod goes
+//! on, and [`crate::lifecycle`] stops and removes it without a monitor.
+
+use crate::birth::{Born, Clocks};
+use crate::network::Attachment;
+use crate::problem::Result;
+use crate::spec::Spec;
+use crate::store::Pod;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+pub mod client;
+mod connection;
+mod exec;
 pub mod log;
+mod serve;
+mod spawn;
+mod stdio;
+pub mod wire;
+
+pub use spawn::spawn;
+pub use wire::Size;
+
+/// What [`spawn`] is told.
+pub struct Launch {
+    /// Reserved, with its lease taken.
+    pub pod: Pod,
+    /// As the pod's spec file has it.
+    pub spec: Spec,
+    pub beginning: Beginning,
+    pub clocks: Clocks,
+    /// Of the terminal, when the pod has one.
+    pub size: Size,
+    /// Whether the caller wants to be a client from the first byte on: [`Started::client`].
+    pub attach: bool,
+}
+
+/// How a pod begins.
+pub enum Beginning {
+    /// With its program.
+    Run,
+    /// Empty, to be filled by the closure, which runs in the monitor. The pod is off the network (quiet) until the
+    /// closure joins it.
+    ///
+    /// What the closure owns is kept through the fork. Its descriptors must not be 0, 1 or 2, which the monitor gives
+    /// up. Once the pod may run it must write that down itself ([`Pod::update`] to `Running`), because the monitor may
+    /// be killed before it returns; when it fails, the monitor removes everything of the pod from this host.
+    Fill(Fill),
+}
+
+pub type Fill = Box<dyn FnOnce(&mut Newborn) -> Result<Filled>>;
+
+/// A pod that was born and does not run yet.
+pub struct Newborn {
+    pub pod: Pod,
+    pub spec: Spec,
+    pub born: Born,
+    /// Quiet: in no bridge, nothing announced.
+    pub attachment: Option<Attachment>,
+}
+
+/// What the engine hands over when the pod runs again.
+#[derive(Debug, Default)]
+pub struct Filled {
+    /// Master side of the pod's terminal.
+    pub console: Option<OwnedFd>,
+    /// The write end of the pod's stdin.
+    pub stdin: Option<OwnedFd>,
+    /// The read ends of its stdout and stderr.
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// Processes besides the first whose parent is the monitor (`pod exec` started them), by their pids on this host.
+    pub roots: Vec<i32>,
+    /// Master sides and pipe ends of `pod exec` sessions that nobody is attached to any more: read and thrown away.
+    pub others: Vec<OwnedFd>,
+}
+
+/// A pod that runs.
+#[derive(Debug)]
+pub struct Started {
+    /// The first process and the monitor, by their pids on this host.
+    pub init: i32,
+    pub monitor: i32,
+    /// What this host could not give and the pod lives without, a line each.
+    pub warnings: Vec<String>,
+    /// Carries frames of the pod's stdio, as after `attach`.
+    pub client: Option<UnixStream>,
+}
