@@ -6,6 +6,6 @@
 pub mod daemon;
 pub mod ipc;
 pub mod memory;
+pub mod netdev;
 pub mod pidfd;
 pub mod ptrace;
-pub mod netdev;
