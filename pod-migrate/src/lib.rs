@@ -10,5 +10,6 @@ pub mod ids;
 pub mod image;
 pub mod objects;
 pub mod remote;
+pub mod storage;
 
 pub use pod_runtime::problem::{Doing, Problem, Result};

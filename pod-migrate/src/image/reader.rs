@@ -49,6 +49,7 @@ pub struct Reader<R: Read> {
     digest: blake3::Hasher,
     ended: bool,
     raw: Option<Raw>,
+    put_back: Option<Record>,
 }
 
 /// The raw record being read.
@@ -67,7 +68,16 @@ impl<R: Read> Reader<R> {
         let header = Header::decode(&bytes)?;
         let mut digest = blake3::Hasher::new();
         digest.update(&bytes);
-        Ok(Reader { from, header, sequence: 0, read: Header::SIZE as u64, digest, ended: false, raw: None })
+        Ok(Reader {
+            from,
+            header,
+            sequence: 0,
+            read: Header::SIZE as u64,
+            digest,
+            ended: false,
+            raw: None,
+            put_back: None,
+        })
     }
 
     pub fn header(&self) -> &Header {
@@ -83,6 +93,9 @@ impl<R: Read> Reader<R> {
     // Not an Iterator: the bytes of a raw record are read from the reader between two calls.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Record>> {
+        if let Some(record) = self.put_back.take() {
+            return Ok(Some(record));
+        }
         self.skip_pages()?;
         loop {
             if self.ended {
@@ -107,6 +120,22 @@ impl<R: Read> Reader<R> {
                 }
             }
         }
+    }
+
+    /// The run of the next record when it is raw; anything else stays for [`Reader::next`]. This is how who fills
+    /// memory stops at what comes after the pages.
+    pub fn next_run(&mut self) -> Result<Option<PageRun>> {
+        let Some(record) = self.next()? else { return Ok(None) };
+        if record.run.is_none() {
+            self.put_back(record);
+            return Ok(None);
+        }
+        Ok(record.run)
+    }
+
+    /// Hands a record back: the next [`Reader::next`] gives it again.
+    pub fn put_back(&mut self, record: Record) {
+        self.put_back = Some(record);
     }
 
     /// Fills `into` from the raw record at hand; returns how many bytes came, 0 when it is used up. The last piece is

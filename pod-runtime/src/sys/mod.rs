@@ -9,3 +9,4 @@ pub mod memory;
 pub mod netdev;
 pub mod pidfd;
 pub mod ptrace;
+pub mod xattr;

@@ -1,0 +1,322 @@
+//! Reading a layer: a first pass while the pod runs, later passes that send only what changed.
+//!
+//! The tree may change under a first pass; whatever vanishes is passed over, whatever changes is seen by the next pass,
+//! because a file's stamp is taken before its contents are read. Every object is opened by its parent's descriptor and
+//! without following links, so nothing outside of the layer is ever read, whatever the pod does meanwhile.
+
+use super::{Entry, Meta, Node, STORAGE, lossy};
+use crate::image::{Kind, Owner, PageRun, Writer};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, major, minor};
+use nix::unistd::{Whence, lseek};
+use pod_runtime::sys::xattr;
+use pod_runtime::{Doing, Problem, Result};
+use serde_bytes::ByteBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Contents go out in runs of at most this.
+const RUN: usize = 1 << 20;
+/// A file changed this shortly before it was looked at may change again without a new stamp on kernels whose file times
+/// have the grain of a tick.
+const GRAIN_NS: i128 = 20_000_000;
+
+/// The root of a layer, open.
+#[derive(Debug)]
+pub struct Tree {
+    root: OwnedFd,
+    device: u64,
+    /// The layer is this one file of the root, not all of it.
+    only: Option<Vec<u8>>,
+}
+
+impl Tree {
+    /// Opens a directory, or the directory of a file that alone is the layer.
+    pub fn open(path: &Path) -> Result<Tree> {
+        let meta = fs::metadata(path).code(STORAGE, || format!("look at {}", path.display()))?;
+        let (dir, only) = match (meta.is_dir(), path.parent(), path.file_name()) {
+            (true, _, _) => (path, None),
+            (false, Some(dir), Some(name)) => (dir, Some(name.as_bytes().to_vec())),
+            _ => return Err(Problem::new(STORAGE, format!("{} is neither a directory nor a file", path.display()))),
+        };
+        let root = File::open(dir).code(STORAGE, || format!("open {}", dir.display()))?;
+        Tree::at(root.into(), only)
+    }
+
+    pub fn at(root: OwnedFd, only: Option<Vec<u8>>) -> Result<Tree> {
+        let device = fstat(&root).code(STORAGE, || "look at the root of a layer".into())?.st_dev;
+        Ok(Tree { root, device, only })
+    }
+
+    fn directory(&self, path: &[u8]) -> nix::Result<OwnedFd> {
+        let path = if path.is_empty() { b"." } else { path };
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        openat2(&self.root, path, how)
+    }
+}
+
+/// What a file looked like when it was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    mode: u32,
+    size: i64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    device: u64,
+    /// Looked at too shortly after a change to be compared.
+    unsure: bool,
+}
+
+/// What one pass sent, to find out later what changed.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    stamps: BTreeMap<Vec<u8>, Stamp>,
+}
+
+/// What a pass did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    pub files: u64,
+    pub bytes: u64,
+    pub removed: u64,
+}
+
+/// One pass over a layer.
+struct Pass<'a, W: Write> {
+    tree: &'a Tree,
+    out: &'a mut Writer<W>,
+    /// Ids of entries, unique in the image.
+    next_id: &'a mut u64,
+    before: Option<&'a Inventory>,
+    /// Paths that are sent even when their stamp is the same: mapped for writing, where a store leaves no trace.
+    always: &'a BTreeSet<Vec<u8>>,
+    now: Inventory,
+    /// First names of files that have several.
+    names: BTreeMap<u64, Vec<u8>>,
+    sent: Sent,
+    buffer: Vec<u8>,
+}
+
+/// Sends a layer, or what changed of it since `before`. `next_id` goes on from pass to pass.
+pub fn walk<W: Write>(
+    tree: &Tree,
+    out: &mut Writer<W>,
+    next_id: &mut u64,
+    before: Option<&Inventory>,
+    always: &BTreeSet<Vec<u8>>,
+) -> Result<(Inventory, Sent)> {
+    let mut pass = Pass {
+        tree,
+        out,
+        next_id,
+        before,
+        always,
+        now: Inventory::default(),
+        names: BTreeMap::new(),
+        sent: Sent::default(),
+        buffer: Vec::new(),
+    };
+    pass.run()?;
+    Ok((pass.now, pass.sent))
+}
+
+impl<W: Write> Pass<'_, W> {
+    fn run(&mut self) -> Result<()> {
+        if let Some(name) = self.tree.only.clone() {
+            return self.object(&self.tree.root, &name, name.clone()).map(drop);
+        }
+        let root = self.tree.directory(b"").code(STORAGE, || "open the root of a layer".into())?;
+        self.object(&root, b".", Vec::new())?;
+        let mut to_read = vec![Vec::new()];
+        while let Some(path) = to_read.pop() {
+            let Ok(directory) = self.tree.directory(&path) else { continue };
+            for name in names(&directory) {
+                let child = if path.is_empty() { name.clone() } else { [&path[..], b"/", &name[..]].concat() };
+                if child.len() > super::MOST_PATH {
+                    let what = format!("a path of {} bytes is too deep to be moved: {}", child.len(), lossy(&child));
+                    return Err(Problem::new(STORAGE, what).fix("make the directories less deep"));
+                }
+                if self.object(&directory, &name, child.clone())? {
+                    to_read.push(child);
+                }
+            }
+        }
+        self.removed()
+    }
+
+    /// Sends one object if it changed; says whether it is a directory to descend into.
+    fn object(&mut self, parent: &OwnedFd, name: &[u8], path: Vec<u8>) -> Result<bool> {
+        let looked = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(fd) = openat(parent, name, flags, Mode::empty()) else { return Ok(false) };
+        let stat = fstat(&fd).code(STORAGE, || format!("look at {}", lossy(&path)))?;
+        if stat.st_dev != self.tree.device {
+            return Ok(false); // something is mounted here: not of this layer
+        }
+        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        let directory = kind == SFlag::S_IFDIR;
+        let stamp = stamp(&stat, looked);
+        let same = self.before.is_some_and(|b| b.stamps.get(&path).is_some_and(|s| *s == stamp && !s.unsure));
+        let several = !directory && stat.st_nlink > 1;
+        let first = several.then(|| self.names.get(&stat.st_ino).cloned()).flatten();
+        if several && first.is_none() {
+            self.names.insert(stat.st_ino, path.clone());
+        }
+        self.now.stamps.insert(path.clone(), stamp);
+        if same && !self.always.contains(&path) {
+            return Ok(directory);
+        }
+        let node = match (first, kind) {
+            (Some(first), _) => Node::HardLink(ByteBuf::from(first)),
+            (None, SFlag::S_IFDIR) => Node::Directory,
+            (None, SFlag::S_IFREG) => Node::File { size: stat.st_size as u64 },
+            (None, SFlag::S_IFLNK) => match nix::fcntl::readlinkat(&fd, c"") {
+                Ok(target) => Node::Symlink(ByteBuf::from(target.into_vec())),
+                Err(_) => return Ok(false),
+            },
+            (None, SFlag::S_IFCHR) => Node::Character { major: major(stat.st_rdev), minor: minor(stat.st_rdev) },
+            (None, SFlag::S_IFBLK) => Node::Block { major: major(stat.st_rdev), minor: minor(stat.st_rdev) },
+            (None, SFlag::S_IFIFO) => Node::Fifo,
+            _ => Node::Socket,
+        };
+        let meta = (!matches!(node, Node::HardLink(_))).then(|| meta(&fd, &stat)).transpose()?;
+        self.send(Entry { path: ByteBuf::from(path), node, meta }, &fd)?;
+        Ok(directory)
+    }
+
+    fn send(&mut self, entry: Entry, fd: &OwnedFd) -> Result<()> {
+        let id = *self.next_id;
+        *self.next_id += 1;
+        self.out.put(Kind::STORAGE_ENTRY, id, &entry)?;
+        self.sent.files += 1;
+        if let Node::File { size } = entry.node
+            && size > 0
+        {
+            self.contents(id, &entry.path, fd, size as i64)?;
+        }
+        Ok(())
+    }
+
+    /// The extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).
+    fn contents(&mut self, id: u64, path: &[u8], fd: &OwnedFd, size: i64) -> Result<()> {
+        let Ok(file) = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+            return Err(Problem::new(STORAGE, format!("open {}", lossy(path))));
+        };
+        let mut at = 0;
+        loop {
+            let start = match lseek(&file, at, Whence::SeekData) {
+                Ok(start) if start >= size => return Ok(()),
+                Ok(start) => start,
+                Err(Errno::ENXIO) => return Ok(()),
+                Err(Errno::EINVAL) => at, // no holes on this file system
+                Err(error) => return Err(error).code(STORAGE, || format!("seek in {}", lossy(path))),
+            };
+            let end = lseek(&file, start, Whence::SeekHole).unwrap_or(size).min(size);
+            at = self.extent(id, path, &file, start, end)?;
+            if at < end || at >= size {
+                return Ok(()); // at its end, or it has become shorter
+            }
+        }
+    }
+
+    fn extent(&mut self, id: u64, path: &[u8], file: &File, start: i64, end: i64) -> Result<i64> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(RUN, 0);
+        let mut at = start;
+        while at < end {
+            let most = RUN.min(usize::try_from(end - at).unwrap_or(RUN));
+            let n = file.read_at(&mut buffer[..most], at as u64).code(STORAGE, || format!("read {}", lossy(path)))?;
+            if n == 0 {
+                break;
+            }
+            let run = PageRun { owner: Owner::Storage(id), address: at as u64, bytes: n as u64 };
+            self.out.pages(run, &[&buffer[..n]])?;
+            self.sent.bytes += n as u64;
+            at += n as i64;
+        }
+        self.buffer = buffer;
+        Ok(at)
+    }
+
+    /// What the pass before sent and this one did not meet. A directory stands for all below it.
+    fn removed(&mut self) -> Result<()> {
+        let Some(before) = self.before else { return Ok(()) };
+        let mut gone: Option<Vec<u8>> = None;
+        for path in before.stamps.keys().filter(|path| !self.now.stamps.contains_key(*path)) {
+            if gone.as_ref().is_some_and(|g| path.starts_with(g) && path.get(g.len()) == Some(&b'/')) {
+                continue;
+            }
+            let id = *self.next_id;
+            *self.next_id += 1;
+            let entry = Entry { path: ByteBuf::from(path.clone()), node: Node::Removed, meta: None };
+            self.out.put(Kind::STORAGE_ENTRY, id, &entry)?;
+            self.sent.removed += 1;
+            gone = Some(path.clone());
+        }
+        Ok(())
+    }
+}
+
+fn stamp(stat: &FileStat, looked: i128) -> Stamp {
+    let changed = i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec);
+    Stamp {
+        inode: stat.st_ino,
+        mode: stat.st_mode,
+        size: stat.st_size,
+        modified: (stat.st_mtime, stat.st_mtime_nsec),
+        changed: (stat.st_ctime, stat.st_ctime_nsec),
+        device: stat.st_rdev,
+        unsure: looked - changed < GRAIN_NS,
+    }
+}
+
+/// Names in a directory, without `.` and `..`; what cannot be listed is empty (it vanished).
+fn names(directory: &OwnedFd) -> Vec<Vec<u8>> {
+    let Ok(entries) = fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd())) else { return Vec::new() };
+    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().into_vec()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn meta(fd: &OwnedFd, stat: &FileStat) -> Result<Meta> {
+    Ok(Meta {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        accessed: (stat.st_atime, stat.st_atime_nsec),
+        modified: (stat.st_mtime, stat.st_mtime_nsec),
+        attributes: attributes(fd)?,
+    })
+}
+
+/// Attributes that mean the same elsewhere. Of the overlay's own only the opaque mark does: the rest are handles and
+/// hints about the lower layer of this host.
+fn attributes(fd: &OwnedFd) -> Result<Vec<(ByteBuf, ByteBuf)>> {
+    let path = CString::new(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap_or_default();
+    let mut found = Vec::new();
+    for name in xattr::list(&path).code(STORAGE, || "list extended attributes".into())? {
+        let overlay = name.as_bytes().strip_prefix(b"trusted.overlay.");
+        if overlay.is_some_and(|rest| rest == b"metacopy" || rest == b"redirect") {
+            return Err(Problem::new(STORAGE, "the pod's overlay was mounted with metacopy or redirect_dir")
+                .fix("these options cannot be moved: start the pod anew"));
+        }
+        if overlay.is_some_and(|rest| rest != b"opaque") {
+            continue;
+        }
+        if let Some(value) = xattr::get(&path, &name).code(STORAGE, || "read an extended attribute".into())? {
+            found.push((ByteBuf::from(name.into_bytes()), ByteBuf::from(value)));
+        }
+    }
+    Ok(found)
+}
