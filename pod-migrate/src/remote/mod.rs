@@ -4,5 +4,7 @@
 //! calls. Someone else's address is a number here ([`crate::ids::RemoteAddress`]) and cannot be dereferenced.
 
 pub mod call;
+pub mod layout;
+pub mod plain;
 
 pub use call::{Arg, RemoteCall};

@@ -1,0 +1,259 @@
+//! The stub of a task that is ours to spoil: one that is being restored and has nothing of its own yet.
+//!
+//! The stub is a loop over a table of system calls that ends in a breakpoint. It sits with its table in one private
+//! mapping at an address that is free in every address space of the pod, and goes with it at the end. No care is taken
+//! for what happens when the tracer dies: the task is killed with it (PTRACE_O_EXITKILL).
+//!
+//! All signals but SIGTRAP stay blocked in such a task, so that the only stops are the stub's and those of
+//! [`Stub::single`].
+
+use super::call::RemoteCall;
+use super::layout::{self, lay_out};
+use crate::ids::{HostPid, RemoteAddress};
+use crate::{Doing, Problem, Result};
+use pod_runtime::sys::memory;
+use pod_runtime::sys::ptrace::{self, Regs, Wait};
+
+/// What is blocked while the stub runs. A forced SIGTRAP that is blocked would lose its handler.
+pub const BLOCKED: u64 = !(1 << (libc::SIGTRAP - 1));
+
+/// ```text
+/// loop: mov (%rbx),%rax; cmp $-1,%rax; je end
+///       mov 8(%rbx),%rdi; mov 16(%rbx),%rsi; mov 24(%rbx),%rdx; mov 32(%rbx),%r10; mov 40(%rbx),%r8; mov 48(%rbx),%r9
+///       syscall; mov %rax,56(%rbx); add $64,%rbx; jmp loop
+/// end:  int3
+/// ```
+const CODE: &[u8] = &[
+    0x48, 0x8b, 0x03, // mov (%rbx),%rax
+    0x48, 0x83, 0xf8, 0xff, // cmp $-1,%rax
+    0x74, 0x24, // je end
+    0x48, 0x8b, 0x7b, 0x08, // mov 8(%rbx),%rdi
+    0x48, 0x8b, 0x73, 0x10, // mov 16(%rbx),%rsi
+    0x48, 0x8b, 0x53, 0x18, // mov 24(%rbx),%rdx
+    0x4c, 0x8b, 0x53, 0x20, // mov 32(%rbx),%r10
+    0x4c, 0x8b, 0x43, 0x28, // mov 40(%rbx),%r8
+    0x4c, 0x8b, 0x4b, 0x30, // mov 48(%rbx),%r9
+    0x0f, 0x05, // syscall
+    0x48, 0x89, 0x43, 0x38, // mov %rax,56(%rbx)
+    0x48, 0x83, 0xc3, 0x40, // add $64,%rbx
+    0xeb, 0xd3, // jmp loop
+    0xcc, // int3
+];
+/// Offset of the `syscall` instruction in [`CODE`].
+const SYSCALL: u64 = 33;
+/// Where the table begins.
+const TABLE: u64 = 4096;
+
+/// A stopped task with a stub in its memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Stub {
+    pub task: HostPid,
+    base: u64,
+}
+
+impl Stub {
+    /// Size of the stub's mapping, bytes.
+    pub const BYTES: u64 = TABLE + (256 << 10);
+
+    /// A task that inherited the mapping by fork or shares it as a thread.
+    pub fn inherited(task: HostPid, base: RemoteAddress) -> Stub {
+        Stub { task, base: base.0 }
+    }
+
+    /// Maps a stub into a task that is stopped in a system call, at an address that is free there.
+    pub fn install(task: HostPid, base: RemoteAddress) -> Result<Stub> {
+        ptrace::set_signal_mask(task.0, BLOCKED).doing(|| format!("block the signals of task {task}"))?;
+        let regs = ptrace::regs(task.0).doing(|| format!("read the registers of task {task}"))?;
+        let instruction = regs.rip.wrapping_sub(2);
+        let mut bytes = [0; 2];
+        memory::read_exact(task.0, instruction, &mut bytes).doing(|| format!("read the code of task {task}"))?;
+        if bytes != [0x0f, 0x05] {
+            return Err(Problem::new("E-INTERNAL", format!("task {task} was not stopped in a system call")));
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let args = [base.0, Stub::BYTES, protection as u64, flags as u64, u64::MAX, 0];
+        let got = single(task, instruction, libc::SYS_mmap, args)?;
+        if got as u64 != base.0 {
+            let error = std::io::Error::from_raw_os_error(-got as i32);
+            return Err(error).doing(|| format!("map the stub into task {task} at {:#x}", base.0));
+        }
+        memory::write(task.0, CODE, &[(base.0, CODE.len())]).doing(|| format!("write the stub of task {task}"))?;
+        Ok(Stub { task, base: base.0 })
+    }
+
+    /// Runs all calls, in as few tables as they fit into.
+    ///
+    /// # Errors
+    /// The first call whose result is not what it expects, or the task's death.
+    pub fn run(&self, calls: &mut [RemoteCall]) -> Result<()> {
+        let mut rest = calls;
+        while !rest.is_empty() {
+            let base = self.base + TABLE;
+            let (table, count) = lay_out(rest, base, (Stub::BYTES - TABLE) as usize)?;
+            self.start(&table.bytes)?;
+            self.until_breakpoint()?;
+            let mut after = table.bytes.clone();
+            memory::read_exact(self.task.0, base, &mut after)
+                .doing(|| format!("read results of task {}", self.task))?;
+            let (now, later) = rest.split_at_mut(count);
+            table.read_back(&after, now, &self.task)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Runs one call and returns its result.
+    pub fn call(&self, call: RemoteCall) -> Result<i64> {
+        let mut calls = [call];
+        self.run(&mut calls)?;
+        Ok(calls[0].result)
+    }
+
+    /// Runs a clone3 and returns the new task, stopped, with the same stub.
+    pub fn clone3(&self, call: RemoteCall) -> Result<Stub> {
+        let mut calls = [call];
+        let (table, _) = lay_out(&calls, self.base + TABLE, (Stub::BYTES - TABLE) as usize)?;
+        self.start(&table.bytes)?;
+        let mut child = None;
+        loop {
+            match self.wait()? {
+                (_, ptrace::EVENT_FORK | ptrace::EVENT_VFORK | ptrace::EVENT_CLONE) => {
+                    let tid = ptrace::event_message(self.task.0).doing(|| "learn the new task".into())?;
+                    child = Some(HostPid(tid as i32));
+                    ptrace::cont(self.task.0, 0).doing(|| format!("continue task {}", self.task))?;
+                }
+                (libc::SIGTRAP, 0) => break,
+                stop => return Err(unexpected(self.task, stop)),
+            }
+        }
+        let mut after = table.bytes.clone();
+        let base = self.base + TABLE;
+        memory::read_exact(self.task.0, base, &mut after).doing(|| format!("read results of task {}", self.task))?;
+        table.read_back(&after, &mut calls, &self.task)?;
+        let child = child.ok_or_else(|| Problem::new("E-INTERNAL", "a clone made no task"))?;
+        match ptrace::wait(child.0, true).doing(|| format!("wait for the new task {child}"))? {
+            Wait::Stopped { event: ptrace::EVENT_STOP, .. } => Ok(Stub { task: child, base: self.base }),
+            other => Err(Problem::new("E-INTERNAL", format!("the new task {child} reports {other:?}"))),
+        }
+    }
+
+    /// One call between two syscall stops: the task does not run in user mode after it. For what must not be followed
+    /// by anything of the stub.
+    pub fn single(&self, number: i64, args: [u64; 6]) -> Result<i64> {
+        single(self.task, self.base + SYSCALL, number, args)
+    }
+
+    /// Unmaps the stub from the address space. The task then has no code of ours and must get its own registers; so
+    /// must every other thread.
+    pub fn remove(self) -> Result<()> {
+        let result = self.single(libc::SYS_munmap, [self.base, Stub::BYTES, 0, 0, 0, 0])?;
+        if result == 0 {
+            return Ok(());
+        }
+        let error = std::io::Error::from_raw_os_error(-result as i32);
+        Err(error).doing(|| format!("remove the stub from task {}", self.task))
+    }
+
+    /// Runs a call that ends the task, and returns its status as wait(2) reports it.
+    pub fn end(&self, call: RemoteCall) -> Result<i32> {
+        let (table, _) = lay_out(&[call], self.base + TABLE, (Stub::BYTES - TABLE) as usize)?;
+        self.start(&table.bytes)?;
+        loop {
+            match ptrace::wait(self.task.0, true).doing(|| format!("wait for the end of task {}", self.task))? {
+                Wait::Ended(status) => return Ok(status),
+                // The signal that it sent to itself, on its way in.
+                Wait::Stopped { signal, event: 0 } => {
+                    ptrace::cont(self.task.0, signal).doing(|| format!("continue task {}", self.task))?;
+                }
+                other => return Err(Problem::new("E-INTERNAL", format!("task {} reports {other:?}", self.task))),
+            }
+        }
+    }
+
+    fn start(&self, table: &[u8]) -> Result<()> {
+        let at = self.base + TABLE;
+        memory::write(self.task.0, table, &[(at, table.len())])
+            .doing(|| format!("write a table to task {}", self.task))?;
+        let mut regs = clean(self.task)?;
+        regs.rip = self.base;
+        regs.rbx = at;
+        ptrace::set_regs(self.task.0, &regs).doing(|| format!("set the registers of task {}", self.task))?;
+        ptrace::cont(self.task.0, 0).doing(|| format!("continue task {}", self.task))
+    }
+
+    fn until_breakpoint(&self) -> Result<()> {
+        match self.wait()? {
+            (libc::SIGTRAP, 0) => Ok(()),
+            stop => Err(unexpected(self.task, stop)),
+        }
+    }
+
+    fn wait(&self) -> Result<(i32, i32)> {
+        wait(self.task)
+    }
+}
+
+/// Registers with which a system call can be made: none is being restarted.
+fn clean(task: HostPid) -> Result<Regs> {
+    let mut regs = ptrace::regs(task.0).doing(|| format!("read the registers of task {task}"))?;
+    regs.orig_rax = u64::MAX;
+    Ok(regs)
+}
+
+fn wait(task: HostPid) -> Result<(i32, i32)> {
+    match ptrace::wait(task.0, true).doing(|| format!("wait for task {task}"))? {
+        Wait::Stopped { signal, event } => Ok((signal, event)),
+        Wait::Ended(status) => {
+            Err(Problem::new("E-REMOTE-CALL", format!("task {task} died while it was restored (status {status:#x})")))
+        }
+        Wait::Nothing => Err(Problem::new("E-INTERNAL", "a blocking wait returned nothing")),
+    }
+}
+
+fn unexpected(task: HostPid, (signal, event): (i32, i32)) -> Problem {
+    let at = ptrace::regs(task.0).map_or(0, |regs| regs.rip);
+    let what = format!("task {task} stopped by signal {signal} (event {event}) at {at:#x} while it was restored");
+    Problem::new("E-REMOTE-CALL", what)
+}
+
+/// One system call by the instruction at `instruction`, from one syscall stop to the next.
+fn single(task: HostPid, instruction: u64, number: i64, args: [u64; 6]) -> Result<i64> {
+    const SYSCALL_STOP: (i32, i32) = (libc::SIGTRAP | 0x80, 0);
+    let mut regs = clean(task)?;
+    regs.rip = instruction;
+    regs.rax = number as u64;
+    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+    ptrace::set_regs(task.0, &regs).doing(|| format!("set the registers of task {task}"))?;
+    for _ in ["entry", "exit"] {
+        ptrace::syscall(task.0, 0).doing(|| format!("continue task {task}"))?;
+        let stop = wait(task)?;
+        if stop != SYSCALL_STOP {
+            return Err(unexpected(task, stop));
+        }
+    }
+    let regs = ptrace::regs(task.0).doing(|| format!("read the registers of task {task}"))?;
+    Ok(regs.rax as i64)
+}
+
+/// As [`layout::expected`], for a call made by [`Stub::single`].
+pub fn check_single(what: &'static str, number: i64, result: i64, task: HostPid) -> Result<()> {
+    let mut call = RemoteCall::new(what, number, Vec::new());
+    call.result = result;
+    layout::expected(&call, &task)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_offsets() {
+        assert_eq!(CODE[SYSCALL as usize..][..2], [0x0f, 0x05]);
+        // je: from after itself to the breakpoint.
+        assert_eq!(9 + usize::from(CODE[8]), CODE.len() - 1);
+        assert_eq!(CODE[CODE.len() - 1], 0xcc);
+        // jmp: back to the start.
+        assert_eq!(CODE.len() as i64 - 1 + i64::from(CODE[CODE.len() - 2] as i8), 0);
+    }
+}
