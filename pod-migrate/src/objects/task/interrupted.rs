@@ -7,6 +7,7 @@
 //! Calls with a relative time-out begin again with the whole of it, unless the time that remains is in memory.
 
 use crate::freeze::Thread;
+use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs};
 use pod_runtime::{Doing, Result};
 
@@ -42,6 +43,7 @@ fn syscall_error(regs: &Regs) -> Option<i64> {
 
 /// Begins a call again that our stop ended with EINTR. At once, so that it holds even if we are killed.
 pub(crate) fn heal(thread: &mut Thread) -> Result<()> {
+    leave_sequence(thread)?;
     if syscall_error(&thread.regs) != Some(EINTR) || !STOPPABLE.contains(&(thread.regs.orig_rax as i64)) {
         return Ok(());
     }
@@ -55,6 +57,42 @@ pub(crate) fn heal(thread: &mut Thread) -> Result<()> {
     regs.rip -= 2;
     regs.orig_rax = u64::MAX;
     ptrace::set_regs(thread.host.0, regs).doing(|| format!("begin an interrupted call of task {} again", thread.tid))
+}
+
+/// The registers with which the kernel would let the task go on here: a call that it restarts is restarted by them.
+pub(crate) fn restarted_here(regs: &Regs) -> Regs {
+    let mut regs = *regs;
+    match syscall_error(&regs) {
+        Some(ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND) => again(&mut regs, None),
+        Some(ERESTART_RESTARTBLOCK) => again(&mut regs, Some(libc::SYS_restart_syscall)),
+        _ => {}
+    }
+    regs.orig_rax = u64::MAX;
+    regs
+}
+
+/// A thread that stands in a restartable sequence (rseq(2)) is not in it any more once it was stopped: it goes on at
+/// the sequence's abort handler, as the kernel would have it.
+fn leave_sequence(thread: &mut Thread) -> Result<()> {
+    let tid = thread.host.0;
+    let Ok(rseq) = ptrace::rseq_configuration(tid) else { return Ok(()) };
+    let read = |address: u64| {
+        let mut word = [0; 8];
+        memory::read_exact(tid, address, &mut word).ok().map(|()| u64::from_le_bytes(word))
+    };
+    if rseq.pointer == 0 {
+        return Ok(());
+    }
+    let Some(sequence) = read(rseq.pointer + 8).filter(|sequence| *sequence != 0) else { return Ok(()) };
+    let (Some(start), Some(length), Some(abort)) = (read(sequence + 8), read(sequence + 16), read(sequence + 24))
+    else {
+        return Ok(());
+    };
+    if thread.regs.rip.wrapping_sub(start) < length {
+        thread.regs.rip = abort;
+        ptrace::set_regs(tid, &thread.regs).doing(|| format!("abort a restartable sequence of task {}", thread.tid))?;
+    }
+    Ok(())
 }
 
 /// The registers with which the task goes on elsewhere, where the kernel knows nothing of the interrupted call.
