@@ -18,7 +18,7 @@ use crate::{Doing, Problem, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::fs::File;
@@ -113,21 +113,31 @@ fn make_pair(link: &str, mac: &Mac, mtu: u32, netns: &File) -> Result<()> {
     pair = pair.set_info_data(InfoData::Veth(InfoVeth::Peer(inside)));
     let mut wire = Wire::open()?;
     // One of the same name is what a killed attempt or a copy that has just died left.
+    let [silent, up] = silent_up(LinkUnspec::new_with_name(link), link);
     wire.batch(vec![
         delete(link),
         Request::new(format!("make the pod's cable {link}"), RouteNetlinkMessage::NewLink(pair.build()))
             .flags(NLM_F_CREATE | NLM_F_EXCL),
-        Request::new(
-            format!("bring {link} up"),
-            RouteNetlinkMessage::SetLink(silent_up(LinkUnspec::new_with_name(link))),
-        ),
+        silent,
+        up,
     ])
 }
 
-/// "Up, and make up no IPv6 address of your own."
-pub(super) fn silent_up(link: LinkMessageBuilder<LinkUnspec>) -> LinkMessage {
+/// "Make up no IPv6 address of your own", then "up". Two requests: in one, the kernel brings the device up first.
+pub(super) fn silent_up(link: LinkMessageBuilder<LinkUnspec>, name: &str) -> [Request; 2] {
+    let link = link.build();
+    let mut silent: LinkMessage = link.clone();
     let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    link.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![no_address])])).up().build()
+    silent.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![no_address])]));
+    let mut up = link;
+    up.header.flags = LinkFlags::Up;
+    up.header.change_mask = LinkFlags::Up;
+    [
+        // A host without IPv6 has nothing to switch off.
+        Request::new(format!("keep {name} from making up an address"), RouteNetlinkMessage::SetLink(silent))
+            .tolerate(&[libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EINVAL]),
+        Request::new(format!("bring {name} up"), RouteNetlinkMessage::SetLink(up)),
+    ]
 }
 
 fn delete(link: &str) -> Request {
@@ -168,10 +178,7 @@ fn prepare_namespace(device: Option<&str>) -> Result<(Wire, u32, OwnedFd)> {
 }
 
 fn configure(spec: &Spec, device: u32, mac: &Mac) -> Vec<Request> {
-    let mut requests = vec![Request::new(
-        "bring eth0 up in the pod",
-        RouteNetlinkMessage::SetLink(silent_up(LinkUnspec::new_with_index(device))),
-    )];
+    let mut requests = Vec::from(silent_up(LinkUnspec::new_with_index(device), INSIDE));
     // A host without IPv6 leaves the pod without its link-local address, and nothing else.
     requests.push(named::add_address(device, IpAddr::V6(link_local(mac)), 64, INSIDE).tolerate(&[
         libc::EEXIST,

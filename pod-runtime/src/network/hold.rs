@@ -20,11 +20,10 @@
 
 use super::announce::{self, Mac, link_local};
 use super::cable::{Attachment, silent_up};
-use super::wire::{Request, Wire};
+use super::wire::Wire;
 use crate::spec::Address;
 use crate::sys::netdev::{self, Receive};
 use crate::{Doing, Result};
-use netlink_packet_route::RouteNetlinkMessage;
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{read, write};
 use rtnetlink::LinkUnspec;
@@ -62,8 +61,8 @@ impl Holder {
         let index = netdev::index(control.as_fd(), &name).doing(|| format!("find {name}"))?;
         // A port with a smaller MTU would lower that of the whole bridge.
         let mtu = netdev::mtu(control.as_fd(), bridge).doing(|| format!("read the MTU of {bridge}"))?;
-        let up = silent_up(LinkUnspec::new_with_index(index).mtu(mtu));
-        Wire::open()?.ask(Request::new(format!("bring {name} up"), RouteNetlinkMessage::SetLink(up)))?;
+        let up = silent_up(LinkUnspec::new_with_index(index).mtu(mtu), &name);
+        Wire::open()?.batch(up.into())?;
         netdev::bridge_port(control.as_fd(), bridge, index, true).doing(|| format!("plug {name} into {bridge}"))?;
         Ok(Some(Holder { tap, mac: attachment.mac, addresses: attachment.addresses.clone() }))
     }
@@ -78,9 +77,11 @@ impl Holder {
         Ok(())
     }
 
-    /// Hands everything that was held to the pod and takes the port away. Returns the number of frames. Call it after
-    /// the pod's port has joined the bridge and its sockets have left repair mode.
-    pub fn inject(self, attachment: &Attachment) -> Result<usize> {
+    /// Hands everything that was held to the pod. Returns the number of frames. Call it after the pod's port has joined
+    /// the bridge and its sockets have left repair mode. Drop the holder when the pod runs: unregistering a device
+    /// waits for the whole kernel (10–40 ms), and the pod should not wait with it. What strays in until then can be
+    /// injected again.
+    pub fn inject(&self, attachment: &Attachment) -> Result<usize> {
         let Some(port) = attachment.port()? else { return Ok(0) };
         let socket =
             netdev::packet_socket(port, Receive::Nothing, true).doing(|| "open a packet socket to the pod".into())?;

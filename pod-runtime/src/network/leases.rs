@@ -176,7 +176,7 @@ pub fn lease(dir: &Path, spec: &mut Spec, claim: Claim) -> Result<Lease> {
     }
     settle_ports(&mut settled.ports, &book)?;
     if let (Claim::New, true, Some(bridge)) = (claim, lan, &bridge) {
-        probe(bridge, &mac, &settled.addresses)?;
+        probe(bridge, &settled.addresses)?;
     }
     let network = match &settled.mode {
         NetworkMode::Named(name) => Some(name.clone()),
@@ -338,15 +338,17 @@ fn bind_here(port: &Port) -> Result<u16> {
     bound.map(|address| address.port()).map_err(|error| port_taken(port, &error.to_string()))
 }
 
-fn probe(bridge: &str, mac: &Mac, addresses: &[Address]) -> Result<()> {
+fn probe(bridge: &str, addresses: &[Address]) -> Result<()> {
     let control = netdev::control_socket().doing(|| "open a socket".into())?;
     let device = netdev::index(control.as_fd(), bridge).doing(|| format!("find the bridge {bridge}"))?;
+    // The question is the bridge's own: an answer to the pod's MAC, which no port has yet, would pass it by.
+    let mac = netdev::hardware_address(control.as_fd(), bridge).doing(|| format!("read the MAC of {bridge}"))?;
     for address in addresses {
         let IpAddr::V4(ip) = address.ip else { continue };
         if UdpSocket::bind((ip, 0)).is_ok() {
             return Err(taken(address.ip, "this host itself"));
         }
-        if let Some(owner) = somebody_has(device, mac, ip, PROBE)? {
+        if let Some(owner) = somebody_has(device, &mac, ip, PROBE)? {
             return Err(taken(address.ip, &format!("a station of the LAN ({})", format_mac(&owner))));
         }
     }
