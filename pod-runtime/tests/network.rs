@@ -329,7 +329,7 @@ fn held_frames_reach_the_pod() {
     let began = Instant::now();
     attachment.join().unwrap();
     attachment.announce().unwrap();
-    let frames = holder.inject(&attachment).unwrap();
+    let frames = holder.inject();
     eprintln!("joined and injected {frames} frames in {:?}", began.elapsed());
     let began = Instant::now();
     drop(holder);

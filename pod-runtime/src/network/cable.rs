@@ -44,7 +44,7 @@ pub struct Attachment {
     pub addresses: Vec<Address>,
     /// For device ioctls in the host's namespace.
     control: OwnedFd,
-    /// Sends frames from the pod's own `eth0`; made while we are inside anyway. It keeps the pod's network namespace
+    /// Sends frames from the pod's own `eth0`, of a pod that was attached quietly or opened. It keeps the pod's network namespace
     /// alive: drop the attachment when the pod runs.
     speaker: Option<OwnedFd>,
 }
@@ -73,16 +73,20 @@ pub fn attach(dir: &Path, spec: &Spec, pod_id: &str, init_pid: i32, quiet: bool)
     let made = (|| {
         let (mut wire, device, socket) = inside(netns.as_fd(), || prepare_namespace(Some(INSIDE)))??;
         wire.batch(configure(spec, device, &mac))?;
-        // A packet socket can be bound only after its device is up.
-        let speaker = inside(netns.as_fd(), || netdev::packet_socket(device, Receive::Nothing, false))?;
         drop(socket);
+        // Only a pod that arrives has somebody to tell; a packet socket can be bound only after its device is up, and
+        // closing it waits for the whole kernel (10 ms).
+        let speaker = match quiet {
+            true => Some(speaker(&netns)?),
+            false => None,
+        };
         let attachment = Attachment {
             host_link: Some(link.clone()),
             bridge: Some(bridge.clone()),
             mac,
             addresses,
             control,
-            speaker: Some(speaker.doing(|| "open a packet socket in the pod".into())?),
+            speaker,
         };
         if !quiet {
             attachment.join()?;
@@ -215,7 +219,7 @@ impl Attachment {
         };
         let host_link = bridge.as_ref().map(|_| link_name(pod_id));
         let speaker = match (&host_link, init_pid) {
-            (Some(_), Some(pid)) => speaker(pid).ok(),
+            (Some(_), Some(pid)) => netns_of(pid).and_then(|netns| speaker(&netns)).ok(),
             _ => None,
         };
         let mac = spec.network.mac.as_deref().and_then(parse_mac).unwrap_or_default();
@@ -262,12 +266,6 @@ impl Attachment {
         netdev::set_up(self.control.as_fd(), link, up).doing(|| format!("{verb} the pod's cable {link}"))
     }
 
-    /// The index of the outside end.
-    pub(super) fn port(&self) -> Result<Option<u32>> {
-        let Some(link) = &self.host_link else { return Ok(None) };
-        netdev::index(self.control.as_fd(), link).map(Some).doing(|| format!("find the pod's cable {link}"))
-    }
-
     /// Takes the cable away. The pod's network namespace, if it is still there, is left with loopback.
     pub fn remove(self) -> Result<()> {
         match &self.host_link {
@@ -277,8 +275,7 @@ impl Attachment {
     }
 }
 
-fn speaker(pid: i32) -> Result<OwnedFd> {
-    let netns = netns_of(pid)?;
+fn speaker(netns: &File) -> Result<OwnedFd> {
     let open = || -> io::Result<OwnedFd> {
         let control = netdev::control_socket()?;
         netdev::packet_socket(netdev::index(control.as_fd(), INSIDE)?, Receive::Nothing, false)

@@ -38,6 +38,9 @@ pub const QUEUE: u32 = 2048;
 #[derive(Debug)]
 pub struct Holder {
     tap: OwnedFd,
+    /// Sends into the outside end of the pod's cable. Made at the start and closed at the end, because closing a
+    /// packet socket waits for the whole kernel as well.
+    injector: OwnedFd,
     mac: Mac,
     addresses: Vec<Address>,
 }
@@ -64,7 +67,10 @@ impl Holder {
         let up = silent_up(LinkUnspec::new_with_index(index).mtu(mtu), &name);
         Wire::open()?.batch(up.into())?;
         netdev::bridge_port(control.as_fd(), bridge, index, true).doing(|| format!("plug {name} into {bridge}"))?;
-        Ok(Some(Holder { tap, mac: attachment.mac, addresses: attachment.addresses.clone() }))
+        let outside = netdev::index(control.as_fd(), link).doing(|| format!("find the pod's cable {link}"))?;
+        let injector = netdev::packet_socket(outside, Receive::Nothing, true);
+        let injector = injector.doing(|| "open a packet socket to the pod".into())?;
+        Ok(Some(Holder { tap, injector, mac: attachment.mac, addresses: attachment.addresses.clone() }))
     }
 
     /// Draws the pod's frames here: gratuitous ARP and neighbour advertisements, from this port.
@@ -81,10 +87,7 @@ impl Holder {
     /// the bridge and its sockets have left repair mode. Drop the holder when the pod runs: unregistering a device
     /// waits for the whole kernel (10–40 ms), and the pod should not wait with it. What strays in until then can be
     /// injected again.
-    pub fn inject(&self, attachment: &Attachment) -> Result<usize> {
-        let Some(port) = attachment.port()? else { return Ok(0) };
-        let socket =
-            netdev::packet_socket(port, Receive::Nothing, true).doing(|| "open a packet socket to the pod".into())?;
+    pub fn inject(&self) -> usize {
         let mut buffer = vec![0; 128 * 1024];
         let mut frames = 0;
         loop {
@@ -92,10 +95,10 @@ impl Holder {
                 Ok(length) => length,
                 Err(nix::Error::EINTR) => continue,
                 // Empty.
-                Err(_) => return Ok(frames),
+                Err(_) => return frames,
             };
             // A frame that the pod's queue has no room for is lost as on any link; its sender repeats it.
-            match send(socket.as_raw_fd(), &buffer[..length], MsgFlags::empty()) {
+            match send(self.injector.as_raw_fd(), &buffer[..length], MsgFlags::empty()) {
                 Ok(_) => frames += 1,
                 Err(error) => tracing::debug!("a held frame of {length} bytes was lost: {error}"),
             }
