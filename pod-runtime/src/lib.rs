@@ -8,6 +8,7 @@ pub mod birth;
 pub mod cgroup;
 pub mod events;
 pub mod init;
+pub mod lifecycle;
 pub mod monitor;
 pub mod network;
 pub mod problem;

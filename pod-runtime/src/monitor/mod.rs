@@ -3,11 +3,11 @@
 //! It is forked (not executed) by `pod run`, `pod restore` and `pod receive`, leaves their session, and is the parent of
 //! the pod's first process and of everything that `pod exec` starts there. It owns the master side of the pod's
 //! terminal or the other ends of its stdio pipes, writes the log ([`log`]), reaps, writes down the exit code, and serves
-//! the pod's control socket ([`wire`]).
+//! the pod's control socket ([`wire`], [`client`]).
 //!
-//! Rules: one thread, one poll loop , nothing in it blocks on a client. A client that is slow is fed from the
+//! Rules: one thread, one poll loop ([`serve`]), nothing in it blocks on a client. A client that is slow is fed from the
 //! log; what it does never stops the pod. A monitor that is killed takes nothing with it but the terminal: the pod goes
-//! on, and the lifecycle module stops and removes it without a monitor.
+//! on, and [`crate::lifecycle`] stops and removes it without a monitor.
 
 use crate::birth::{Born, Clocks};
 use crate::network::Attachment;
@@ -17,10 +17,17 @@ use crate::store::Pod;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+pub mod client;
+mod connection;
+mod exec;
 pub mod log;
+mod serve;
 mod spawn;
+mod stdio;
+mod talk;
 pub mod wire;
 
+pub use serve::moved_problem;
 pub use spawn::spawn;
 pub use wire::Size;
 

@@ -1,9 +1,295 @@
-//! Making the monitor.
+//! Making the monitor: two forks, so that it is nobody's child, then the birth of the pod in it.
+//!
+//! The spawner waits on a socket for the one line that says how it went. It may be killed meanwhile: the monitor goes
+//! on. When the monitor is killed before the line, the spawner removes what there is of the pod.
 
-use super::{Launch, Started};
-use crate::problem::{Problem, Result};
+use super::log::Log;
+use super::serve::Monitor;
+use super::stdio::Stdio;
+use super::{Beginning, Filled, Launch, Newborn, Started};
+use crate::birth::{self, Born, Purpose};
+use crate::lifecycle;
+use crate::network;
+use crate::problem::{Doing, Problem, Report, Result};
+use crate::status::{self, ProcessKey, State};
+use crate::store::Pod;
+use crate::sys::daemon::{self, Fork};
+use nix::sys::stat::{Mode, umask};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Forks the monitor and returns when the pod runs, or with the problem that kept it from it.
+/// The one line from the monitor.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum News {
+    Started { init: i32, monitor: i32, warnings: Vec<String> },
+    Failed(Report),
+}
+
+/// Forks the monitor and returns when the pod runs, or with the problem that kept it from it; then nothing is left of
+/// the pod. The caller must be single-threaded.
 pub fn spawn(launch: Launch) -> Result<Started> {
-    Err(Problem::new("E-MONITOR", format!("pod {} cannot be started yet", launch.pod.id())))
+    let pair = || UnixStream::pair().doing(|| "make a socket pair".into());
+    let (news, tell) = pair()?;
+    let (client, watched) = if launch.attach { pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
+    let pod = launch.pod.clone();
+    match daemon::fork().doing(|| "fork the monitor".into())? {
+        Fork::Parent(child) => {
+            drop((tell, watched, launch));
+            let _ = daemon::reap(child);
+            hear(&pod, news).map(|started| Started { client, ..started })
+        }
+        Fork::Child => {
+            let _ = nix::unistd::setsid();
+            match daemon::fork() {
+                Ok(Fork::Child) => {
+                    drop((news, client));
+                    let _ = catch_unwind(AssertUnwindSafe(|| live(launch, tell, watched)));
+                    daemon::exit_now(0)
+                }
+                _ => daemon::exit_now(0),
+            }
+        }
+    }
+}
+
+fn hear(pod: &Pod, news: UnixStream) -> Result<Started> {
+    let mut line = String::new();
+    let heard = BufReader::new(news).read_line(&mut line);
+    match serde_json::from_str(&line) {
+        Ok(News::Started { init, monitor, warnings }) => Ok(Started { init, monitor, warnings, client: None }),
+        Ok(News::Failed(report)) => Err(report.into()),
+        Err(_) => {
+            let last = std::fs::read_to_string(pod.monitor_log_path()).unwrap_or_default();
+            let last = last.lines().last().unwrap_or("it was killed").to_owned();
+            let _ = lifecycle::remove(pod);
+            let mut problem = Problem::new("E-MONITOR", format!("the monitor ended before the pod ran: {last}"));
+            if let Err(error) = heard {
+                problem = problem.because(error);
+            }
+            Err(problem)
+        }
+    }
+}
+
+/// The monitor's whole life.
+fn live(launch: Launch, tell: UnixStream, watched: Option<UnixStream>) {
+    let pod = launch.pod.clone();
+    let keep: Vec<RawFd> = [Some(&tell), watched.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+    let mut tell = Some(tell);
+    let mut say = |news: &News| {
+        if let (Some(mut tell), Ok(mut line)) = (tell.take(), serde_json::to_vec(news)) {
+            line.push(b'\n');
+            let _ = tell.write_all(&line);
+        }
+    };
+    let began = settle(&launch, &keep).and_then(|foreign| {
+        let (mut monitor, rest) = begin(launch, &foreign)?;
+        watched.map_or(Ok(()), |watched| monitor.welcome(watched))?;
+        Ok((monitor, rest))
+    });
+    match began {
+        Ok((monitor, (warnings, _sync))) => {
+            say(&News::Started { init: monitor.init, monitor: std::process::id() as i32, warnings });
+            monitor.run();
+        }
+        Err(problem) => {
+            tracing::error!(problem = problem.chain(), "the pod did not come to life");
+            if let Err(left) = lifecycle::remove(&pod) {
+                tracing::error!(problem = left.chain(), "something of it is left");
+            }
+            say(&News::Failed(problem.report()));
+        }
+    }
+}
+
+/// Leaves everything of the process that it was forked from but `keep`. Returns the descriptors that the closure of a
+/// fill came with.
+fn settle(launch: &Launch, keep: &[RawFd]) -> Result<BTreeSet<Inherited>> {
+    daemon::set_comm(c"pod-monitor");
+    umask(Mode::from_bits_truncate(0o022));
+    std::env::set_current_dir("/").doing(|| "leave the working folder".into())?;
+    if matches!(launch.beginning, Beginning::Run) {
+        daemon::close_all_but(keep);
+    }
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").doing(|| "open /dev/null".into())?;
+    let path = launch.pod.monitor_log_path();
+    let own = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let own = own.doing(|| format!("open {}", path.display()))?;
+    for (fd, number) in [(&null, 0), (&null, 1), (&own, 2)] {
+        daemon::replace_stdio(fd.as_fd(), number).doing(|| "leave the terminal".into())?;
+    }
+    drop((null, own));
+    let mut foreign = inherited();
+    foreign.retain(|(fd, ..)| !keep.contains(fd));
+    Ok(foreign)
+}
+
+/// A descriptor, and what it refers to, so that a number that was reused meanwhile is not taken for it.
+type Inherited = (RawFd, u64, u64);
+
+fn inherited() -> BTreeSet<Inherited> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return BTreeSet::new() };
+    let numbers: Vec<RawFd> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.into_iter().filter_map(|fd| identity(fd).filter(|_| fd > 2)).collect()
+}
+
+fn identity(fd: RawFd) -> Option<Inherited> {
+    let meta = std::fs::metadata(format!("/proc/self/fd/{fd}")).ok()?;
+    Some((fd, meta.dev(), meta.ino()))
+}
+
+/// Brings the pod to life.
+fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, (Vec<String>, Option<UnixStream>))> {
+    let Launch { pod, spec, beginning, clocks, size, .. } = launch;
+    let listener = listen(&pod)?;
+    let log = Log::open(&pod.log_path()).doing(|| format!("open the log {}", pod.log_path().display()))?;
+    let user = &spec.process.user;
+    let run = matches!(beginning, Beginning::Run);
+    let (stdio, given) = if run && !spec.process.terminal {
+        let (ours, given) = Stdio::pipes(spec.process.interactive, user.uid, user.gid)?;
+        (ours, birth::Stdio::Files(given))
+    } else {
+        (Stdio::default(), birth::Stdio::Terminal { rows: size.rows, columns: size.columns })
+    };
+    let purpose = if run { Purpose::Run } else { Purpose::Fill };
+    let dir = pod.store().network_dir()?;
+    let mut attachment = None;
+    let born = birth::birth(&spec, &pod, clocks, purpose, given, |init| {
+        attachment = Some(network::attach(&dir, &spec, pod.id(), init, !run)?);
+        Ok(())
+    })?;
+    let mut newborn = Newborn { pod, spec, born, attachment };
+    let begun = match beginning {
+        Beginning::Run => set_off(&mut newborn, stdio),
+        Beginning::Fill(fill) => write_down(&newborn, State::Creating)
+            .and_then(|()| fill(&mut newborn))
+            .and_then(|filled| fill_in(&newborn, filled, foreign)),
+    };
+    let (stdio, roots, others) = match begun {
+        Ok(begun) => begun,
+        Err(problem) => {
+            end_it(&newborn.born);
+            return Err(problem);
+        }
+    };
+    let Newborn { pod, spec, born, attachment } = newborn;
+    // It holds the pod's network namespace; found again by name when it is needed.
+    drop(attachment);
+    let Born { init, pidfd, cgroup, sync, warnings, .. } = born;
+    let monitor = Monitor {
+        pod,
+        spec,
+        init,
+        pidfd,
+        cgroup,
+        stdio,
+        log,
+        listener: Some(listener),
+        clients: Vec::new(),
+        sessions: Vec::new(),
+        roots,
+        others,
+        next_id: 0,
+        ended: false,
+        held: None,
+        farewell: None,
+    };
+    Ok((monitor, (warnings, Some(sync))))
+}
+
+type Begun = (Stdio, BTreeMap<i32, OwnedFd>, Vec<OwnedFd>);
+
+/// Lets the program begin.
+fn set_off(newborn: &mut Newborn, stdio: Stdio) -> Result<Begun> {
+    let Newborn { pod, spec, born, attachment } = newborn;
+    if let Some(attachment) = attachment {
+        attachment.announce()?;
+    }
+    network::publish(&pod.store().network_dir()?, spec)?;
+    let stdio = match born.console.take() {
+        Some(console) => Stdio::new([Some(console), None, None, None])?,
+        None => stdio,
+    };
+    write_down(newborn, State::Running)?;
+    newborn.born.start()?;
+    newborn.pod.store().event(&newborn.pod, "start", &[]);
+    Ok((stdio, BTreeMap::new(), Vec::new()))
+}
+
+/// Takes over from the engine.
+fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> Result<Begun> {
+    // The closure is gone with all that it owned; what is still open of the spawner's nobody owns.
+    let taken: Vec<RawFd> = [&filled.console, &filled.stdin, &filled.stdout, &filled.stderr]
+        .into_iter()
+        .flatten()
+        .chain(&filled.others)
+        .map(AsRawFd::as_raw_fd)
+        .collect();
+    for old in foreign.iter().filter(|old| identity(old.0).as_ref() == Some(old) && !taken.contains(&old.0)) {
+        daemon::close_number(old.0);
+    }
+    let Filled { console, stdin, stdout, stderr, roots, others } = filled;
+    let stdio = Stdio::new([console, stdin, stdout, stderr])?;
+    let pidfd = |pid: i32| daemon::pidfd_open(pid).ok().map(|fd| (pid, fd));
+    for fd in &others {
+        super::stdio::nonblocking(fd.as_fd())?;
+    }
+    let state = newborn.pod.status()?.state;
+    if state == State::Creating {
+        write_down(newborn, State::Running)?;
+    }
+    newborn.pod.store().event(&newborn.pod, "restore", &[]);
+    Ok((stdio, roots.into_iter().filter_map(pidfd).collect(), others))
+}
+
+/// Who the pod is on this host from now on.
+fn write_down(newborn: &Newborn, state: State) -> Result<()> {
+    let init = ProcessKey::of(newborn.born.init)?;
+    let monitor = ProcessKey::myself()?;
+    newborn.pod.update(|status| {
+        status.state = state;
+        status.init = Some(init);
+        status.monitor = Some(monitor);
+        status.started = (state == State::Running).then(status::now);
+    })?;
+    Ok(())
+}
+
+/// Kills what was born and waits for its end.
+fn end_it(born: &Born) {
+    let _ = born.cgroup.kill();
+    let _ = daemon::pidfd_send_signal(born.pidfd.as_fd(), 9);
+    // Other children (a helper of the engine, exec'ed roots) go with it, and it only after them.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while std::time::Instant::now() < deadline {
+        match daemon::reap_any() {
+            Ok(Some((pid, _))) if pid == born.init => return,
+            Ok(Some(_)) => {}
+            _ => {
+                let mut fds = [nix::poll::PollFd::new(born.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+                let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(10u8));
+            }
+        }
+    }
+}
+
+/// The control socket. Bound by a short way, because a socket's path may be no longer than 107 bytes.
+fn listen(pod: &Pod) -> Result<UnixListener> {
+    let dir = pod.run_dir();
+    std::fs::create_dir_all(&dir).doing(|| format!("make {}", dir.display()))?;
+    let opened = File::open(&dir).doing(|| format!("open {}", dir.display()))?;
+    let path = format!("/proc/self/fd/{}/ctl.sock", opened.as_raw_fd());
+    let _ = std::fs::remove_file(pod.socket_path());
+    let listener = UnixListener::bind(&path).doing(|| format!("listen on {}", pod.socket_path().display()))?;
+    std::fs::set_permissions(pod.socket_path(), PermissionsExt::from_mode(0o600))
+        .doing(|| format!("close {} to others", pod.socket_path().display()))?;
+    listener.set_nonblocking(true).doing(|| "set up the control socket".into())?;
+    Ok(listener)
 }

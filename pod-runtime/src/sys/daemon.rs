@@ -114,6 +114,12 @@ pub fn close_all_but(keep: &[RawFd]) {
     close_range(from, u32::MAX);
 }
 
+/// Closes one descriptor by its number. The caller knows that no object owns it any more.
+pub fn close_number(fd: RawFd) {
+    // SAFETY: the caller's promise; a number that is not open is only refused.
+    unsafe { libc::close(fd) };
+}
+
 fn close_range(first: u32, last: u32) {
     // SAFETY: called only in a process that was just forked and that names what it keeps; no object that owns one of
     // the closed descriptors is dropped there (it leaves by `exit_now`).
@@ -131,12 +137,6 @@ pub fn replace_stdio(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
 pub fn set_comm(name: &std::ffi::CStr) {
     // SAFETY: the string is terminated and outlives the call.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
-}
-
-/// Takes descriptors out of a message: the numbers that the kernel just installed for us.
-pub fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the caller got the number from the kernel a moment ago (SCM_RIGHTS) and nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 #[cfg(test)]

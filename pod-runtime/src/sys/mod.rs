@@ -9,4 +9,5 @@ pub mod memory;
 pub mod netdev;
 pub mod pidfd;
 pub mod ptrace;
+pub mod tty;
 pub mod xattr;

@@ -1,0 +1,198 @@
+//! What is done to a pod from outside: signals, pause, end, removal, burial. Works with and without a monitor.
+//!
+//! Processes are addressed by pidfd after their start time was checked, or through the pod's cgroup; nothing here can
+//! hit a process of somebody else. Every step of a removal may find that it was done before.
+
+use crate::cgroup::Cgroup;
+use crate::monitor::client;
+use crate::network;
+use crate::problem::{Doing, Problem, Result};
+use crate::status::{self, State, Status, wrong_state};
+use crate::store::Pod;
+use crate::sys::daemon;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long dying processes may take.
+const DYING: Duration = Duration::from_secs(10);
+
+/// Sends a signal to the pod's first process.
+pub fn kill(pod: &Pod, signal: i32) -> Result<()> {
+    let status = pod.status()?;
+    let pidfd = init_of(pod, &status)?;
+    if status.state == State::Paused && signal == 9 {
+        // A frozen process takes SIGKILL only by way of its cgroup on old hierarchies.
+        Cgroup::open(pod.id())?.kill()?;
+    }
+    daemon::pidfd_send_signal(pidfd.as_fd(), signal).doing(|| format!("send signal {signal}"))?;
+    pod.store().event(pod, "kill", &[("signal", &signal.to_string())]);
+    Ok(())
+}
+
+/// Sends the stop signal, gives the pod `patience`, then kills it. Returns when it has ended and that is written down.
+pub fn stop(pod: &Pod, signal: i32, patience: Duration) -> Result<()> {
+    let status = pod.status()?;
+    if matches!(status.state, State::Exited | State::Dead) {
+        return Ok(());
+    }
+    let pidfd = init_of(pod, &status)?;
+    if status.state == State::Paused {
+        unpause(pod)?;
+    }
+    daemon::pidfd_send_signal(pidfd.as_fd(), signal).doing(|| format!("send signal {signal}"))?;
+    if !ended_within(&pidfd, patience)? {
+        Cgroup::open(pod.id())?.kill()?;
+        if !ended_within(&pidfd, DYING)? {
+            return Err(Problem::new("E-SYSTEM", "the pod's first process does not die"));
+        }
+    }
+    pod.store().event(pod, "stop", &[]);
+    settle(pod)
+}
+
+/// Kills everything in the pod and waits for its end.
+pub fn kill_now(pod: &Pod) -> Result<()> {
+    let status = pod.status()?;
+    if let Some(pidfd) = status.init.map(|key| key.pidfd()).transpose()?.flatten() {
+        Cgroup::open(pod.id())?.kill()?;
+        let _ = daemon::pidfd_send_signal(pidfd.as_fd(), 9);
+        if !ended_within(&pidfd, DYING)? {
+            return Err(Problem::new("E-SYSTEM", "the pod's first process does not die"));
+        }
+    }
+    settle(pod)
+}
+
+/// After the pod's end: waits until its monitor has written it down, or does it in the place of a lost one.
+fn settle(pod: &Pod) -> Result<()> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        let Ok(status) = pod.status() else { return Ok(()) };
+        match status.state {
+            State::Exited | State::Moved => return Ok(()),
+            State::Dead => break,
+            _ if Instant::now() > deadline => break,
+            // The monitor is at work; it has no other sign than the file.
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    pod.update(|status| {
+        if status.state.is_live() {
+            status.state = State::Exited;
+            status.finished = Some(status::now());
+            status.init = None;
+        }
+    })?;
+    pod.store().event(pod, "die", &[]);
+    give_back(pod)
+}
+
+fn ended_within(pidfd: &OwnedFd, patience: Duration) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) if Instant::now() >= deadline => return Ok(false),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error).doing(|| "wait for the pod's end".into()),
+        }
+    }
+}
+
+/// Freezes all processes of the pod.
+pub fn pause(pod: &Pod) -> Result<()> {
+    let status = pod.status()?;
+    if status.state != State::Running {
+        return Err(wrong_state(&pod.name()?, status.state, "running"));
+    }
+    Cgroup::open(pod.id())?.freeze(Duration::from_secs(10))?;
+    pod.update(|status| status.state = State::Paused)?;
+    pod.store().event(pod, "pause", &[]);
+    Ok(())
+}
+
+pub fn unpause(pod: &Pod) -> Result<()> {
+    let status = pod.status()?;
+    if status.state != State::Paused {
+        return Err(wrong_state(&pod.name()?, status.state, "paused"));
+    }
+    Cgroup::open(pod.id())?.thaw()?;
+    pod.update(|status| status.state = State::Running)?;
+    pod.store().event(pod, "unpause", &[]);
+    Ok(())
+}
+
+/// Gives back what an ended pod has on this host besides its folder: cgroup, cable, lease, published ports.
+pub fn give_back(pod: &Pod) -> Result<()> {
+    let cgroup = Cgroup::open(pod.id())?;
+    let killed = cgroup.kill();
+    let released = network::release(&pod.store().network_dir()?, pod.id());
+    // Both are tried, the first problem is told.
+    let removed = cgroup.remove(DYING);
+    killed.and(released).and(removed)
+}
+
+/// Removes an ended pod with everything it has on this host.
+pub fn remove(pod: &Pod) -> Result<()> {
+    let given = give_back(pod);
+    pod.store().event(pod, "remove", &[]);
+    pod.clone().remove()?;
+    given
+}
+
+/// Leaves of a pod that runs on another host now nothing but its tombstone. Its processes here must be dead.
+pub fn bury(pod: &Pod, to: &str) -> Result<()> {
+    pod.update(|status| {
+        status.state = State::Moved;
+        status.moved_to = Some(to.to_owned());
+        status.moved_at = Some(status::now());
+        status.init = None;
+        status.monitor = None;
+        status.job = None;
+    })?;
+    pod.store().event(pod, "moved", &[("to", to)]);
+    give_back(pod)?;
+    for path in [pod.upper_dir(), pod.work_dir(), pod.run_dir()] {
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).doing(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    for path in [pod.log_path(), pod.monitor_log_path(), pod.dir().join("lock")] {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// Ends the source of a finished move: by the pod's monitor, or in the place of a lost one.
+pub fn moved(pod: &Pod, to: &str) -> Result<()> {
+    if pod.status()?.state == State::Moved {
+        return Ok(());
+    }
+    match client::moved(pod, to) {
+        Err(problem) if problem.code() == "E-MONITOR" => {
+            let status = pod.status()?;
+            Cgroup::open(pod.id())?.kill()?;
+            if let Some(pidfd) = status.init.map(|key| key.pidfd()).transpose()?.flatten() {
+                ended_within(&pidfd, DYING)?;
+            }
+            bury(pod, to)
+        }
+        other => other,
+    }
+}
+
+/// A descriptor of the pod's first process, when it is live.
+pub fn init_of(pod: &Pod, status: &Status) -> Result<OwnedFd> {
+    let live = matches!(status.state, State::Running | State::Paused | State::Migrating);
+    let pidfd = if live { status.init.map(|key| key.pidfd()).transpose()?.flatten() } else { None };
+    pidfd.ok_or_else(|| match (&status.state, &status.moved_to) {
+        (State::Moved, Some(to)) => crate::monitor::moved_problem(&pod.name().unwrap_or_default(), to),
+        (state, _) => wrong_state(&pod.name().unwrap_or_default(), *state, "running"),
+    })
+}

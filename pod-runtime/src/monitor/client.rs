@@ -1,0 +1,129 @@
+//! The other side of the control socket: what commands ask a pod's monitor.
+
+use super::serve::moved_problem;
+use super::wire::{Ends, Exec, Reply, Request, Size};
+use crate::problem::{Doing, Problem, Result};
+use crate::status::State;
+use crate::store::Pod;
+use crate::sys::pidfd;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Connects to the pod's monitor.
+pub fn connect(pod: &Pod) -> Result<UnixStream> {
+    let dir = pod.run_dir();
+    let attempt = File::open(&dir).and_then(|dir| {
+        let path = format!("/proc/self/fd/{}/ctl.sock", dir.as_raw_fd());
+        UnixStream::connect(path)
+    });
+    attempt.map_err(|error| no_monitor(pod).unwrap_or_else(|problem| problem).because(error))
+}
+
+/// Why there is nobody to talk to.
+fn no_monitor(pod: &Pod) -> Result<Problem> {
+    let (name, status) = (pod.name()?, pod.status()?);
+    Ok(match (status.state, &status.moved_to) {
+        (State::Moved, Some(to)) => moved_problem(&name, to),
+        (State::Running | State::Paused | State::Migrating, _) => {
+            Problem::new("E-MONITOR", format!("the monitor of pod '{name}' is gone, though the pod runs"))
+                .fix(format!("`pod stop {name}` and `pod rm {name}` work without it"))
+        }
+        (state, _) => crate::status::wrong_state(&name, state, "running"),
+    })
+}
+
+fn ask(stream: &mut UnixStream, request: &Request) -> Result<Reply> {
+    let mut line = serde_json::to_vec(request).doing(|| "put a request into words".into())?;
+    line.push(b'\n');
+    let lost = |error| Problem::new("E-MONITOR", "the monitor hung up").because(error);
+    stream.write_all(&line).map_err(lost)?;
+    // Byte by byte: frames may follow the line.
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    loop {
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(lost(ErrorKind::UnexpectedEof.into())),
+            Ok(_) if byte[0] == b'\n' => break,
+            Ok(_) => answer.push(byte[0]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(lost(error)),
+        }
+    }
+    let reply: Reply = serde_json::from_slice(&answer).doing(|| "understand the monitor".into())?;
+    reply.into_result()
+}
+
+/// The monitor's pid, when it answers.
+pub fn ping(pod: &Pod) -> Result<i32> {
+    let reply = ask(&mut connect(pod)?, &Request::Ping)?;
+    reply.pid.ok_or_else(|| Problem::new("E-MONITOR", "the monitor does not say who it is"))
+}
+
+/// Becomes a client of the pod's stdio: frames from now on.
+pub fn attach(pod: &Pod, size: Option<Size>) -> Result<UnixStream> {
+    let mut stream = connect(pod)?;
+    ask(&mut stream, &Request::Attach { size })?;
+    Ok(stream)
+}
+
+/// Starts a process in the pod; frames of its stdio from now on, unless it is detached.
+pub fn exec(pod: &Pod, exec: Exec) -> Result<(UnixStream, i32)> {
+    let mut stream = connect(pod)?;
+    let reply = ask(&mut stream, &Request::Exec(exec))?;
+    Ok((stream, reply.pid.unwrap_or_default()))
+}
+
+/// Waits for the pod's end: its exit code.
+pub fn wait(pod: &Pod) -> Result<i32> {
+    let reply = ask(&mut connect(pod)?, &Request::Wait)?;
+    reply.exit_code.ok_or_else(|| Problem::new("E-MONITOR", "the monitor does not say how the pod ended"))
+}
+
+/// A connection that becomes readable when the pod has ended.
+pub fn wait_later(pod: &Pod) -> Result<UnixStream> {
+    let mut stream = connect(pod)?;
+    let mut line = serde_json::to_vec(&Request::Wait).doing(|| "put a request into words".into())?;
+    line.push(b'\n');
+    stream.write_all(&line).doing(|| "ask the monitor".into())?;
+    Ok(stream)
+}
+
+/// The monitor reads nothing of the pod's stdio and, if asked so, the pod is off the network; until this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    stream: UnixStream,
+    /// Length of the log: what the pod wrote before is in it, what it wrote after is in its terminal or pipes.
+    pub log: u64,
+    /// The monitor.
+    pub monitor: i32,
+    /// Numbers of its descriptors that the pod's processes talk to.
+    pub ends: Ends,
+}
+
+impl Hold {
+    /// A copy of one of the monitor's descriptors ([`Hold::ends`]).
+    pub fn end(&self, number: i32) -> Result<OwnedFd> {
+        let process = pidfd::open(self.monitor).doing(|| "open a pidfd of the monitor".into())?;
+        pidfd::get_fd(&process, number).doing(|| format!("copy descriptor {number} of the monitor"))
+    }
+
+    /// Tells the monitor that the pod lives elsewhere now: it kills the copy here, sets the tombstone and goes.
+    pub fn moved(mut self, to: &str) -> Result<()> {
+        ask(&mut self.stream, &Request::Moved { to: to.to_owned() }).map(drop)
+    }
+}
+
+/// See [`Hold`]. `link`: also off the network.
+pub fn hold(pod: &Pod, link: bool) -> Result<Hold> {
+    let mut stream = connect(pod)?;
+    let reply = ask(&mut stream, &Request::Hold { link })?;
+    let (log, ends) = (reply.log.unwrap_or_default(), reply.ends.unwrap_or_default());
+    Ok(Hold { stream, log, monitor: reply.pid.unwrap_or_default(), ends })
+}
+
+/// As [`Hold::moved`], without a hold.
+pub fn moved(pod: &Pod, to: &str) -> Result<()> {
+    ask(&mut connect(pod)?, &Request::Moved { to: to.to_owned() }).map(drop)
+}

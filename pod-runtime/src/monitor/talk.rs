@@ -1,0 +1,208 @@
+//! What clients ask of the monitor, and its answers.
+
+use super::connection::{Connection, Role};
+use super::exec;
+use super::serve::{Monitor, moved_problem};
+use super::wire::{Exec, Kind, Reply, Request, Size};
+use crate::lifecycle;
+use crate::network::Attachment;
+use crate::problem::{Doing, Problem, Result};
+use crate::sys::daemon;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+
+impl Monitor {
+    /// Something came from a client, or it takes more.
+    pub(super) fn talk(&mut self, id: u64, flags: PollFlags) {
+        let Some(client) = self.clients.iter_mut().find(|c| c.id == id) else { return };
+        if flags.contains(PollFlags::POLLOUT) {
+            client.flush();
+        }
+        if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            client.receive();
+            // What came before the end still counts.
+            self.requests(id);
+        }
+    }
+
+    fn requests(&mut self, id: u64) {
+        loop {
+            let Some(client) = self.clients.iter_mut().find(|c| c.id == id) else { return };
+            match client.role.clone() {
+                Role::Fresh => {
+                    let Some(line) = client.take_line() else { return };
+                    self.request(id, &line);
+                }
+                Role::Attached { .. } | Role::Session(_) => {
+                    let Some((kind, payload)) = client.take_frame() else { return };
+                    let role = client.role.clone();
+                    self.frame(&role, kind, &payload);
+                }
+                Role::Holding { link } => {
+                    // Only `moved` can follow.
+                    let Some(line) = client.take_line() else { return };
+                    match serde_json::from_slice(&line) {
+                        Ok(Request::Moved { to }) => self.moved(id, &to),
+                        _ => client.role = Role::Holding { link },
+                    }
+                }
+                Role::Waiting | Role::Closing => return,
+            }
+        }
+    }
+
+    fn request(&mut self, id: u64, line: &[u8]) {
+        let done = match serde_json::from_slice(line) {
+            Ok(request) => self.serve(id, request),
+            Err(error) => Err(Problem::new("E-MONITOR", "the monitor does not understand the request").because(error)),
+        };
+        if let (Err(problem), Some(client)) = (done, self.clients.iter_mut().find(|c| c.id == id)) {
+            client.reply(&Reply::problem(&problem));
+            client.role = Role::Closing;
+        }
+    }
+
+    fn serve(&mut self, id: u64, request: Request) -> Result<()> {
+        let me = Some(std::process::id() as i32);
+        match request {
+            Request::Ping => self.answer(id, Role::Fresh, &Reply { pid: me, ..Reply::default() }),
+            Request::Wait => self.answer_later(id, Role::Waiting),
+            Request::Attach { size } => {
+                let reply = Reply { terminal: self.spec.process.terminal, ..Reply::default() };
+                self.answer(id, Role::Attached { behind: None }, &reply);
+                if let Some(size) = size {
+                    self.redraw(size);
+                }
+            }
+            Request::Exec(exec) => self.exec(id, &exec)?,
+            Request::Hold { link } => self.hold(id, link)?,
+            Request::Moved { to } => self.moved(id, &to),
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, id: u64, role: Role, reply: &Reply) {
+        if let Some(client) = self.by_id(id) {
+            client.reply(reply);
+            client.role = role;
+        }
+    }
+
+    fn answer_later(&mut self, id: u64, role: Role) {
+        if let Some(client) = self.by_id(id) {
+            client.role = role;
+        }
+    }
+
+    fn by_id(&mut self, id: u64) -> Option<&mut Connection> {
+        self.clients.iter_mut().find(|c| c.id == id)
+    }
+
+    /// Sets the size so that the program draws its screen anew for who has just come.
+    fn redraw(&mut self, size: Size) {
+        self.stdio.resize(Size { rows: size.rows, columns: size.columns.saturating_sub(1).max(1) });
+        self.stdio.resize(size);
+    }
+
+    fn frame(&mut self, role: &Role, kind: Kind, payload: &[u8]) {
+        let stdio = match role {
+            Role::Session(id) => match self.sessions.iter_mut().find(|s| s.id == *id) {
+                Some(session) => &mut session.stdio,
+                None => return,
+            },
+            _ => &mut self.stdio,
+        };
+        match kind {
+            Kind::Input if payload.is_empty() => stdio.end_input(),
+            Kind::Input => stdio.type_in(payload),
+            Kind::Resize => {
+                if let Some(size) = Size::from_bytes(payload) {
+                    stdio.resize(size);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn exec(&mut self, id: u64, exec: &Exec) -> Result<()> {
+        if self.holding() {
+            return Err(Problem::new("E-STATE", "the pod is being saved or moved at this moment").fix("try again"));
+        }
+        self.next_id += 1;
+        let session_id = self.next_id;
+        let mut session = exec::start(session_id, &self.spec, self.init, &self.pidfd, &self.cgroup, exec)?;
+        let reply = Reply { pid: Some(session.pid), ..Reply::default() };
+        self.pod.store().event(&self.pod, "exec", &[("command", &exec.args.join(" "))]);
+        if exec.detach {
+            self.answer(id, Role::Closing, &reply);
+        } else {
+            session.client = Some(id);
+            self.answer(id, Role::Session(session_id), &reply);
+        }
+        self.sessions.push(session);
+        Ok(())
+    }
+
+    /// Stops reading stdio, and with `link` takes the pod off the network, until this client is gone.
+    fn hold(&mut self, id: u64, link: bool) -> Result<()> {
+        if self.holding() {
+            return Err(Problem::new("E-STATE", "the pod is being saved or moved already"));
+        }
+        self.drain();
+        if link {
+            let dir = self.pod.store().network_dir()?;
+            let attachment = Attachment::open(&dir, &self.spec, self.pod.id(), Some(self.init))?;
+            attachment.hold()?;
+            self.held = Some(attachment);
+        }
+        let reply = Reply {
+            pid: Some(std::process::id() as i32),
+            log: Some(self.log.length()),
+            ends: Some(self.ends()),
+            terminal: self.spec.process.terminal,
+            ..Reply::default()
+        };
+        self.answer(id, Role::Holding { link }, &reply);
+        Ok(())
+    }
+
+    /// The pod runs elsewhere: the copy here goes, silently.
+    fn moved(&mut self, id: u64, to: &str) {
+        self.ended = true;
+        self.held = None;
+        let killed = self.kill_all();
+        self.close_shop();
+        let buried = killed.and_then(|()| lifecycle::bury(&self.pod, to));
+        let reply = buried.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
+        self.answer(id, Role::Closing, &reply);
+        let name = self.spec.name.clone();
+        for client in &mut self.clients {
+            match client.role {
+                Role::Waiting => client.reply(&Reply::problem(&moved_problem(&name, to))),
+                Role::Session(_) => client.frame(Kind::Gone, to.as_bytes()),
+                Role::Attached { .. } => continue,
+                _ => {}
+            }
+            client.role = Role::Closing;
+        }
+        self.farewell = Some((Kind::Gone, to.as_bytes().to_vec()));
+    }
+
+    /// Kills every process of the pod and reaps the monitor's children among them.
+    fn kill_all(&mut self) -> Result<()> {
+        self.cgroup.kill()?;
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        // The first process cannot go before the others are reaped, so both are waited for together.
+        for _ in 0..1000 {
+            while let Ok(Some((pid, _))) = daemon::reap_any() {
+                if pid == self.init {
+                    self.sessions.clear();
+                    self.roots.clear();
+                    return Ok(());
+                }
+            }
+            poll(&mut fds, PollTimeout::from(10u8)).doing(|| "wait for the pod's end".into())?;
+        }
+        Err(Problem::new("E-SYSTEM", "the pod's processes do not die"))
+    }
+}
