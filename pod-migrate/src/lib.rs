@@ -8,6 +8,8 @@
 pub mod freeze;
 pub mod ids;
 pub mod image;
+pub mod link;
+pub mod migrate;
 pub mod objects;
 pub mod remote;
 pub mod storage;

@@ -5,6 +5,7 @@ use super::{Kind, MAX_RAW, MAX_STATE, PageRun, WRITE};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
 use std::io::{self, IoSlice, Write};
+use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::{self, Xxh3};
 
 /// Gathered small records are written when they reach this.
@@ -12,6 +13,8 @@ const GATHER: usize = 64 << 10;
 /// Raw payloads of at least this size are aligned to a page in files, so that they can be mapped later.
 const ALIGN_FROM: u64 = 64 << 10;
 const PAGE: u64 = 4096;
+/// A link that was silent this long gets filler.
+const BREATH: Duration = Duration::from_secs(5);
 /// Fewer than the kernel's IOV_MAX.
 const MOST_SLICES: usize = 512;
 
@@ -25,6 +28,7 @@ pub struct Writer<W: Write> {
     sequence: u64,
     digest: blake3::Hasher,
     aligned: bool,
+    last: Instant,
 }
 
 impl<W: Write> Writer<W> {
@@ -38,6 +42,7 @@ impl<W: Write> Writer<W> {
             sequence: 0,
             digest: blake3::Hasher::new(),
             aligned: false,
+            last: Instant::now(),
         };
         let header = Header::here().encode();
         writer.digest.update(&header);
@@ -73,6 +78,11 @@ impl<W: Write> Writer<W> {
         self.flush()
     }
 
+    /// Sends filler if nothing was sent for a while. Whoever works long between records calls this now and then.
+    pub fn breathe(&mut self) -> Result<()> {
+        if self.last.elapsed() < BREATH { Ok(()) } else { self.keep_alive() }
+    }
+
     /// Raw bytes to their place. The slices together have `to.bytes`.
     pub fn pages(&mut self, to: PageRun, data: &[&[u8]]) -> Result<()> {
         let length: u64 = data.iter().map(|d| d.len() as u64).sum();
@@ -98,7 +108,7 @@ impl<W: Write> Writer<W> {
             data.iter().for_each(|d| self.gather(d));
             return self.flush_if_full();
         }
-        self.vectored(data).code(WRITE, || format!("write {length} bytes of {kind}"))
+        self.vectored(data).map_err(write_failed)
     }
 
     /// Bytes written or gathered so far.
@@ -115,7 +125,8 @@ impl<W: Write> Writer<W> {
     pub fn flush(&mut self) -> Result<()> {
         let done = self.to.write_all(&self.gathered).and_then(|()| self.to.flush());
         self.gathered.clear();
-        done.code(WRITE, || "write the image".into())
+        self.last = Instant::now();
+        done.map_err(write_failed)
     }
 
     /// Writes the trailer. A stream without one is damaged.
@@ -195,6 +206,14 @@ impl<W: Write> Writer<W> {
         self.gathered = gathered;
         self.gathered.clear();
         Ok(())
+    }
+}
+
+/// A link that breaks keeps its own name.
+fn write_failed(error: io::Error) -> Problem {
+    match error.downcast::<Problem>() {
+        Ok(problem) => problem,
+        Err(error) => Problem::new(WRITE, "write the image").because(error),
     }
 }
 

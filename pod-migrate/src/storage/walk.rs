@@ -140,6 +140,7 @@ impl<W: Write> Pass<'_, W> {
         self.object(&root, b".", Vec::new())?;
         let mut to_read = vec![Vec::new()];
         while let Some(path) = to_read.pop() {
+            self.out.breathe()?;
             let Ok(directory) = self.tree.directory(&path) else { continue };
             for name in names(&directory) {
                 let child = if path.is_empty() { name.clone() } else { [&path[..], b"/", &name[..]].concat() };

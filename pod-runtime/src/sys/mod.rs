@@ -4,6 +4,7 @@
 //! and holds no policy. Each `unsafe` block names the invariant and who keeps it.
 #![allow(unsafe_code)]
 pub mod daemon;
+pub mod interrupt;
 pub mod ipc;
 pub mod memory;
 pub mod netdev;

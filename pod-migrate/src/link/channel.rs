@@ -1,0 +1,198 @@
+//! One direction of a link: a descriptor on which nobody waits for ever.
+//!
+//! The descriptors do not block; waiting is done by poll(2), together with the [`Interrupt`] that ctrl-C raises and
+//! with a limit on silence. A wait that fails is an `io::Error` that carries the [`Problem`], which the image reader
+//! and writer hand on as it is.
+
+use super::{LINK, SILENCE};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use pod_runtime::{Doing, Problem, Result};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// A larger pipe between us and ssh is fewer switches; the kernel's limit for anyone.
+const PIPE: i32 = 1 << 20;
+
+/// Somebody asked to stop: SIGINT, SIGTERM or SIGHUP, as a descriptor.
+#[derive(Debug, Clone)]
+pub struct Interrupt(Rc<SignalFd>);
+
+/// What an interrupted wait ends with.
+pub const ABORTED: &str = "E-ABORTED";
+
+impl Interrupt {
+    /// From here on the three signals do not end the process but show in [`Interrupt::raised`].
+    pub fn catch() -> Result<Interrupt> {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            set.add(signal);
+        }
+        set.thread_block().doing(|| "block signals".into())?;
+        // A ctrl-C goes to all of the terminal's foreground: ssh shall leave it to us.
+        for signal in [libc::SIGINT, libc::SIGHUP] {
+            pod_runtime::sys::interrupt::ignore(signal).doing(|| "ignore a signal".into())?;
+        }
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+        Ok(Interrupt(Rc::new(fd.doing(|| "make a signalfd".into())?)))
+    }
+
+    /// Whether one came. It stays raised.
+    pub fn raised(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+
+    /// An error if one came.
+    pub fn check(&self) -> Result<()> {
+        if self.raised() { Err(aborted()) } else { Ok(()) }
+    }
+}
+
+fn aborted() -> Problem {
+    Problem::new(ABORTED, "stopped as you asked; the pod runs on where it was")
+}
+
+/// What both directions share.
+struct Channel {
+    file: File,
+    peer: String,
+    interrupt: Option<Interrupt>,
+    patience: Duration,
+}
+
+impl Channel {
+    fn new(fd: OwnedFd, peer: &str, interrupt: Option<Interrupt>) -> Result<Channel> {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).doing(|| "look at the link".into())?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).doing(|| "set up the link".into())?;
+        // Not every link is a pipe.
+        let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE));
+        Ok(Channel { file: fd.into(), peer: peer.to_owned(), interrupt, patience: SILENCE })
+    }
+
+    /// Returns when the descriptor is ready, else with the problem.
+    fn wait(&self, what: PollFlags) -> io::Result<()> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let interrupt = self.interrupt.as_ref().map(|i| i.0.as_fd());
+            let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(self.file.as_fd(), what)];
+            fds.extend(interrupt.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)));
+            match poll(&mut fds, timeout) {
+                Ok(0) => {
+                    let silence = self.patience.as_secs_f32();
+                    let what = format!("nothing was heard from {} for {silence:.0} s", self.peer);
+                    return Err(io::Error::other(Problem::new(LINK, what).fix("look at the network, then try again")));
+                }
+                Ok(_) if fds.get(1).is_some_and(|fd| fd.any() == Some(true)) => {
+                    return Err(io::Error::other(aborted()));
+                }
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn lost(&self, error: Option<io::Error>) -> io::Error {
+        let problem = Problem::new(LINK, format!("the connection to {} was lost", self.peer)).fix("try again");
+        io::Error::other(match error {
+            Some(error) => problem.because(error),
+            None => problem,
+        })
+    }
+}
+
+/// What the other side sends.
+pub struct Incoming(Channel);
+
+/// What goes to the other side.
+pub struct Outgoing {
+    channel: Channel,
+    /// Told how many bytes went out.
+    on_bytes: Option<Box<dyn FnMut(u64)>>,
+}
+
+impl Incoming {
+    pub fn new(fd: OwnedFd, peer: &str, interrupt: Option<Interrupt>) -> Result<Incoming> {
+        Channel::new(fd, peer, interrupt).map(Incoming)
+    }
+
+    pub fn deaf(&mut self) {
+        self.0.interrupt = None;
+    }
+
+    pub fn patience(&mut self, patience: Duration) {
+        self.0.patience = patience;
+    }
+}
+
+impl Outgoing {
+    pub fn new(fd: OwnedFd, peer: &str, interrupt: Option<Interrupt>) -> Result<Outgoing> {
+        Ok(Outgoing { channel: Channel::new(fd, peer, interrupt)?, on_bytes: None })
+    }
+
+    pub fn deaf(&mut self) {
+        self.channel.interrupt = None;
+    }
+
+    /// Calls back with the number of bytes of each write.
+    pub fn watch(&mut self, on_bytes: impl FnMut(u64) + 'static) {
+        self.on_bytes = Some(Box::new(on_bytes));
+    }
+
+    fn attempt(&mut self, write: impl Fn(&mut File) -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            if self.channel.interrupt.is_some() {
+                // A peer that always takes more must not keep an interrupt from being seen.
+                self.channel.wait(PollFlags::POLLOUT)?;
+            }
+            match write(&mut self.channel.file) {
+                Ok(n) => {
+                    if let Some(on_bytes) = &mut self.on_bytes {
+                        on_bytes(n as u64);
+                    }
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.channel.wait(PollFlags::POLLOUT)?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.channel.lost(Some(e))),
+            }
+        }
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.file.read(into) {
+                Ok(0) if !into.is_empty() => return Err(self.0.lost(None)),
+                Ok(n) => return Ok(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.0.wait(PollFlags::POLLIN)?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.0.lost(Some(e))),
+            }
+        }
+    }
+}
+
+impl Write for Outgoing {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.attempt(|file| file.write(from))
+    }
+
+    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.attempt(|file| file.write_vectored(from))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

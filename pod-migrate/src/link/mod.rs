@@ -1,0 +1,89 @@
+//! Bytes between two hosts.
+//!
+//! A [`Link`] is a record stream in each direction over a pair of descriptors. ssh makes them ([`ssh`]): it
+//! authenticates with the user's own keys, encrypts, and starts the far side. Whoever waits on a link waits no longer
+//! than [`SILENCE`]; both sides send filler when they have nothing to say for a while.
+//!
+//! Everything goes over the one stream today. Pages are written through [`Lane`], so that they can take another way
+//! (direct connections under keys that were exchanged here) without the dump knowing.
+
+mod channel;
+pub mod ssh;
+
+pub use channel::{Incoming, Interrupt, Outgoing};
+
+use crate::image::{Kind, Reader, Writer};
+use pod_runtime::{Doing, Problem, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// The link broke, or could not be made.
+pub const LINK: &str = "E-LINK";
+/// The other side said something that does not belong here.
+pub const PROTOCOL: &str = "E-PROTOCOL";
+
+/// A peer that says nothing for this long is gone.
+pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// Where the bytes of memory go: today the link itself.
+pub type Lane = Writer<Outgoing>;
+
+/// Both directions between two hosts.
+pub struct Link {
+    pub reader: Reader<Incoming>,
+    pub writer: Writer<Outgoing>,
+}
+
+impl Link {
+    /// Exchanges stream headers with the other side. `peer` is its name, for messages.
+    pub fn open(from: OwnedFd, to: OwnedFd, peer: &str, interrupt: Option<Interrupt>) -> Result<Link> {
+        let incoming = Incoming::new(from, peer, interrupt.clone())?;
+        let outgoing = Outgoing::new(to, peer, interrupt)?;
+        let mut writer = Writer::new(outgoing);
+        writer.flush()?;
+        let reader = Reader::new(incoming).map_err(|problem| not_pod(problem, peer))?;
+        Ok(Link { reader, writer })
+    }
+
+    /// Says one thing, at once.
+    pub fn say<T: Serialize>(&mut self, message: &T) -> Result<()> {
+        self.writer.put(Kind::MESSAGE, 0, message)?;
+        self.writer.flush()
+    }
+
+    /// Waits for the next thing that the other side says.
+    pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let Some(record) = self.reader.next()? else {
+            return Err(Problem::new(PROTOCOL, "the other side ended its stream instead of answering"));
+        };
+        if record.kind != Kind::MESSAGE {
+            return Err(Problem::new(PROTOCOL, format!("a {} record where a message was due", record.kind)));
+        }
+        record.state().code(PROTOCOL, || "understand the other side".into())
+    }
+
+    /// From now on an interrupt no longer ends a wait: there is no way back.
+    pub fn past_interrupts(&mut self) {
+        self.reader.get_mut().deaf();
+        if let Ok(sink) = self.writer.sink() {
+            sink.deaf();
+        }
+    }
+
+    /// Waits this long at most for the other side's next word.
+    pub fn patience(&mut self, patience: Duration) {
+        self.reader.get_mut().patience(patience);
+    }
+}
+
+/// What answered was not `pod`: mostly a shell that prints something when it starts.
+fn not_pod(problem: Problem, peer: &str) -> Problem {
+    if problem.code() != crate::image::DAMAGED {
+        return problem;
+    }
+    Problem::new(LINK, format!("what answers on {peer} is not pod"))
+        .because(problem)
+        .fix(format!("`ssh {peer} pod --version` must print the version and nothing else; see --remote-pod"))
+}

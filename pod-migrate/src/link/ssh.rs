@@ -1,0 +1,160 @@
+//! A link by ssh: the user's own program, configuration and keys.
+//!
+//! `ssh [-p PORT] [OPTIONS] [user@]host -- POD receive`. What ssh and the far side print on stderr is kept and becomes
+//! part of the message when the link cannot be made; questions (passphrases, unknown hosts) go to the terminal as
+//! always.
+
+use super::{Interrupt, LINK, Link};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use pod_runtime::{Doing, Problem, Result};
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where the other host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// `[user@]host`, as ssh takes it.
+    pub host: String,
+    pub port: Option<u16>,
+}
+
+/// How to reach it.
+#[derive(Debug, Clone)]
+pub struct Ssh {
+    pub target: Target,
+    /// More `-o` options.
+    pub options: Vec<String>,
+    /// The program there.
+    pub remote_pod: String,
+}
+
+impl Target {
+    /// `[user@]host[:port]`, `[user@][v6address][:port]`.
+    pub fn parse(text: &str) -> Result<Target> {
+        let bad =
+            || Problem::new("E-USAGE", format!("'{text}' is no destination")).fix("write it as [user@]host[:port]");
+        let (user, rest) = text.rsplit_once('@').map_or(("", text), |(user, rest)| (user, rest));
+        let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(bad)?)),
+            None if rest.matches(':').count() == 1 => {
+                rest.split_once(':').map(|(h, p)| (h, Some(p))).unwrap_or((rest, None))
+            }
+            None => (rest, None),
+        };
+        // ssh would take a leading dash for an option.
+        if host.is_empty() || host.starts_with('-') || user.starts_with('-') || host.contains(char::is_whitespace) {
+            return Err(bad());
+        }
+        let port = port.map(|p| p.parse().map_err(|_| bad())).transpose()?;
+        let host = if user.is_empty() { host.to_owned() } else { format!("{user}@{host}") };
+        Ok(Target { host, port })
+    }
+}
+
+/// The ssh process; ended when dropped.
+#[derive(Debug)]
+pub struct Remote {
+    child: Child,
+    words: File,
+}
+
+impl Ssh {
+    /// Starts `pod receive` there and opens the link to it.
+    pub fn connect(&self, interrupt: Option<Interrupt>) -> Result<(Remote, Link)> {
+        let words: File =
+            memfd_create(c"ssh-stderr", MFdFlags::MFD_CLOEXEC).doing(|| "make a file in memory".into())?.into();
+        let program = std::env::var_os("POD_SSH").filter(|p| !p.is_empty()).unwrap_or_else(|| OsString::from("ssh"));
+        let mut command = Command::new(&program);
+        for option in ["ServerAliveInterval=5", "ServerAliveCountMax=3", "ForwardX11=no", "ForwardAgent=no"] {
+            command.args(["-o", option]);
+        }
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        if let Some(port) = self.target.port {
+            command.args(["-p", &port.to_string()]);
+        }
+        command.args(["-T", &self.target.host, "--", &self.remote_pod, "receive"]);
+        let stderr = words.try_clone().doing(|| "copy a descriptor".into())?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().code(LINK, || format!("start {}", program.to_string_lossy()))?;
+        let (from, to) = (child.stdout.take(), child.stdin.take());
+        let mut remote = Remote { child, words };
+        let (Some(from), Some(to)) = (from, to) else { return Err(Problem::new(LINK, "ssh has no pipes")) };
+        match Link::open(OwnedFd::from(from), OwnedFd::from(to), &self.target.host, interrupt) {
+            Ok(link) => Ok((remote, link)),
+            Err(problem) if problem.code() == super::channel::ABORTED => Err(problem),
+            Err(problem) => Err(remote.explain(problem, self)),
+        }
+    }
+}
+
+impl Remote {
+    /// What was said on stderr makes the better message.
+    fn explain(&mut self, problem: Problem, ssh: &Ssh) -> Problem {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let host = &ssh.target.host;
+        let words = self.words();
+        if words.contains("command not found") || words.contains("No such file or directory") {
+            return Problem::new(LINK, format!("{host} has no program '{}'", ssh.remote_pod)).fix(format!(
+                "copy pod there (`scp $(command -v pod) {host}:/usr/local/bin/`), or name it: --remote-pod PATH"
+            ));
+        }
+        let Some(last) = words.lines().map(str::trim).rfind(|line| !line.is_empty()) else { return problem };
+        Problem::new(LINK, format!("cannot reach pod on {host}: {last}"))
+            .fix(format!("`ssh {host} {} --version` must work without a question", ssh.remote_pod))
+    }
+
+    /// What ssh and the far side said on stderr so far.
+    pub fn words(&self) -> String {
+        let mut bytes = vec![0; 16 << 10];
+        let n = self.words.read_at(&mut bytes, 0).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..n]).into_owned()
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // Its descriptors are closed by now; a far side that hangs must not keep us.
+        let deadline = Instant::now() + Duration::from_millis(300);
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        let target = |host: &str, port| Some(Target { host: host.into(), port });
+        for (text, expected) in [
+            ("hostB", target("hostB", None)),
+            ("root@hostB:2222", target("root@hostB", Some(2222))),
+            ("[fd77::12]:22", target("fd77::12", Some(22))),
+            ("me@[fd77::12]", target("me@fd77::12", None)),
+            ("fd77::12", target("fd77::12", None)),
+            ("-oProxyCommand=evil", None),
+            ("x@-evil", None),
+            ("host:port", None),
+            ("", None),
+        ] {
+            assert_eq!(Target::parse(text).ok(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What became of each move, on disk: `DATA/jobs/ID.json` on both hosts, under the same id.
+//!
+//! The destination's entry decides. It goes from `Receiving` to `Running` when the COMMIT arrives or to `Aborted` when
+//! anything else happens, once, under a lock, and is on the disk before anybody is told. Who asks about a job that is
+//! still `Receiving` makes it `Aborted`.
+
+use nix::fcntl::{Flock, FlockArg};
+use pod_runtime::problem::Report;
+use pod_runtime::status::{ProcessKey, now};
+use pod_runtime::store::{Store, read_json, write_json};
+use pod_runtime::{Doing, Problem, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Finished jobs older than this are forgotten.
+const KEEP: u64 = 7 * 86_400;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Source,
+    Destination,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Source: nothing was touched yet, or the pod runs while its files are copied.
+    Copying,
+    /// Source: held still by the tool; let go when the tool dies.
+    Frozen,
+    /// Source: COMMIT may have been said. The copy here stays frozen until the destination was asked.
+    Committing,
+    /// Destination: not decided.
+    Receiving,
+    /// Destination: the pod runs (or ran) here.
+    Running,
+    /// Source: the pod lives there now.
+    Done,
+    /// Either: it did not happen, and will not.
+    Aborted,
+}
+
+impl Phase {
+    pub fn is_over(self) -> bool {
+        matches!(self, Phase::Running | Phase::Done | Phase::Aborted)
+    }
+}
+
+/// One move, as this host knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    pub id: String,
+    pub role: Role,
+    pub pod: String,
+    pub name: String,
+    /// The other host: at the source what ssh was told.
+    pub peer: String,
+    #[serde(default)]
+    pub port: Option<u16>,
+    #[serde(default)]
+    pub ssh_options: Vec<String>,
+    #[serde(default)]
+    pub remote_pod: Option<String>,
+    pub phase: Phase,
+    /// Who works on it; the job is orphaned when this is gone.
+    pub tool: ProcessKey,
+    /// Seconds since the epoch.
+    pub started: u64,
+    pub updated: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Report>,
+}
+
+/// The entry of one job.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    pub job: Job,
+}
+
+impl Journal {
+    /// Begins an entry.
+    pub fn begin(store: &Store, job: Job) -> Result<Journal> {
+        check_id(&job.id)?;
+        let dir = store.jobs_dir()?;
+        forget_old(&dir);
+        let journal = Journal { path: dir.join(format!("{}.json", job.id)), job };
+        let _lock = lock(&journal.path)?;
+        if let Ok(before) = read_json::<Job>(&journal.path) {
+            let what = format!("job {} was begun before and is {:?}", before.id, before.phase);
+            return Err(Problem::new(crate::link::PROTOCOL, what));
+        }
+        journal.write()?;
+        Ok(journal)
+    }
+
+    /// The entry of a job, as it was left.
+    pub fn open(store: &Store, id: &str) -> Result<Journal> {
+        check_id(id)?;
+        let path = store.jobs_dir()?.join(format!("{id}.json"));
+        if !path.exists() {
+            return Err(Problem::new("E-NOJOB", format!("there is no job '{id}'")).fix("`pod job ls` lists them"));
+        }
+        Ok(Journal { job: read_json(&path)?, path })
+    }
+
+    /// Writes down that the job is in another phase. It is on the disk when this returns.
+    pub fn phase(&mut self, phase: Phase) -> Result<()> {
+        let _lock = lock(&self.path)?;
+        self.job.phase = phase;
+        self.write()
+    }
+
+    /// The same with the reason.
+    pub fn aborted(&mut self, problem: &Problem) -> Result<()> {
+        self.job.problem = Some(problem.report());
+        self.phase(Phase::Aborted)
+    }
+
+    /// Destination: decides, once. `Running` only from `Receiving`; `Aborted` unless it ran. Returns what holds now.
+    pub fn decide(&mut self, wanted: Phase) -> Result<Phase> {
+        let _lock = lock(&self.path)?;
+        if let Ok(job) = read_json::<Job>(&self.path) {
+            self.job.phase = job.phase;
+        }
+        if !self.job.phase.is_over() {
+            self.job.phase = wanted;
+            self.write()?;
+        }
+        Ok(self.job.phase)
+    }
+
+    fn write(&self) -> Result<()> {
+        let job = Job { updated: now(), ..self.job.clone() };
+        write_json(&self.path, &job)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        File::open(dir).and_then(|d| d.sync_all()).doing(|| format!("write {}", dir.display()))
+    }
+}
+
+/// Destination: what became of a job. One that has not run by now is written down as one that never will.
+pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
+    check_id(id)?;
+    match Journal::open(store, id) {
+        Ok(mut journal) => journal.decide(Phase::Aborted),
+        // Never heard of, or a late COMMIT is still under way: it shall find this.
+        Err(problem) if problem.code() == "E-NOJOB" => {
+            let job = Job {
+                id: id.to_owned(),
+                role: Role::Destination,
+                pod: pod.to_owned(),
+                name: String::new(),
+                peer: String::new(),
+                port: None,
+                ssh_options: Vec::new(),
+                remote_pod: None,
+                phase: Phase::Aborted,
+                tool: ProcessKey::myself()?,
+                started: now(),
+                updated: now(),
+                problem: None,
+            };
+            Journal::begin(store, job).map(|journal| journal.job.phase)
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// All entries, oldest first.
+pub fn jobs(store: &Store) -> Result<Vec<Job>> {
+    let dir = store.jobs_dir()?;
+    let mut jobs: Vec<Job> = fs::read_dir(&dir)
+        .doing(|| format!("list {}", dir.display()))?
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|e| e == "json"))
+        .filter_map(|entry| read_json(&entry.path()).ok())
+        .collect();
+    jobs.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+    Ok(jobs)
+}
+
+/// Ids become parts of paths and come from another host.
+pub fn check_id(id: &str) -> Result<()> {
+    let good = (4..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if good { Ok(()) } else { Err(Problem::new("E-USAGE", format!("'{id}' is not the id of a job"))) }
+}
+
+fn lock(path: &Path) -> Result<Flock<File>> {
+    let path = path.with_extension("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.doing(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).doing(|| format!("lock {}", path.display()))
+}
+
+fn forget_old(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == "json")
+            && read_json::<Job>(&path).is_ok_and(|job| job.phase.is_over() && job.updated + KEEP < now())
+        {
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(path.with_extension("lock"));
+        }
+    }
+}
