@@ -118,6 +118,8 @@ fn raise(order: &Order, started: &mut Vec<Child>) -> Result<()> {
         if line.trim() != "ready" {
             bail!("host {} did not start: {}", host.name(), fs::read_to_string(own.join("log"))?.trim());
         }
+        // Init may be ready before its parent has noted it.
+        crate::wait::until_true("a host to be noted", crate::wait::SOON, || alive(&own.join("outer")).is_some())?;
         fs::rename(own.join("outer"), own.join("pid"))?;
     }
     unshare(CloneFlags::CLONE_NEWNET).context("make the switch")?;
