@@ -4,7 +4,7 @@
 //! the mounts. Entering: `__enter` joins cgroups and namespaces and starts `__exec`, which becomes the program and dies
 //! with its parent, so that to kill what [`Host::command`] gave is to kill the program.
 
-use super::{alive, bed_program, cgroups, record};
+use super::{alive, bed_program, cgroups};
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -107,7 +107,7 @@ pub(super) fn in_network(pid: i32, program: &str) -> Command {
 
 /// `__host DIR BED HOST`: makes the namespaces, starts init, and ends when init has ended.
 pub(super) fn birth(args: &[String]) -> Result<i32> {
-    let [dir, bed, host] = args else { bail!("__host DIR BED HOST") };
+    let [_dir, bed, host] = args else { bail!("__host DIR BED HOST") };
     cgroups::join(bed, host, cgroups::Place::Root)?;
     let all = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNS
@@ -118,7 +118,6 @@ pub(super) fn birth(args: &[String]) -> Result<i32> {
     unshare(all).context("make a host's namespaces")?;
     cgroups::settle(bed, host)?;
     let mut init = Command::new("/proc/self/exe").arg("__init").args(args).spawn().context("start a host's init")?;
-    record(&Path::new(dir).join("outer"), init.id() as i32)?;
     Ok(init.wait()?.code().unwrap_or(1))
 }
 

@@ -118,9 +118,9 @@ fn raise(order: &Order, started: &mut Vec<Child>) -> Result<()> {
         if line.trim() != "ready" {
             bail!("host {} did not start: {}", host.name(), fs::read_to_string(own.join("log"))?.trim());
         }
-        // Init may be ready before its parent has noted it.
-        crate::wait::until_true("a host to be noted", crate::wait::SOON, || alive(&own.join("outer")).is_some())?;
-        fs::rename(own.join("outer"), own.join("pid"))?;
+        // Noted by us: the host's own processes no longer have the machine's /proc.
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
+        record(&own.join("pid"), children.trim().parse().context("a host has one init")?)?;
     }
     unshare(CloneFlags::CLONE_NEWNET).context("make the switch")?;
     cable::wire(&hosts)?;
@@ -145,12 +145,10 @@ fn remove_state(name: &str) -> Result<()> {
         return Ok(());
     }
     for host in fs::read_to_string(dir.join("names")).unwrap_or_default().lines() {
-        for file in ["pid", "outer"] {
-            let file = dir.join(host).join(file);
-            if let Some(pid) = alive(&file) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
-                crate::wait::until_true("a host to end", crate::wait::SOON, || alive(&file).is_none())?;
-            }
+        let file = dir.join(host).join("pid");
+        if let Some(pid) = alive(&file) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            crate::wait::until_true("a host to end", crate::wait::SOON, || alive(&file).is_none())?;
         }
         cgroups::remove(name, host)?;
     }
