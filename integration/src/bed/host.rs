@@ -99,6 +99,17 @@ impl Host {
     }
 }
 
+/// The program that a spawned [`Host::command`] runs, as this machine numbers it.
+pub fn program_of(entered: &std::process::Child) -> Result<i32> {
+    let children = format!("/proc/{0}/task/{0}/children", entered.id());
+    crate::wait::until("the program to start", crate::wait::SOON, || {
+        let child: i32 = fs::read_to_string(&children).ok()?.trim().parse().ok()?;
+        // Before it became the program it is still `bed __exec`.
+        let line = fs::read(format!("/proc/{child}/cmdline")).ok()?;
+        (!line.is_empty() && !line.windows(7).any(|word| word == b"__exec\0")).then_some(child)
+    })
+}
+
 pub(super) fn in_network(pid: i32, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.args(["-t", &pid.to_string(), "-n", "--", program]).stdin(Stdio::null());

@@ -1,0 +1,336 @@
+//! The unsafe code of the guests: raw objects that no library makes safely, behind wrappers that are.
+#![allow(unsafe_code)]
+
+use anyhow::{Result, bail};
+use nix::unistd::Pid;
+use std::io::{Error, ErrorKind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static SEEN: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
+
+extern "C" fn count(signal: i32) {
+    SEEN[signal as usize].fetch_add(1, Ordering::SeqCst);
+}
+
+/// The kernel's answer, as an error when it is -1.
+fn check(answer: i64) -> Result<i64, Error> {
+    if answer == -1 { Err(Error::last_os_error()) } else { Ok(answer) }
+}
+
+/// Installs a handler that counts, with SA_RESTART.
+pub fn count_signals(signal: i32) -> Result<()> {
+    handle(signal, libc::SA_RESTART)
+}
+
+/// As [`count_signals`] with other flags.
+pub fn handle(signal: i32, flags: i32) -> Result<()> {
+    // SAFETY: all-zero is a valid sigaction; the handler only touches an atomic.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count as *const () as usize;
+    action.sa_flags = flags;
+    // SAFETY: the structure is complete and lives through the call.
+    check(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }.into())?;
+    Ok(())
+}
+
+/// Flags and handler address of a signal's action; 0 is default, 1 is ignored.
+pub fn action(signal: i32) -> Result<(i32, usize)> {
+    // SAFETY: all-zero is a valid sigaction, which the kernel fills.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a structure of ours.
+    check(unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) }.into())?;
+    Ok((action.sa_flags & !0x0400_0000, action.sa_sigaction))
+}
+
+/// Ignores a signal.
+pub fn ignore(signal: i32) {
+    // SAFETY: SIG_IGN is no code.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// How often a counted signal came.
+pub fn signals(signal: i32) -> u64 {
+    SEEN[signal as usize].load(Ordering::SeqCst)
+}
+
+/// Address of the counting handler, to compare with [`action`].
+pub fn handler() -> usize {
+    count as *const () as usize
+}
+
+/// Puts an alternate stack in place that lives as long as the process, or tells the one in place.
+pub fn altstack(new: Option<usize>) -> Result<(usize, usize)> {
+    if let Some(bytes) = new {
+        let memory = Box::leak(vec![0u8; bytes].into_boxed_slice());
+        let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: bytes };
+        // SAFETY: the memory is leaked, so it outlives every handler.
+        check(unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) }.into())?;
+    }
+    let mut old = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    // SAFETY: the pointer is to a structure of ours.
+    check(unsafe { libc::sigaltstack(std::ptr::null(), &mut old) }.into())?;
+    Ok((old.ss_sp as usize, old.ss_size))
+}
+
+/// Runs `child` in a forked process, which ends with its answer.
+pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid> {
+    // SAFETY: guests fork before they have threads, so the child may use everything.
+    match unsafe { nix::unistd::fork()? } {
+        nix::unistd::ForkResult::Parent { child } => Ok(child),
+        nix::unistd::ForkResult::Child => {
+            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
+            // SAFETY: ends the process without running what the parent registered.
+            unsafe { libc::_exit(status) }
+        }
+    }
+}
+
+/// A system call whose arguments are plain numbers; for pointers there are wrappers of their own.
+pub fn call(number: i64, args: [i64; 5]) -> Result<i64, Error> {
+    // SAFETY: callers in this program pass numbers only, and the kernel checks them.
+    check(unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) })
+}
+
+/// Memory of our own making. Access goes through bounds checks and copies.
+pub struct Region {
+    address: *mut u8,
+    bytes: usize,
+}
+
+/// How to make a [`Region`].
+#[derive(Clone, Copy)]
+pub struct Map {
+    pub bytes: usize,
+    pub protection: i32,
+    pub flags: i32,
+    pub fd: i32,
+    pub offset: i64,
+}
+
+impl Map {
+    pub fn anonymous(bytes: usize, flags: i32) -> Map {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        Map { bytes, protection, flags: flags | libc::MAP_ANONYMOUS, fd: -1, offset: 0 }
+    }
+
+    pub fn of(fd: i32, bytes: usize, flags: i32) -> Map {
+        Map { bytes, protection: libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset: 0 }
+    }
+
+    pub fn map(self) -> Result<Region> {
+        let nowhere = std::ptr::null_mut();
+        // SAFETY: without MAP_FIXED a mapping replaces nothing.
+        let address = unsafe {
+            libc::mmap(nowhere, self.bytes, self.protection, self.flags & !libc::MAP_FIXED, self.fd, self.offset)
+        };
+        if address == libc::MAP_FAILED {
+            bail!("mmap: {}", Error::last_os_error());
+        }
+        Ok(Region { address: address.cast(), bytes: self.bytes })
+    }
+}
+
+impl Region {
+    pub fn write(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.bytes);
+        // SAFETY: the range is inside a mapping that only this value owns.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.add(at), bytes.len()) };
+    }
+
+    pub fn read(&self, at: usize, bytes: usize) -> Vec<u8> {
+        assert!(at + bytes <= self.bytes);
+        let mut out = vec![0; bytes];
+        // SAFETY: as for `write`; other processes may change it meanwhile, a copy of bytes does not mind.
+        unsafe { std::ptr::copy_nonoverlapping(self.address.add(at), out.as_mut_ptr(), bytes) };
+        out
+    }
+
+    pub fn protect(&mut self, at: usize, bytes: usize, protection: i32) -> Result<()> {
+        assert!(at + bytes <= self.bytes);
+        // SAFETY: the range is ours, and no reference into it exists.
+        check(unsafe { libc::mprotect(self.address.add(at).cast(), bytes, protection) }.into())?;
+        Ok(())
+    }
+
+    /// A copy from memory that may be unreadable: the kernel tells instead of a signal.
+    pub fn readable(&self, at: usize) -> bool {
+        assert!(at < self.bytes);
+        let mut byte = 0u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        // SAFETY: at is inside the mapping.
+        let remote = libc::iovec { iov_base: unsafe { self.address.add(at) }.cast(), iov_len: 1 };
+        // SAFETY: local is one byte of ours; the kernel checks remote.
+        unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) == 1 }
+    }
+}
+
+/// Attaches System V shared memory.
+pub fn attach(id: i32, bytes: usize) -> Result<Region> {
+    // SAFETY: the kernel chooses the address.
+    let address = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+    if address as isize == -1 {
+        bail!("shmat: {}", Error::last_os_error());
+    }
+    Ok(Region { address: address.cast(), bytes })
+}
+
+/// A one-shot or periodic ITIMER_REAL, or what remains of it: (value, interval) in microseconds.
+pub fn itimer(new: Option<(i64, i64)>) -> Result<(i64, i64)> {
+    let split = |us: i64| libc::timeval { tv_sec: us / 1_000_000, tv_usec: us % 1_000_000 };
+    if let Some((value, interval)) = new {
+        let timer = libc::itimerval { it_value: split(value), it_interval: split(interval) };
+        // SAFETY: the structure is complete and lives through the call.
+        check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) }.into())?;
+    }
+    let mut now = libc::itimerval { it_value: split(0), it_interval: split(0) };
+    // SAFETY: the pointer is to a structure of ours.
+    check(unsafe { libc::getitimer(libc::ITIMER_REAL, &mut now) }.into())?;
+    let join = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
+    Ok((join(now.it_value), join(now.it_interval)))
+}
+
+/// A clock in nanoseconds.
+pub fn clock(clock: i32) -> Result<i64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a structure of ours.
+    check(unsafe { libc::clock_gettime(clock, &mut time) }.into())?;
+    Ok(time.tv_sec * 1_000_000_000 + time.tv_nsec)
+}
+
+/// Installs a seccomp program (cBPF, as the kernel takes it).
+pub fn seccomp(program: &[libc::sock_filter]) -> Result<()> {
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
+    // SAFETY: the program lives through the call; the kernel copies and checks it.
+    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter) }.into())?;
+    Ok(())
+}
+
+/// A nanosleep that is not resumed: true when it slept to its end, false when a signal cut it short.
+pub fn sleep_once(ns: i64) -> Result<bool> {
+    let time = libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 };
+    // SAFETY: the structure lives through the call.
+    match check(unsafe { libc::nanosleep(&time, std::ptr::null_mut()) }.into()) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Loads a pattern into all vector registers (AVX where there is) and x87, spins until `stop` is set, and tells whether
+/// every one of them still had it. The loop makes no system call: whatever changes a register did so from outside.
+pub fn hold_registers(seed: u64, stop: &std::sync::atomic::AtomicBool) -> bool {
+    let lanes: [[u64; 4]; 16] =
+        std::array::from_fn(|i| std::array::from_fn(|j| seed ^ ((i * 8 + j) as u64 * 0x9e37_79b9)));
+    let mut after = [[0u64; 4]; 16];
+    let x87 = seed as f64 + 0.5;
+    let mut x87_after = 0f64;
+    if !std::is_x86_feature_detected!("avx") {
+        return true;
+    }
+    // SAFETY: reads 512 bytes of lanes, one byte of the flag and x87, writes 512 bytes of after and x87_after, all of
+    // them alive; every register that it touches is declared.
+    unsafe {
+        std::arch::asm!(
+            "fld qword ptr [{x87}]",
+            "vmovdqu ymm0, [{l}]", "vmovdqu ymm1, [{l}+32]", "vmovdqu ymm2, [{l}+64]", "vmovdqu ymm3, [{l}+96]",
+            "vmovdqu ymm4, [{l}+128]", "vmovdqu ymm5, [{l}+160]", "vmovdqu ymm6, [{l}+192]", "vmovdqu ymm7, [{l}+224]",
+            "vmovdqu ymm8, [{l}+256]", "vmovdqu ymm9, [{l}+288]", "vmovdqu ymm10, [{l}+320]", "vmovdqu ymm11, [{l}+352]",
+            "vmovdqu ymm12, [{l}+384]", "vmovdqu ymm13, [{l}+416]", "vmovdqu ymm14, [{l}+448]", "vmovdqu ymm15, [{l}+480]",
+            "2:", "pause", "cmp byte ptr [{stop}], 0", "je 2b",
+            "vmovdqu [{a}], ymm0", "vmovdqu [{a}+32], ymm1", "vmovdqu [{a}+64], ymm2", "vmovdqu [{a}+96], ymm3",
+            "vmovdqu [{a}+128], ymm4", "vmovdqu [{a}+160], ymm5", "vmovdqu [{a}+192], ymm6", "vmovdqu [{a}+224], ymm7",
+            "vmovdqu [{a}+256], ymm8", "vmovdqu [{a}+288], ymm9", "vmovdqu [{a}+320], ymm10", "vmovdqu [{a}+352], ymm11",
+            "vmovdqu [{a}+384], ymm12", "vmovdqu [{a}+416], ymm13", "vmovdqu [{a}+448], ymm14", "vmovdqu [{a}+480], ymm15",
+            "fstp qword ptr [{x87_after}]", "vzeroupper",
+            l = in(reg) lanes.as_ptr(), a = in(reg) after.as_mut_ptr(), stop = in(reg) stop.as_ptr(),
+            x87 = in(reg) &x87, x87_after = in(reg) &mut x87_after,
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _,
+            out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _, out("ymm12") _, out("ymm13") _,
+            out("ymm14") _, out("ymm15") _, out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+        );
+    }
+    after == lanes && x87_after == x87
+}
+
+fn one(signal: i32) -> libc::sigset_t {
+    // SAFETY: all-zero is a valid set, and the signal a valid number.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal);
+        set
+    }
+}
+
+/// Blocks a signal that nix has no name for.
+pub fn block(signal: i32) -> Result<()> {
+    // SAFETY: the set lives through the call.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &one(signal), std::ptr::null_mut()) }.into())?;
+    Ok(())
+}
+
+/// Queues a signal with a value to ourselves.
+pub fn queue(signal: i32, value: i32) -> Result<()> {
+    let value = libc::sigval { sival_ptr: value as usize as *mut libc::c_void };
+    // SAFETY: plain numbers.
+    check(unsafe { libc::sigqueue(libc::getpid(), signal, value) }.into())?;
+    Ok(())
+}
+
+/// Takes a pending signal off the queue: its code and value.
+pub fn take(signal: i32) -> Result<(i32, i32)> {
+    let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: all-zero is a valid siginfo, which the kernel fills; a queued signal has a value.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        check(libc::sigtimedwait(&one(signal), &mut info, &none).into())?;
+        Ok((info.si_code, info.si_value().sival_ptr as usize as i32))
+    }
+}
+
+/// Detaches System V shared memory.
+pub fn detach(region: Region) -> Result<()> {
+    // SAFETY: the region was the only way to this attachment and is consumed.
+    check(unsafe { libc::shmdt(region.address.cast()) }.into())?;
+    Ok(())
+}
+
+#[repr(C)]
+struct Message {
+    kind: libc::c_long,
+    text: [u8; 64],
+}
+
+/// Sends a System V message of at most 64 bytes.
+pub fn send(queue: i32, kind: i64, text: &[u8]) -> Result<()> {
+    let mut message = Message { kind, text: [0; 64] };
+    message.text[..text.len()].copy_from_slice(text);
+    // SAFETY: the message lives through the call and is at least that long.
+    check(unsafe { libc::msgsnd(queue, (&raw const message).cast(), text.len(), libc::IPC_NOWAIT) }.into())?;
+    Ok(())
+}
+
+/// Takes the first message of a System V queue.
+pub fn receive(queue: i32) -> Result<(i64, Vec<u8>)> {
+    let mut message = Message { kind: 0, text: [0; 64] };
+    // SAFETY: the kernel writes at most 64 bytes of text into a structure that has them.
+    let bytes = check(unsafe { libc::msgrcv(queue, (&raw mut message).cast(), 64, 0, libc::IPC_NOWAIT) } as i64)?;
+    Ok((message.kind, message.text[..bytes as usize].to_vec()))
+}
+
+/// Rows and columns of a terminal.
+pub fn window(fd: i32) -> Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize.
+    check(unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &mut size) }.into())?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// A descriptor that was just received.
+pub fn owned(fd: i32) -> std::fs::File {
+    // SAFETY: the kernel gave it to us by SCM_RIGHTS and nobody else knows its number.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) }
+}
