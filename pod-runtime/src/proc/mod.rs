@@ -5,3 +5,4 @@ pub mod limits;
 pub mod maps;
 pub mod stat;
 pub mod status;
+pub mod timers;

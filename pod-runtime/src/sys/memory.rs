@@ -80,9 +80,9 @@ struct ScanArguments {
 const PAGEMAP_SCAN: libc::c_ulong =
     (3 << 30) | ((size_of::<ScanArguments>() as libc::c_ulong) << 16) | (0x66 << 8) | 16;
 
-/// Finds the pages of `start..end` that are in all categories of `all` and at least one of `any` (0: no such wish);
-/// `pagemap` is an open /proc/PID/pagemap. ENOTTY before Linux 6.7.
-pub fn scan_pages(pagemap: &File, start: u64, end: u64, all: u64, any: u64) -> io::Result<Vec<PageRegion>> {
+/// Finds the pages of `start..end` that are in at least one category of `any` and in none of `not`; `pagemap` is an
+/// open /proc/PID/pagemap. ENOTTY before Linux 6.7.
+pub fn scan_pages(pagemap: &File, start: u64, end: u64, any: u64, not: u64) -> io::Result<Vec<PageRegion>> {
     let mut found = Vec::new();
     let mut from = start;
     let mut buffer = vec![PageRegion::default(); 512];
@@ -93,9 +93,11 @@ pub fn scan_pages(pagemap: &File, start: u64, end: u64, all: u64, any: u64) -> i
             end,
             vec: buffer.as_mut_ptr() as u64,
             vec_len: buffer.len() as u64,
-            category_mask: all,
+            category_inverted: not,
+            category_mask: not,
             category_anyof_mask: any,
-            return_mask: PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO,
+            // Nothing more is asked of a page, so that neighbours come as one region.
+            return_mask: not,
             ..Default::default()
         };
         // SAFETY: `arguments` and the buffer that it points to live across the call and have the lengths they claim.

@@ -11,4 +11,5 @@ pub mod netdev;
 pub mod pidfd;
 pub mod ptrace;
 pub mod tty;
+pub mod task;
 pub mod xattr;

@@ -4,6 +4,9 @@
 //! and that several spaces or descriptors share (shared anonymous memory, memfd, SysV segments, deleted files): its
 //! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset.
 
+pub mod dump;
+mod sysv;
+
 use crate::ids::{FileId, MmId, SharedMemoryId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;

@@ -1,0 +1,276 @@
+//! What is asked of a frozen process and its threads: in /proc and by ptrace from outside, and by remote calls for what
+//! only the task itself is told. All of it is questions, so that a process that loses its engine half way has not
+//! changed.
+
+use super::{
+    AlternateStack, Credentials, Filter, Handler, IntervalTimer, Limit, PosixTimer, ProcessState, Registers,
+    RobustList, Rseq, Scheduling, Seccomp, ThreadState, interrupted,
+};
+use crate::freeze::{Process, Thread};
+use crate::ids::{FdTableId, FileId, MmId};
+use crate::remote::{Arg, Borrowed, RemoteCall};
+use pod_runtime::proc::{limits, status::Status, timers};
+use pod_runtime::sys::{memory, ptrace, task};
+use pod_runtime::{Doing, Result};
+use serde_bytes::ByteBuf;
+use std::fs;
+
+const PR_GET_THP_DISABLE: i32 = 42;
+const PR_GET_TID_ADDRESS: i32 = 40;
+const SIGNALS: i32 = 64;
+
+/// What of a process is kept elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts {
+    pub mm: MmId,
+    pub fd_table: FdTableId,
+    pub cwd: FileId,
+    pub root: Option<FileId>,
+}
+
+/// Everything of a process but its memory and files, and its end of the heap, which only it knows.
+pub fn dump(process: &Process, borrowed: &mut Borrowed<'_>, parts: Parts) -> Result<(ProcessState, u64)> {
+    let timers = timers::parse(&process.text("timers").unwrap_or_default());
+    let mut questions = Questions::new(&timers);
+    borrowed.run(process.leader(), &mut questions.calls)?;
+    let mut threads = Vec::with_capacity(process.threads.len());
+    for thread in &process.threads {
+        threads.push(dump_thread(process, thread, borrowed)?);
+    }
+    let Parts { mm, fd_table, cwd, root } = parts;
+    let state = ProcessState {
+        pid: process.pid,
+        mm,
+        fd_table,
+        cwd,
+        root,
+        umask: process.status.umask,
+        handlers: questions.handlers(),
+        pending: pending(process.leader(), true)?,
+        interval_timers: questions.interval_timers(),
+        timers: questions.posix_timers(process, &timers),
+        limits: limits::parse(&process.text("limits")?)
+            .into_iter()
+            .map(|(resource, soft, hard)| Limit { resource, soft, hard })
+            .collect(),
+        oom_score_adj: process.text("oom_score_adj")?.trim().parse().unwrap_or(0),
+        child_subreaper: questions.subreaper(),
+        dumpable: questions.result(Questions::DUMPABLE) as u32,
+        no_huge_pages: questions.result(Questions::NO_HUGE_PAGES) == 1,
+        coredump_filter: process
+            .text("coredump_filter")
+            .ok()
+            .and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
+        threads,
+    };
+    Ok((state, questions.result(Questions::BRK) as u64))
+}
+
+/// One table for a process: fixed questions first, then handlers, then timers.
+struct Questions {
+    calls: Vec<RemoteCall>,
+}
+
+impl Questions {
+    const BRK: usize = 0;
+    const DUMPABLE: usize = 1;
+    const SUBREAPER: usize = 2;
+    const NO_HUGE_PAGES: usize = 3;
+    const INTERVAL: usize = 4;
+    const HANDLERS: usize = 7;
+    const TIMERS: usize = Self::HANDLERS + SIGNALS as usize;
+
+    fn new(timers: &[timers::Timer]) -> Self {
+        let prctl = |option: i32, arg: Arg| {
+            RemoteCall::new("prctl", libc::SYS_prctl, vec![option.into(), arg, 0.into(), 0.into(), 0.into()]).may_fail()
+        };
+        let mut calls = vec![
+            RemoteCall::new("brk", libc::SYS_brk, vec![0.into()]),
+            prctl(libc::PR_GET_DUMPABLE, 0.into()),
+            prctl(libc::PR_GET_CHILD_SUBREAPER, Arg::Out(4)),
+            prctl(PR_GET_THP_DISABLE, 0.into()),
+        ];
+        for which in 0..3 {
+            calls.push(RemoteCall::new("getitimer", libc::SYS_getitimer, vec![which.into(), Arg::Out(32)]));
+        }
+        for signal in 1..=SIGNALS {
+            let args = vec![signal.into(), 0.into(), Arg::Out(32), 8.into()];
+            // SIGKILL and SIGSTOP may be asked for too.
+            calls.push(RemoteCall::new("rt_sigaction", libc::SYS_rt_sigaction, args));
+        }
+        for timer in timers {
+            let id = Arg::from(timer.id);
+            calls.push(RemoteCall::new("timer_gettime", libc::SYS_timer_gettime, vec![id.clone(), Arg::Out(32)]));
+            calls.push(RemoteCall::new("timer_getoverrun", libc::SYS_timer_getoverrun, vec![id]).may_fail());
+        }
+        Questions { calls }
+    }
+
+    fn result(&self, index: usize) -> i64 {
+        self.calls[index].result
+    }
+
+    fn words(&self, index: usize) -> [u64; 4] {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(self.calls[index].out[0].chunks_exact(8)) {
+            *word = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
+        }
+        words
+    }
+
+    fn subreaper(&self) -> bool {
+        self.calls[Self::SUBREAPER].out[0] != [0; 4]
+    }
+
+    fn handlers(&self) -> Vec<Handler> {
+        (0..SIGNALS as usize)
+            .map(|index| {
+                let [handler, flags, restorer, mask] = self.words(Self::HANDLERS + index);
+                Handler { handler, flags, restorer, mask }
+            })
+            .collect()
+    }
+
+    fn interval_timers(&self) -> Vec<IntervalTimer> {
+        (0..3)
+            .map(|which| {
+                let [interval_s, interval_us, value_s, value_us] = self.words(Self::INTERVAL + which);
+                IntervalTimer {
+                    interval_us: interval_s * 1_000_000 + interval_us,
+                    value_us: value_s * 1_000_000 + value_us,
+                }
+            })
+            .collect()
+    }
+
+    fn posix_timers(&self, process: &Process, timers: &[timers::Timer]) -> Vec<PosixTimer> {
+        timers
+            .iter()
+            .enumerate()
+            .map(|(index, timer)| {
+                let at = Self::TIMERS + 2 * index;
+                let [interval_s, interval_ns, value_s, value_ns] = self.words(at);
+                let directed = timer.notify & libc::SIGEV_THREAD_ID != 0;
+                let target = || process.threads.iter().find(|thread| thread.host.0 == timer.target);
+                PosixTimer {
+                    id: timer.id,
+                    clock: timer.clock,
+                    signal: timer.signal,
+                    notify: timer.notify,
+                    thread: if directed { target().map(|thread| thread.tid) } else { None },
+                    value: timer.value,
+                    interval_ns: interval_s * 1_000_000_000 + interval_ns,
+                    remaining_ns: value_s * 1_000_000_000 + value_ns,
+                    overrun: self.calls[at + 1].result.max(0) as i32,
+                }
+            })
+            .collect()
+    }
+}
+
+fn pending(thread: &Thread, shared: bool) -> Result<Vec<ByteBuf>> {
+    let found = ptrace::pending_signals(thread.host.0, shared);
+    let found = found.doing(|| format!("read the pending signals of task {}", thread.tid))?;
+    Ok(found.into_iter().map(|info| ByteBuf::from(info.to_vec())).collect())
+}
+
+fn dump_thread(process: &Process, thread: &Thread, borrowed: &mut Borrowed<'_>) -> Result<ThreadState> {
+    let tid = thread.host.0;
+    let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
+    let status = thread.status()?;
+    let prctl = |option: i32, arg: Arg| RemoteCall::new("prctl", libc::SYS_prctl, vec![option.into(), arg]).may_fail();
+    let mut calls = [
+        RemoteCall::new("sigaltstack", libc::SYS_sigaltstack, vec![0.into(), Arg::Out(24)]),
+        prctl(libc::PR_GET_PDEATHSIG, Arg::Out(4)),
+        prctl(PR_GET_TID_ADDRESS, Arg::Out(8)),
+        prctl(libc::PR_GET_SECUREBITS, 0.into()),
+    ];
+    borrowed.run(thread, &mut calls)?;
+    let stack = &calls[0].out[0];
+    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
+    let half = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
+    let registers = interrupted::resumed(&thread.regs, |address, into| memory::read_exact(tid, address, into).is_ok());
+    let text = |name: &str| fs::read(format!("/proc/{tid}/{name}")).unwrap_or_default();
+    let number = |name: &str, radix| u64::from_str_radix(String::from_utf8_lossy(&text(name)).trim(), radix).ok();
+    let mut comm = text("comm");
+    if comm.last() == Some(&b'\n') {
+        comm.pop();
+    }
+    Ok(ThreadState {
+        tid: thread.tid,
+        comm: ByteBuf::from(comm),
+        registers: Registers::from(&registers),
+        xstate: ByteBuf::from(ptrace::xstate(tid).doing(doing)?),
+        blocked: ptrace::signal_mask(tid).doing(doing)?,
+        pending: pending(thread, false)?,
+        alternate_stack: AlternateStack {
+            address: word(&stack[..8]),
+            flags: half(&stack[8..12]),
+            bytes: word(&stack[16..]),
+        },
+        clear_tid: word(&calls[2].out[0]),
+        robust_list: task::robust_list(tid)
+            .ok()
+            .filter(|(head, _)| *head != 0)
+            .map(|(head, bytes)| RobustList { head, bytes }),
+        rseq: ptrace::rseq_configuration(tid).ok().filter(|rseq| rseq.pointer != 0).map(|rseq| Rseq {
+            address: rseq.pointer,
+            bytes: rseq.size,
+            signature: rseq.signature,
+        }),
+        credentials: credentials(&status, calls[3].result as u32),
+        parent_death_signal: half(&calls[1].out[0]),
+        timer_slack_ns: number("timerslack_ns", 10).unwrap_or(50_000),
+        scheduling: scheduling(tid).doing(doing)?,
+        personality: number("personality", 16).unwrap_or(0),
+        seccomp: seccomp(tid, &status).doing(doing)?,
+    })
+}
+
+fn credentials(status: &Status, securebits: u32) -> Credentials {
+    Credentials {
+        uids: status.uids,
+        gids: status.gids,
+        groups: status.groups.clone(),
+        inheritable: status.inheritable,
+        permitted: status.permitted,
+        effective: status.effective,
+        bounding: status.bounding,
+        ambient: status.ambient,
+        securebits,
+        no_new_privileges: status.no_new_privileges,
+    }
+}
+
+fn scheduling(tid: i32) -> std::io::Result<Scheduling> {
+    let attributes = task::scheduling(tid)?;
+    let affinity = task::affinity(tid)?;
+    // A task that may run everywhere here may run everywhere there, however many CPUs that is.
+    let everywhere = task::affinity_of_all()? == affinity;
+    Ok(Scheduling {
+        policy: attributes.policy,
+        flags: attributes.flags,
+        nice: attributes.nice,
+        priority: attributes.priority,
+        runtime: attributes.runtime,
+        deadline: attributes.deadline,
+        period: attributes.period,
+        affinity: ByteBuf::from(if everywhere { Vec::new() } else { affinity }),
+        io_priority: task::io_priority(tid)?,
+    })
+}
+
+fn seccomp(tid: i32, status: &Status) -> std::io::Result<Seccomp> {
+    match status.seccomp {
+        1 => Ok(Seccomp::Strict),
+        2 => {
+            let mut filters = Vec::new();
+            while let Some(program) = ptrace::seccomp_filter(tid, filters.len())? {
+                let flags = ptrace::seccomp_flags(tid, filters.len()).unwrap_or(0);
+                filters.push(Filter { flags, program: ByteBuf::from(program) });
+            }
+            Ok(Seccomp::Filters(filters))
+        }
+        _ => Ok(Seccomp::Off),
+    }
+}

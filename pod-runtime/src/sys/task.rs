@@ -1,0 +1,69 @@
+//! What one may ask about another task without stopping it: scheduling, I/O priority, robust futexes.
+
+use std::io;
+
+/// struct sched_attr, first version.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SchedulingAttributes {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// sched_getattr(2).
+pub fn scheduling(tid: i32) -> io::Result<SchedulingAttributes> {
+    let mut attributes = SchedulingAttributes::default();
+    let size = size_of::<SchedulingAttributes>();
+    // SAFETY: the kernel writes at most `size` bytes to `attributes`, which lives across the call.
+    checked(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attributes, size, 0) })?;
+    Ok(attributes)
+}
+
+/// sched_getaffinity(2): one bit a CPU, without trailing zero bytes.
+pub fn affinity(tid: i32) -> io::Result<Vec<u8>> {
+    let mut mask = vec![0u8; 1024];
+    // SAFETY: the kernel writes at most `mask.len()` bytes to `mask`.
+    let bytes =
+        checked(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) })? as usize;
+    mask.truncate(bytes);
+    while mask.last() == Some(&0) {
+        mask.pop();
+    }
+    Ok(mask)
+}
+
+/// ioprio_get(2) of one task; class and level in one number, 0 for none of its own.
+pub fn io_priority(tid: i32) -> io::Result<u32> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: takes numbers only.
+    checked(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) }).map(|value| value as u32)
+}
+
+/// get_robust_list(2): address and length of the head.
+pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
+    let (mut head, mut length) = (0u64, 0u64);
+    // SAFETY: the kernel writes one word to each of the two, which live across the call.
+    checked(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut length) })?;
+    Ok((head, length))
+}
+
+/// The CPUs that are online, in the form of [`affinity`].
+pub fn affinity_of_all() -> io::Result<Vec<u8>> {
+    // SAFETY: takes a number only.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
+    let mut mask = vec![0u8; count.div_ceil(8)];
+    for cpu in 0..count {
+        mask[cpu / 8] |= 1 << (cpu % 8);
+    }
+    Ok(mask)
+}
