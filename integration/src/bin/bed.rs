@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use integration::bed::{self, Bed, Census, Config};
+use integration::wait;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const HELP: &str = "bed: several hosts on one machine, made of namespaces
 
@@ -19,6 +21,7 @@ const HELP: &str = "bed: several hosts on one machine, made of namespaces
   bed loss HOST PERCENT|off    drop that much of what goes to it
   bed leaks HOST save FILE     keep what is on HOST now
   bed leaks HOST FILE          print what differs from then; exit 1 if anything does
+  bed until SECONDS CMD...     repeat CMD until it succeeds; exit 1 when it has not by then
   bed list                     all beds on this machine
 
 Environment: BED_NAME (default \"bed\"; beds of different names live side by side), BED_HOSTS (\"hostA hostB client\"),
@@ -65,6 +68,11 @@ fn command(args: &[String]) -> Result<i32> {
             // By way of __exec: the command must not outlive us, who own the bed.
             let mut command = Command::new(std::env::current_exe()?);
             return status(command.args(["__exec", program]).args(rest).env("BED_NAME", bed.name()));
+        }
+        ["until", seconds, program, rest @ ..] => {
+            let deadline = Duration::from_secs(seconds.parse().context("SECONDS is a number")?);
+            let once = || Command::new(program).args(rest).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            wait::until_true(&args[2..].join(" "), deadline, || once().is_ok_and(|status| status.success()))?;
         }
         ["list"] => bed::all().iter().for_each(|name| println!("{name}")),
         ["status"] => {
