@@ -5,6 +5,7 @@
 //! kernel object, both directions in it.
 #![deny(unsafe_code)]
 
+pub mod dump;
 pub mod freeze;
 pub mod ids;
 pub mod image;

@@ -20,7 +20,6 @@ use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs, Wait};
 use pod_runtime::{Doing, Problem, Result};
 use std::fs::{File, OpenOptions};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// No place for code or memory can be found in a process.
@@ -101,11 +100,6 @@ impl<'a> Borrowed<'a> {
         }
         self.data = data;
         memory::write(self.process.host.0, &cookie, &[(data, 16)]).doing(|| format!("write to {name}"))
-    }
-
-    /// Where the borrowed mapping is: no part of the program.
-    pub fn range(&self) -> Range<u64> {
-        self.data..self.data + DATA
     }
 
     /// Runs calls in one of the process's threads. They must be such that running them to the end without us does no

@@ -10,6 +10,6 @@ pub mod memory;
 pub mod netdev;
 pub mod pidfd;
 pub mod ptrace;
-pub mod tty;
 pub mod task;
+pub mod tty;
 pub mod xattr;

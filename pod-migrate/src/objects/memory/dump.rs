@@ -57,14 +57,8 @@ struct Place {
 }
 
 impl Spaces {
-    /// Takes the maps of a process. `borrowed` is ours, `brk` the end of its heap.
-    pub fn space(
-        &mut self,
-        process: &Process,
-        borrowed: Range<u64>,
-        brk: u64,
-        files: &mut FilesDump<'_>,
-    ) -> Result<MmState> {
+    /// Takes the maps of a process; `brk` is the end of its heap.
+    pub fn space(&mut self, process: &Process, brk: u64, files: &mut FilesDump<'_>) -> Result<MmState> {
         let id = MmId(process.pid.0 as u64);
         let mut state = MmState {
             id,
@@ -75,14 +69,7 @@ impl Spaces {
             lock_future: false,
         };
         let mut places = Vec::new();
-        for mut map in maps::parse(&process.text("smaps")?) {
-            // The kernel may have merged the borrowed mapping with a neighbour: cut it out.
-            if map.start < borrowed.end && borrowed.start < map.end {
-                let mut before = map.clone();
-                before.end = borrowed.start;
-                map.start = borrowed.end;
-                self.one(process, before, &mut state, &mut places, files)?;
-            }
+        for map in maps::parse(&process.text("smaps")?) {
             self.one(process, map, &mut state, &mut places, files)?;
         }
         self.private.push(Private { mm: id, host: process.host.0, name: process.name(), places });
@@ -170,10 +157,10 @@ impl Spaces {
 
     /// Segments that nobody has attached live on by themselves.
     pub fn unattached(&mut self, init: crate::ids::HostPid) -> Result<()> {
-        for (inode, device, source, bytes, kind) in super::sysv::unattached(init)? {
-            let key = (device.0, device.1, inode);
+        for segment in super::sysv::unattached(init)? {
             let id = SharedMemoryId(self.shared.len() as u64 + 1);
-            self.shared.entry(key).or_insert(SharedMemory { state: SharedMemoryState { id, bytes, kind }, source });
+            let state = SharedMemoryState { id, bytes: segment.bytes, kind: segment.kind };
+            self.shared.entry(segment.key).or_insert(SharedMemory { state, source: segment.memory });
         }
         Ok(())
     }

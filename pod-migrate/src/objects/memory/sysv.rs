@@ -67,8 +67,17 @@ pub(super) fn kind(pid: HostPid, shmid: i32) -> Result<SharedMemoryKind> {
     Ok(found.kind)
 }
 
-/// Segments that no process has attached: inode, device, an open file of their memory, size, kind.
-pub(super) fn unattached(pid: HostPid) -> Result<Vec<(u64, (u32, u32), File, u64, SharedMemoryKind)>> {
+/// A segment that no process has attached.
+pub(super) struct Unattached {
+    /// Major, minor, inode.
+    pub key: (u32, u32, u64),
+    pub memory: File,
+    pub bytes: u64,
+    pub kind: SharedMemoryKind,
+}
+
+/// Those of the pod.
+pub(super) fn unattached(pid: HostPid) -> Result<Vec<Unattached>> {
     inside(pid, || {
         let mut found = Vec::new();
         for segment in segments()?.into_iter().filter(|segment| segment.attached == 0) {
@@ -78,8 +87,9 @@ pub(super) fn unattached(pid: HostPid) -> Result<Vec<(u64, (u32, u32), File, u64
             let end = start + segment.bytes.next_multiple_of(4096);
             let file = File::open(format!("/proc/self/map_files/{start:x}-{end:x}")).doing(doing)?;
             let metadata = file.metadata().doing(doing)?;
-            let device = (nix::sys::stat::major(metadata.dev()) as u32, nix::sys::stat::minor(metadata.dev()) as u32);
-            found.push((metadata.ino(), device, file, segment.bytes, segment.kind));
+            let (major, minor) = (nix::sys::stat::major(metadata.dev()), nix::sys::stat::minor(metadata.dev()));
+            let key = (major as u32, minor as u32, metadata.ino());
+            found.push(Unattached { key, memory: file, bytes: segment.bytes, kind: segment.kind });
         }
         Ok(found)
     })

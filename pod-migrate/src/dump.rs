@@ -1,0 +1,132 @@
+//! The walk that takes a frozen pod apart. The order is the stream's: the tree first, because restore makes it first;
+//! pages last, because all else must be there when they arrive.
+
+use crate::freeze::{Frozen, Process};
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::image::{Kind, Owner, Writer};
+use crate::objects::files::dump::Contents;
+use crate::objects::files::{FilesDump, Outside, Task, View};
+use crate::objects::memory::dump::{self as memory, Spaces};
+use crate::objects::namespaces::ipc;
+use crate::objects::task::dump::{self as task, Parts};
+use crate::objects::task::{Life, Node, Tree};
+use crate::remote::{Borrowed, maps_of};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use pod_runtime::{Doing, Problem, Result};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+/// What was dumped, for the one who asked.
+#[derive(Debug, Clone, Default)]
+pub struct DumpReport {
+    pub processes: usize,
+    pub threads: usize,
+    /// What will not be exactly as it was, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// Dumps everything of the pod but its spec, storage and log, which are the caller's. The pod stays frozen and is not
+/// changed. `outside` is what its monitor holds of its files.
+pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -> Result<DumpReport> {
+    let init = first(frozen)?;
+    let view = View::new(init, outside)?;
+    let mut files = FilesDump::new(&view);
+    let mut spaces = Spaces::default();
+    w.put(Kind::TREE, 0, &tree(frozen))?;
+    for process in frozen.processes() {
+        one(process, init, &mut spaces, &mut files, w)?;
+    }
+    spaces.unattached(init)?;
+    let warnings = std::mem::take(&mut files.warnings);
+    let contents = files.finish(w)?;
+    spaces.records(w)?;
+    w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
+    w.put(Kind::READY_FOR_PAGES, 0, &())?;
+    spaces.pages(w)?;
+    for Contents { file, fd, bytes } in contents {
+        memory::contents(&File::from(fd), bytes, Owner::File(file), w)?;
+    }
+    Ok(DumpReport {
+        processes: frozen.processes().len(),
+        threads: frozen.processes().iter().map(|process| process.threads.len()).sum(),
+        warnings,
+    })
+}
+
+fn first(frozen: &Frozen) -> Result<HostPid> {
+    let first = frozen.process(PodPid(1)).ok_or_else(|| Problem::new("E-SYSTEM", "the pod has no first process"))?;
+    Ok(first.host)
+}
+
+fn tree(frozen: &Frozen) -> Tree {
+    let mut processes: Vec<Node> = frozen
+        .processes()
+        .iter()
+        .map(|process| Node {
+            pid: process.pid,
+            parent: process.parent,
+            group: process.group,
+            session: process.session,
+            exit_signal: process.exit_signal,
+            life: process.life,
+            threads: process.threads.iter().map(|thread| thread.tid).collect(),
+        })
+        .chain(frozen.zombies().iter().map(|zombie| Node {
+            pid: zombie.pid,
+            parent: zombie.parent,
+            group: zombie.group,
+            session: zombie.session,
+            exit_signal: zombie.exit_signal,
+            life: Life::Zombie(zombie.status),
+            threads: Vec::new(),
+        }))
+        .collect();
+    processes.sort_by_key(|node| node.pid);
+    Tree { processes }
+}
+
+fn one(
+    process: &Process,
+    init: HostPid,
+    spaces: &mut Spaces,
+    files: &mut FilesDump<'_>,
+    w: &mut Writer<impl Write>,
+) -> Result<()> {
+    let task = Task { pid: process.pid, host: process.host, pidfd: process.pidfd.as_fd(), comm: &process.comm };
+    let parts = Parts {
+        mm: crate::ids::MmId(process.pid.0 as u64),
+        fd_table: files.table(task)?,
+        cwd: files.path(directory(process, "cwd")?, "working directory")?,
+        root: root(process, init, files)?,
+    };
+    let mut borrowed = Borrowed::enter(process, &maps_of(process)?)?;
+    let (state, brk) = task::dump(process, &mut borrowed, parts)?;
+    borrowed.leave()?;
+    // After the borrowed memory was given back: it is no part of the program.
+    let space = spaces.space(process, brk, files)?;
+    w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
+    w.put(Kind::MM, space.id.0, &space)
+}
+
+fn directory(process: &Process, name: &str) -> Result<OwnedFd> {
+    let path = process.proc(name);
+    open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .doing(|| format!("open the {name} of {}", process.name()))
+}
+
+/// None when it is the pod's own.
+fn root(process: &Process, init: HostPid, files: &mut FilesDump<'_>) -> Result<Option<FileId>> {
+    let fd = directory(process, "root")?;
+    let key = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let theirs = File::from(fd.try_clone().doing(|| "copy a descriptor".into())?).metadata();
+    let ours = std::fs::metadata(format!("/proc/{init}/root"));
+    if let (Ok(theirs), Ok(ours)) = (theirs, ours)
+        && key(theirs) == key(ours)
+    {
+        return Ok(None);
+    }
+    files.path(fd, "root directory").map(Some)
+}
