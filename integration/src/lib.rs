@@ -4,6 +4,4 @@
 #![deny(unsafe_code)]
 
 pub mod bed;
-pub mod pods;
-pub mod terminal;
 pub mod wait;

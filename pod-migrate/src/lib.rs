@@ -5,6 +5,9 @@
 //! kernel object, both directions in it.
 #![deny(unsafe_code)]
 
+pub mod arrival;
+pub mod capture;
+pub mod checkpoint;
 pub mod dump;
 pub mod freeze;
 pub mod ids;

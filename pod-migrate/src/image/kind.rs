@@ -41,6 +41,8 @@ kinds! {
     STORAGE_END = 6,
     /// A further pass over the layers follows: only what changed.
     STORAGE_DELTA = 7,
+    /// The instant of the freeze: the pod's clocks.
+    MOMENT = 8,
     /// The tree of processes and threads with sessions and groups.
     TREE = 16,
     /// One process: its threads' registers, signals, credentials, limits, timers.

@@ -19,6 +19,8 @@ pub struct Layer {
     pub place: Place,
     /// Only what changed since the pass before.
     pub delta: bool,
+    /// The layer is one file, not a directory.
+    pub single: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

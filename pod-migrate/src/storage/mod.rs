@@ -11,6 +11,7 @@
 
 mod layers;
 mod mounts;
+pub mod volumes;
 mod walk;
 mod write;
 

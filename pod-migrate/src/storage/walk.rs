@@ -56,6 +56,11 @@ impl Tree {
         Ok(Tree { root, device, only })
     }
 
+    /// Whether the layer is one file and not a directory.
+    pub fn single(&self) -> bool {
+        self.only.is_some()
+    }
+
     fn directory(&self, path: &[u8]) -> nix::Result<OwnedFd> {
         let path = if path.is_empty() { b"." } else { path };
         let how = OpenHow::new()

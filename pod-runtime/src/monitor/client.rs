@@ -109,6 +109,12 @@ impl Hold {
         pidfd::get_fd(&process, number).doing(|| format!("copy descriptor {number} of the monitor"))
     }
 
+    /// Takes the pod off the network as well, until this is dropped. Later than the hold itself, when nothing in the
+    /// pod runs any more: a segment that it sent into a cut cable would be lost for a whole timeout.
+    pub fn cut(&mut self) -> Result<()> {
+        ask(&mut self.stream, &Request::Hold { link: true }).map(drop)
+    }
+
     /// Tells the monitor that the pod lives elsewhere now: it kills the copy here, sets the tombstone and goes.
     pub fn moved(mut self, to: &str) -> Result<()> {
         ask(&mut self.stream, &Request::Moved { to: to.to_owned() }).map(drop)

@@ -334,6 +334,10 @@ impl Monitor {
 
     /// Puts the pod back on the network.
     pub fn release_link(&mut self) {
+        // The tool died in the commit: the pod may run on the other host, and two must never answer for one address.
+        if self.pod.status().is_ok_and(|status| status.state == State::Migrating) {
+            return;
+        }
         if let Some(attachment) = self.held.take()
             && let Err(problem) = attachment.release()
         {

@@ -39,10 +39,17 @@ impl Monitor {
                     self.frame(&role, kind, &payload);
                 }
                 Role::Holding { link } => {
-                    // Only `moved` can follow.
+                    // Only the cut and `moved` can follow.
                     let Some(line) = client.take_line() else { return };
                     match serde_json::from_slice(&line) {
                         Ok(Request::Moved { to }) => self.moved(id, &to),
+                        Ok(Request::Hold { link: true }) => {
+                            let reply = match self.cut() {
+                                Ok(()) => Reply::default(),
+                                Err(problem) => Reply::problem(&problem),
+                            };
+                            self.answer(id, Role::Holding { link: true }, &reply);
+                        }
                         _ => client.role = Role::Holding { link },
                     }
                 }
@@ -150,10 +157,7 @@ impl Monitor {
         }
         self.drain();
         if link {
-            let dir = self.pod.store().network_dir()?;
-            let attachment = Attachment::open(&dir, &self.spec, self.pod.id(), Some(self.init))?;
-            attachment.hold()?;
-            self.held = Some(attachment);
+            self.cut()?;
         }
         let reply = Reply {
             pid: Some(std::process::id() as i32),
@@ -163,6 +167,15 @@ impl Monitor {
             ..Reply::default()
         };
         self.answer(id, Role::Holding { link }, &reply);
+        Ok(())
+    }
+
+    /// Takes the pod off the network until the hold ends.
+    fn cut(&mut self) -> Result<()> {
+        let dir = self.pod.store().network_dir()?;
+        let attachment = Attachment::open(&dir, &self.spec, self.pod.id(), Some(self.init))?;
+        attachment.hold()?;
+        self.held = Some(attachment);
         Ok(())
     }
 

@@ -1,0 +1,177 @@
+//! The destination side of a migration and of a restore: records in, a pod that stands ready out.
+//!
+//! The files that are on disk come before the pod is born, because the overlay must not change under a mount; what is
+//! in memory (tmpfs contents, then the tasks) comes after, in the monitor ([`fill`]).
+
+use crate::capture::{Moment, Origin, clock};
+use crate::image::{Kind, Owner, Reader, Record, damaged};
+use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
+use nix::time::ClockId;
+use pod_runtime::birth::Clocks;
+use pod_runtime::monitor::Newborn;
+use pod_runtime::spec::{Spec, VERSION};
+use pod_runtime::store::{self, Pod, Store};
+use pod_runtime::{Doing, Problem, Result, lifecycle, network};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+/// Reads the first record and refuses what can be refused by it.
+pub fn origin<R: Read>(reader: &mut Reader<R>) -> Result<Origin> {
+    let Some(record) = reader.next()? else { return Err(damaged("the image is empty")) };
+    if record.kind != Kind::SPEC {
+        return Err(damaged(format!("the image begins with a {} record", record.kind)));
+    }
+    let origin: Origin = record.state()?;
+    check_spec(&origin.spec)?;
+    Ok(origin)
+}
+
+/// A spec that comes from elsewhere: what becomes part of a path must be what it says.
+pub fn check_spec(spec: &Spec) -> Result<()> {
+    if spec.version != VERSION {
+        let what = format!("the pod was made by a version of pod with specs of version {}", spec.version);
+        return Err(Problem::new(crate::image::VERSION, what).fix("use that version, or a newer one"));
+    }
+    store::check_id(&spec.id)?;
+    store::check_name(&spec.name)?;
+    let absolute = |path: &std::path::Path| path.is_absolute() && !path.components().any(|c| c.as_os_str() == "..");
+    let bad = spec.volumes.iter().find(|v| !absolute(&v.source) || !absolute(&v.destination));
+    if let Some(volume) = bad {
+        return Err(damaged(format!("the volume {} is no absolute path", volume.source.display())));
+    }
+    Ok(())
+}
+
+/// A pod's place on this host: name, id, address, ports, folders. Given back when dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    pod: Option<Pod>,
+    pub spec: Spec,
+    volumes: volumes::Claimed,
+}
+
+impl Reservation {
+    pub fn take(store: &Store, mut spec: Spec, claim: network::Claim) -> Result<Reservation> {
+        let volumes = volumes::claim(store, &spec)?;
+        let pod = store.reserve(&spec)?;
+        let mut reservation = Reservation { pod: Some(pod.clone()), spec: spec.clone(), volumes };
+        network::lease(&store.network_dir()?, &mut spec, claim)?;
+        pod.set_spec(&spec)?;
+        reservation.spec = spec;
+        Ok(reservation)
+    }
+
+    pub fn pod(&self) -> Result<&Pod> {
+        self.pod.as_ref().ok_or_else(|| Problem::new("E-SYSTEM", "the reservation was given away"))
+    }
+
+    /// The monitor has taken over: from here on it removes the pod if anything fails.
+    pub fn hand_over(&mut self) {
+        self.pod = None;
+    }
+
+    /// The pod runs.
+    pub fn keep(mut self) {
+        self.pod = None;
+        std::mem::take(&mut self.volumes).keep();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(pod) = self.pod.take()
+            && let Err(problem) = lifecycle::remove(&pod)
+        {
+            tracing::warn!(problem = problem.chain(), "what had arrived of a pod could not be removed");
+        }
+    }
+}
+
+/// Receives what lies on disk, up to the moment of the freeze.
+pub fn receive_at_rest<R: Read>(reader: &mut Reader<R>, at: &Reservation) -> Result<(Moment, Arrived)> {
+    let pod = at.pod()?;
+    let mut arrived = Arrived::default();
+    loop {
+        let Some(record) = reader.next()? else { return Err(damaged("the image ends before the pod's processes")) };
+        match record.kind {
+            Kind::STORAGE => {
+                let layer: Layer = record.state()?;
+                let root: OwnedFd = match &layer.place {
+                    Place::Upper => {
+                        let upper = pod.upper_dir();
+                        File::open(&upper).doing(|| format!("open {}", upper.display()))?.into()
+                    }
+                    Place::Volume(n) => match at.spec.volumes.get(*n) {
+                        Some(volume) if !volume.shared && !volume.read_only => {
+                            volumes::root(volume, layer.single, layer.delta)?
+                        }
+                        _ => return Err(damaged("contents of a volume that the pod does not have")),
+                    },
+                    Place::Memory(_) => return Err(damaged("the contents of memory come too early")),
+                };
+                let more = storage::receive_layer(reader, Writing::new(root, false))?;
+                arrived.files += more.files;
+                arrived.bytes += more.bytes;
+            }
+            Kind::LOG => log(reader, pod, &record)?,
+            Kind::MOMENT => return Ok((record.state()?, arrived)),
+            kind => return Err(damaged(format!("a {kind} record among the files"))),
+        }
+    }
+}
+
+/// What the pod's clocks must show more than this host's, to go on from where they stopped.
+pub fn clocks(moment: &Moment) -> Result<Clocks> {
+    let offset = |then: i64, id| -> Result<i128> { Ok(i128::from(then) - i128::from(clock(id)?)) };
+    Ok(Clocks {
+        monotonic: offset(moment.monotonic, ClockId::CLOCK_MONOTONIC)?,
+        boottime: offset(moment.boottime, ClockId::CLOCK_BOOTTIME)?,
+    })
+}
+
+/// Receives the contents of the newborn's tmpfs mounts; the record after them stays in the reader.
+pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Result<Arrived> {
+    let mut arrived = Arrived::default();
+    while let Some(record) = reader.next()? {
+        if record.kind != Kind::STORAGE {
+            reader.put_back(record);
+            return Ok(arrived);
+        }
+        let layer: Layer = record.state()?;
+        let Place::Memory(path) = &layer.place else { return Err(damaged("files on disk come too late")) };
+        let root = storage::open_memory(newborn.born.init, path)?;
+        let more = storage::receive_layer(reader, Writing::new(root, layer.place.keeps_existing()))?;
+        arrived.files += more.files;
+        arrived.bytes += more.bytes;
+    }
+    Err(damaged("the image ends before the pod's processes"))
+}
+
+/// After the pages: the end of the log. Returns the record that follows, `None` at the end of the image.
+pub fn receive_rest<R: Read>(reader: &mut Reader<R>, pod: &Pod) -> Result<Option<Record>> {
+    loop {
+        match reader.next()? {
+            Some(record) if record.kind == Kind::LOG => log(reader, pod, &record)?,
+            other => return Ok(other),
+        }
+    }
+}
+
+fn log<R: Read>(reader: &mut Reader<R>, pod: &Pod, record: &Record) -> Result<()> {
+    let Some(run) = record.run.filter(|run| run.owner == Owner::Log) else { return Err(damaged("a log of nothing")) };
+    let path = pod.log_path();
+    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = open.doing(|| format!("open {}", path.display()))?;
+    let mut buffer = vec![0; 64 << 10];
+    let mut at = run.address;
+    loop {
+        let n = reader.read_pages(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        file.write_all_at(&buffer[..n], at).doing(|| format!("write {}", path.display()))?;
+        at += n as u64;
+    }
+}

@@ -1,0 +1,338 @@
+//! The source side of a checkpoint and of a migration: what is written, in which order, and what holds the pod still
+//! meanwhile.
+//!
+//! [`Capture`] sends while the pod runs; [`Still`] is a pod that is held still. Dropping either undoes all of it, and so
+//! does the death of this process: the kernel lets the tasks go, the monitor notices that its client is gone, reads
+//! stdio again and puts the pod back on the network.
+
+use crate::dump::{DumpReport, dump};
+use crate::freeze::Frozen;
+use crate::ids::HostPid;
+use crate::image::{Kind, Owner, PageRun, Writer};
+use crate::objects::files::Outside;
+use crate::storage::{self, Inventory, Layer, Place, Sent};
+use nix::time::{ClockId, clock_gettime};
+use pod_runtime::cgroup::Cgroup;
+use pod_runtime::monitor::client::{self, Hold};
+use pod_runtime::spec::Spec;
+use pod_runtime::status::{State, now, wrong_state};
+use pod_runtime::store::Pod;
+use pod_runtime::{Doing, Problem, Result, proc::maps};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The log is sent in pieces of this size.
+const PIECE: usize = 1 << 20;
+
+/// The first record: whose image this is. State of SPEC.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Origin {
+    pub spec: Spec,
+    /// Of the program that wrote the image.
+    pub version: String,
+    pub host: String,
+    /// Seconds since the epoch.
+    pub written: u64,
+}
+
+/// State of MOMENT: the pod's clocks when it stopped, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    pub monotonic: i64,
+    pub boottime: i64,
+    pub realtime: i64,
+}
+
+/// A pod that is being captured and runs meanwhile.
+pub struct Capture {
+    pod: Pod,
+    spec: Spec,
+    init: HostPid,
+    cgroup: Cgroup,
+    sent: BTreeMap<Place, Inventory>,
+    next_id: u64,
+    /// Bytes of the log that were sent.
+    log: u64,
+    files: Sent,
+}
+
+/// What was captured, for the report.
+#[derive(Debug, Clone, Default)]
+pub struct Captured {
+    pub dump: DumpReport,
+    pub files: Sent,
+    /// Established TCP connections.
+    pub connections: u64,
+}
+
+impl Capture {
+    pub fn new(pod: &Pod) -> Result<Capture> {
+        let (spec, status) = (pod.spec()?, pod.status()?);
+        let Some(init) = status.init.filter(|_| status.state == State::Running) else {
+            let problem = wrong_state(&spec.name, status.state, "running");
+            return Err(match status.state {
+                State::Paused => problem.fix(format!("pod unpause {}", spec.name)),
+                _ => problem,
+            });
+        };
+        Ok(Capture {
+            pod: pod.clone(),
+            cgroup: Cgroup::open(pod.id())?,
+            init: HostPid(init.pid),
+            spec,
+            sent: BTreeMap::new(),
+            next_id: 1,
+            log: 0,
+            files: Sent::default(),
+        })
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    pub fn init(&self) -> HostPid {
+        self.init
+    }
+
+    /// Spec, files and log as they are now; the pod runs on and changes them.
+    pub fn first_pass<W: Write>(&mut self, w: &mut Writer<W>) -> Result<()> {
+        let origin = Origin {
+            spec: self.spec.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: host_name(),
+            written: now(),
+        };
+        w.put(Kind::SPEC, 0, &origin)?;
+        self.pass(w, &BTreeMap::new())?;
+        let length = fs::metadata(self.pod.log_path()).map_or(0, |m| m.len());
+        self.log(w, length)
+    }
+
+    /// Holds the pod still: its stdio is not read any more, its tasks stop, then it leaves the network.
+    pub fn freeze(self) -> Result<Still> {
+        let mut hold = client::hold(&self.pod, false)?;
+        let cgroup = Cgroup::open(self.pod.id())?;
+        let frozen = Frozen::seize(self.init, || cgroup.procs())?;
+        let since = frozen.since();
+        hold.cut()?;
+        Ok(Still { frozen, hold, capture: self, since })
+    }
+
+    /// One pass over the layers on disk. The first has no predecessor and is no delta.
+    fn pass<W: Write>(&mut self, w: &mut Writer<W>, mapped: &BTreeMap<Place, BTreeSet<Vec<u8>>>) -> Result<()> {
+        let none = BTreeSet::new();
+        for (place, tree) in storage::layers_at_rest(&self.pod, &self.spec)? {
+            let before = self.sent.get(&place);
+            let always = mapped.get(&place).unwrap_or(&none);
+            w.put(Kind::STORAGE, 0, &Layer { place: place.clone(), delta: before.is_some(), single: tree.single() })?;
+            let (inventory, sent) = storage::walk(&tree, w, &mut self.next_id, before, always)?;
+            w.put(Kind::STORAGE_END, 0, &())?;
+            self.files.files += sent.files;
+            self.files.bytes += sent.bytes;
+            self.files.removed += sent.removed;
+            self.sent.insert(place, inventory);
+        }
+        Ok(())
+    }
+
+    /// The log from where it was sent to, up to `end`.
+    fn log<W: Write>(&mut self, w: &mut Writer<W>, end: u64) -> Result<()> {
+        let path = self.pod.log_path();
+        let Ok(file) = File::open(&path) else { return Ok(()) };
+        let mut buffer = vec![0; PIECE];
+        while self.log < end {
+            let most = PIECE.min((end - self.log) as usize);
+            let n = file.read_at(&mut buffer[..most], self.log).doing(|| format!("read {}", path.display()))?;
+            if n == 0 {
+                break;
+            }
+            let run = PageRun { owner: Owner::Log, address: self.log, bytes: n as u64 };
+            w.pages(run, &[&buffer[..n]])?;
+            self.log += n as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A pod that is held still: nothing of it runs, nothing of it is on the network.
+///
+/// The order of the fields is the order of letting go: the tasks first, then the monitor's hold, whose end puts the pod
+/// back on the network.
+pub struct Still {
+    frozen: Frozen,
+    hold: Hold,
+    capture: Capture,
+    since: Instant,
+}
+
+impl Still {
+    /// How long it has been still.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// What changed since the first pass, then everything else. After it the stream lacks nothing but its end.
+    pub fn dump<W: Write>(&mut self, w: &mut Writer<W>) -> Result<Captured> {
+        let mapped = self.mapped()?;
+        self.capture.pass(w, &mapped)?;
+        w.put(Kind::MOMENT, 0, &moment(self.capture.init)?)?;
+        for (place, tree) in storage::layers_in_memory(self.capture.init.0)? {
+            w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
+            let (_, sent) = storage::walk(&tree, w, &mut self.capture.next_id, None, &BTreeSet::new())?;
+            w.put(Kind::STORAGE_END, 0, &())?;
+            self.capture.files.files += sent.files;
+            self.capture.files.bytes += sent.bytes;
+        }
+        let connections = connections(self.capture.init);
+        let outside = outside(&self.hold)?;
+        let dump = dump(&mut self.frozen, outside, w)?;
+        self.capture.log(w, self.hold.log)?;
+        Ok(Captured { dump, files: self.capture.files, connections })
+    }
+
+    /// Stops the pod in a way that outlives this process: for the commit.
+    pub fn stop_for_good(&mut self, job: &str) -> Result<()> {
+        self.capture.cgroup.freeze(Duration::from_secs(5))?;
+        let job = job.to_owned();
+        let written = self.capture.pod.update(|status| {
+            status.state = State::Migrating;
+            status.job = Some(job);
+        });
+        if let Err(problem) = written {
+            self.capture.cgroup.thaw()?;
+            return Err(problem);
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Still::stop_for_good`].
+    pub fn resume(self) -> Result<()> {
+        go_on(&self.capture.pod, &self.capture.cgroup)
+    }
+
+    /// The pod runs elsewhere: lets go of the tasks, which the cgroup keeps frozen, and has the monitor bury them.
+    pub fn moved(self, to: &str) -> Result<()> {
+        let Still { frozen, hold, capture, .. } = self;
+        drop(frozen);
+        match hold.moved(to) {
+            Err(problem) if problem.code() == "E-MONITOR" => pod_runtime::lifecycle::moved(&capture.pod, to),
+            other => other,
+        }
+    }
+
+    /// Leaves everything as it is, frozen by its cgroup: nobody knows where the pod runs.
+    pub fn leave(self) {
+        drop(self);
+    }
+
+    /// Kills the pod while it is still: after a checkpoint that was to be its end.
+    pub fn kill(self) -> Result<()> {
+        let Still { frozen, hold, capture, .. } = self;
+        capture.cgroup.freeze(Duration::from_secs(5))?;
+        drop(frozen);
+        let killed = pod_runtime::lifecycle::kill_now(&capture.pod);
+        drop(hold);
+        killed
+    }
+
+    /// Files that some process has mapped shared and for writing: a store leaves no trace in a file's times.
+    fn mapped(&self) -> Result<BTreeMap<Place, BTreeSet<Vec<u8>>>> {
+        let mut found: BTreeMap<Place, BTreeSet<Vec<u8>>> = BTreeMap::new();
+        for process in self.frozen.processes() {
+            for map in maps::parse(&process.text("maps")?) {
+                if map.shared && map.write && map.name.starts_with('/') && !map.name.ends_with(" (deleted)") {
+                    let (place, path) = place_of(&self.capture.spec, Path::new(&map.name));
+                    found.entry(place).or_default().insert(path);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Lets a pod go on that was stopped for a commit which did not happen.
+pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup) -> Result<()> {
+    pod.update(|status| {
+        status.state = State::Running;
+        status.job = None;
+    })?;
+    cgroup.thaw()
+}
+
+/// Which layer on disk a path of the pod belongs to, and its path there.
+fn place_of(spec: &Spec, path: &Path) -> (Place, Vec<u8>) {
+    let below = spec
+        .volumes
+        .iter()
+        .enumerate()
+        .filter_map(|(n, volume)| path.strip_prefix(&volume.destination).ok().map(|rest| (n, volume, rest)))
+        .max_by_key(|(_, volume, _)| volume.destination.as_os_str().len());
+    match below {
+        Some((n, volume, rest)) if rest.as_os_str().is_empty() => {
+            (Place::Volume(n), volume.source.file_name().unwrap_or_default().as_bytes().to_vec())
+        }
+        Some((n, _, rest)) => (Place::Volume(n), rest.as_os_str().as_bytes().to_vec()),
+        None => (Place::Upper, path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes().to_vec()),
+    }
+}
+
+/// What the monitor holds of the pod's files.
+fn outside(hold: &Hold) -> Result<Outside> {
+    let inode = |number: Option<i32>| -> Result<Option<u64>> {
+        let Some(number) = number else { return Ok(None) };
+        let file = File::from(hold.end(number)?);
+        Ok(Some(file.metadata().doing(|| "look at the pod's stdio".into())?.ino()))
+    };
+    let ends = &hold.ends;
+    Ok(Outside {
+        monitor: Some(HostPid(hold.monitor)),
+        stdio: [inode(ends.stdin)?, inode(ends.stdout)?, inode(ends.stderr)?],
+        console: ends.console.and_then(|number| terminal_index(hold.monitor, number)),
+    })
+}
+
+/// The number N of /dev/pts/N that a master belongs to.
+fn terminal_index(pid: i32, fd: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("tty-index:")?.trim().parse().ok())
+}
+
+/// The pod's clocks now.
+fn moment(init: HostPid) -> Result<Moment> {
+    let offsets = fs::read_to_string(format!("/proc/{init}/timens_offsets")).unwrap_or_default();
+    let offset = |name: &str| -> i64 {
+        let line = offsets.lines().find_map(|line| line.strip_prefix(name));
+        let mut numbers = line.unwrap_or("").split_ascii_whitespace().map(|n| n.parse::<i64>().unwrap_or(0));
+        numbers.next().unwrap_or(0) * 1_000_000_000 + numbers.next().unwrap_or(0)
+    };
+    Ok(Moment {
+        monotonic: clock(ClockId::CLOCK_MONOTONIC)? + offset("monotonic"),
+        boottime: clock(ClockId::CLOCK_BOOTTIME)? + offset("boottime"),
+        realtime: clock(ClockId::CLOCK_REALTIME)?,
+    })
+}
+
+pub(crate) fn clock(id: ClockId) -> Result<i64> {
+    let time = clock_gettime(id).doing(|| "read a clock".into())?;
+    Ok(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+}
+
+/// Established TCP connections of the pod's network.
+fn connections(init: HostPid) -> u64 {
+    let count = |file: &str| {
+        let text = fs::read_to_string(format!("/proc/{init}/net/{file}")).unwrap_or_default();
+        text.lines().skip(1).filter(|line| line.split_ascii_whitespace().nth(3) == Some("01")).count() as u64
+    };
+    count("tcp") + count("tcp6")
+}
+
+pub(crate) fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,365 @@
+//! Checkpoints: a migration to a file and back.
+//!
+//! A checkpoint is made in a file without a name and gets its name when it is whole and on the disk, so no half
+//! checkpoint is ever seen and a killed `pod` leaves none. Files are 0600: they hold the memory of the programs.
+
+use crate::arrival::origin;
+use crate::capture::{Capture, Captured, Origin};
+use crate::image::{Kind, Reader, Writer, verify};
+use crate::objects::memory::MmState;
+use crate::objects::task::{ProcessState, Tree};
+use crate::storage::volumes;
+use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{LinkatFlags, linkat};
+use pod_runtime::store::{Pod, Store, check_name};
+use pod_runtime::{Doing, Problem, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Seek;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// There is no checkpoint of this name.
+pub const MISSING: &str = "E-NOCHECKPOINT";
+const EXTENSION: &str = "pod";
+
+/// What to make.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Name in the store; made up when `None`.
+    pub name: Option<String>,
+    /// Into this file instead of the store.
+    pub export: Option<PathBuf>,
+    /// The pod ends with it.
+    pub stop: bool,
+}
+
+/// What was made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Made {
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub frozen: Duration,
+    pub total: Duration,
+    pub processes: usize,
+    pub files: u64,
+    pub connections: u64,
+    pub warnings: Vec<String>,
+}
+
+/// Saves a pod. It runs on, unless told otherwise; if anything fails it runs on in any case.
+pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
+    let began = Instant::now();
+    let (name, path) = place(store, pod, options)?;
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut capture = Capture::new(pod)?;
+    let spec = capture.spec().clone();
+    let file = Nameless::new(dir)?;
+    let mut w = Writer::to_file(file.file.try_clone().doing(|| "copy a descriptor".into())?);
+    capture.first_pass(&mut w)?;
+    let mut still = capture.freeze()?;
+    let captured = still.dump(&mut w)?;
+    let bytes;
+    let frozen;
+    if options.stop {
+        bytes = finish(w, &file)?;
+        file.name(&path)?;
+        frozen = still.since().elapsed();
+        still.kill()?;
+    } else {
+        frozen = still.since().elapsed();
+        drop(still);
+        bytes = finish(w, &file)?;
+        file.name(&path)?;
+    }
+    volumes::remember(store, &spec)?;
+    store.event(pod, "checkpoint", &[("name", &name)]);
+    let Captured { dump, files, connections } = captured;
+    let processes = dump.processes;
+    Ok(Made {
+        name,
+        path,
+        bytes,
+        frozen,
+        total: began.elapsed(),
+        processes,
+        files: files.files,
+        connections,
+        warnings: dump.warnings,
+    })
+}
+
+/// Ends the stream and has the disk hold it.
+fn finish(w: Writer<File>, file: &Nameless) -> Result<u64> {
+    w.finish()?;
+    file.file.sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
+    Ok(file.file.metadata().doing(|| "look at the checkpoint".into())?.len())
+}
+
+/// A file that has no name yet, or one that nobody looks for.
+struct Nameless {
+    file: File,
+    /// Where the file system knows no nameless files.
+    named: Option<PathBuf>,
+}
+
+impl Nameless {
+    fn new(dir: &Path) -> Result<Nameless> {
+        let mode = Mode::from_bits_truncate(0o600);
+        if let Ok(fd) = open(dir, OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
+            return Ok(Nameless { file: fd.into(), named: None });
+        }
+        let path = dir.join(format!(".checkpoint-{}", std::process::id()));
+        let fd = open(&path, OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode)
+            .code(crate::image::WRITE, || format!("make a file in {}", dir.display()))?;
+        Ok(Nameless { file: fd.into(), named: Some(path) })
+    }
+
+    /// Gives the file its name, over one that is there.
+    fn name(mut self, path: &Path) -> Result<()> {
+        let what = || format!("give the checkpoint its name {}", path.display());
+        let beside = match self.named.take() {
+            Some(named) => named,
+            None => {
+                let beside = path.with_file_name(format!(".checkpoint-{}", std::process::id()));
+                let _ = fs::remove_file(&beside);
+                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                linkat(AT_FDCWD, own.as_str(), AT_FDCWD, &beside, LinkatFlags::AT_SYMLINK_FOLLOW)
+                    .code(crate::image::WRITE, what)?;
+                beside
+            }
+        };
+        fs::rename(&beside, path).code(crate::image::WRITE, what)?;
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir).and_then(|d| d.sync_all()).code(crate::image::WRITE, what)
+    }
+}
+
+impl Drop for Nameless {
+    fn drop(&mut self) {
+        if let Some(path) = &self.named {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Name and path of a checkpoint to be made.
+fn place(store: &Store, pod: &Pod, options: &Options) -> Result<(String, PathBuf)> {
+    if let Some(path) = &options.export {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok((name, path.clone()));
+    }
+    let dir = store.checkpoints_dir()?;
+    let at = |name: &str| dir.join(format!("{name}.{EXTENSION}"));
+    if let Some(name) = &options.name {
+        check_name(name)?;
+        if at(name).exists() {
+            return Err(Problem::new("E-NAME", format!("there is a checkpoint '{name}' already"))
+                .fix(format!("choose another name, or `pod checkpoint rm {name}`")));
+        }
+        return Ok((name.clone(), at(name)));
+    }
+    let pod = pod.name()?;
+    let mut n = 1;
+    while at(&format!("{pod}-{n}")).exists() {
+        n += 1;
+    }
+    Ok((format!("{pod}-{n}"), at(&format!("{pod}-{n}"))))
+}
+
+/// One line of `ls`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub pod: String,
+    pub id: String,
+    pub host: String,
+    /// Seconds since the epoch.
+    pub written: u64,
+    /// Why it cannot be used, if so.
+    pub problem: Option<String>,
+}
+
+/// The checkpoints of the store, oldest first.
+pub fn list(store: &Store) -> Result<Vec<Listed>> {
+    let dir = store.checkpoints_dir()?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?.flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|e| e != EXTENSION) {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = entry.metadata().map_or(0, |m| m.len());
+        let mut listed = Listed {
+            name,
+            bytes,
+            pod: String::new(),
+            id: String::new(),
+            host: String::new(),
+            written: 0,
+            problem: None,
+            path,
+        };
+        match head(&listed.path) {
+            Ok(Origin { spec, host, written, .. }) => {
+                (listed.pod, listed.id, listed.host, listed.written) = (spec.name, spec.id, host, written);
+            }
+            Err(problem) => listed.problem = Some(problem.chain()),
+        }
+        found.push(listed);
+    }
+    found.sort_by(|a, b| (a.written, &a.name).cmp(&(b.written, &b.name)));
+    Ok(found)
+}
+
+fn head(path: &Path) -> Result<Origin> {
+    let file = File::open(path).doing(|| format!("open {}", path.display()))?;
+    origin(&mut Reader::new(file)?)
+}
+
+/// The file of a checkpoint by its name.
+pub fn find(store: &Store, name: &str) -> Result<PathBuf> {
+    let path = store.checkpoints_dir()?.join(format!("{name}.{EXTENSION}"));
+    if check_name(name).is_ok() && path.exists() {
+        return Ok(path);
+    }
+    let names: Vec<String> = list(store)?.into_iter().map(|l| l.name).collect();
+    let problem = Problem::new(MISSING, format!("there is no checkpoint '{name}'"));
+    Err(match pod_runtime::store::closest(name, names.iter().map(String::as_str)) {
+        Some(close) => {
+            problem.fix(format!("did you mean '{close}'? `pod checkpoint ls` lists all; for a file: -i FILE"))
+        }
+        None => problem.fix("`pod checkpoint ls` lists all; for a file: -i FILE"),
+    })
+}
+
+pub fn remove(store: &Store, name: &str) -> Result<()> {
+    let path = find(store, name)?;
+    fs::remove_file(&path).doing(|| format!("remove {}", path.display()))
+}
+
+/// What a checkpoint holds, as far as its records tell.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspected {
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub pod: String,
+    pub id: String,
+    pub host: String,
+    pub version: String,
+    pub written: u64,
+    pub command: Vec<String>,
+    pub processes: Vec<Process>,
+    /// Open file descriptions by what they are.
+    pub open_files: BTreeMap<String, u64>,
+    pub memory_bytes: u64,
+    pub files: u64,
+    pub file_bytes: u64,
+    /// Others than the owner may read it.
+    pub exposed: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Process {
+    pub pid: i32,
+    pub parent: i32,
+    pub command: String,
+    pub threads: usize,
+    pub mapped_bytes: u64,
+}
+
+/// Reads a checkpoint through: whether it is whole, and what is in it. Pages are passed over.
+pub fn inspect(path: &Path) -> Result<Inspected> {
+    let open = || File::open(path).doing(|| format!("open {}", path.display()));
+    let contents = verify(open()?)?;
+    let mut reader = Reader::new(open()?)?;
+    let origin = origin(&mut reader)?;
+    let (mut tree, mut commands, mut mapped) = (None, BTreeMap::new(), BTreeMap::new());
+    let mut open_files: BTreeMap<String, u64> = BTreeMap::new();
+    while let Some(record) = reader.next()? {
+        match record.kind {
+            Kind::TREE => tree = Some(record.state::<Tree>()?),
+            Kind::PROCESS => {
+                let state: ProcessState = record.state()?;
+                let comm = state.threads.first().map(|t| String::from_utf8_lossy(&t.comm).into_owned());
+                commands.insert(state.pid, (comm.unwrap_or_default(), state.mm));
+            }
+            Kind::MM => {
+                let state: MmState = record.state()?;
+                mapped.insert(state.id, state.maps.iter().map(|m| m.end.saturating_sub(m.start)).sum::<u64>());
+            }
+            Kind::FILE => {
+                let kind = kind_of_file(record.payload());
+                *open_files.entry(kind).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    let processes = tree
+        .map(|tree| tree.processes)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|node| {
+            let (command, mm) = commands.get(&node.pid).cloned().unzip();
+            Process {
+                pid: node.pid.0,
+                parent: node.parent.0,
+                command: command.unwrap_or_else(|| "(ended)".into()),
+                threads: node.threads.len(),
+                mapped_bytes: mm.and_then(|mm| mapped.get(&mm).copied()).unwrap_or(0),
+            }
+        })
+        .collect();
+    let of =
+        |kinds: &[Kind]| kinds.iter().filter_map(|k| contents.kinds.get(k)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let mode = fs::metadata(path).map_or(0, |m| m.permissions().mode());
+    Ok(Inspected {
+        path: path.to_owned(),
+        bytes: contents.bytes,
+        pod: origin.spec.name,
+        id: origin.spec.id,
+        host: origin.host,
+        version: origin.version,
+        written: origin.written,
+        command: origin.spec.process.args,
+        processes,
+        open_files,
+        memory_bytes: of(&[Kind::PAGES, Kind::SHARED_PAGES]).1,
+        files: of(&[Kind::STORAGE_ENTRY]).0,
+        file_bytes: of(&[Kind::STORAGE_DATA, Kind::FILE_DATA]).1,
+        exposed: mode & 0o077 != 0,
+    })
+}
+
+/// The kind that a FILE record names: the key of its `state`.
+fn kind_of_file(payload: &[u8]) -> String {
+    let value: Option<ciborium::Value> =
+        ciborium::de::from_reader_with_recursion_limit(payload, crate::image::MAX_DEPTH).ok();
+    let field = |value: &ciborium::Value, name: &str| {
+        let map = value.as_map()?;
+        map.iter().find(|(k, _)| k.as_text() == Some(name)).map(|(_, v)| v.clone())
+    };
+    let kind = value.and_then(|v| field(&v, "state")).and_then(|state| {
+        let first = state.as_map()?.first()?.0.as_text()?.to_lowercase();
+        Some(first)
+    });
+    kind.unwrap_or_else(|| "other".into())
+}
+
+/// Opens a checkpoint and reads it through once: nothing of it is used before.
+pub fn open_verified(path: &Path) -> Result<File> {
+    let mut file = File::open(path).map_err(|error| {
+        Problem::new(MISSING, format!("cannot open the checkpoint {}", path.display())).because(error)
+    })?;
+    verify(&file)?;
+    file.rewind().doing(|| "go back to the beginning of the checkpoint".into())?;
+    Ok(file)
+}
