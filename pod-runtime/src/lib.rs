@@ -11,6 +11,7 @@ pub mod init;
 pub mod lifecycle;
 pub mod monitor;
 pub mod network;
+pub mod proc;
 pub mod problem;
 pub mod proc;
 pub mod spec;

@@ -1,19 +1,40 @@
 //! A pod's control groups: `pod/ID` in every hierarchy that the host has mounted and that matters.
+//!
+//! Membership, freezing and killing go through cgroup v2 (`unified`) wherever it is mounted, also on a hybrid host,
+//! since a v2-frozen task can still be inspected and killed; limits go where the host keeps the controller. v1
+//! controllers are set and read by cgroups-rs, one controller at a time on folders made here: its whole-group
+//! operations make folders in foreign hierarchies and move live processes to the root group, which is an escape from
+//! limits. A controller that the host does not have is a warning that names it.
 
-use crate::problem::{Problem, Result};
-use crate::spec::Resources;
-use std::time::Duration;
+mod devices;
+mod hierarchy;
+mod limits;
+
+pub use hierarchy::{Hierarchies, visible};
+
+use crate::problem::{Doing, Problem, Result};
+use crate::spec::{Device, Resources};
+use crate::sys::{daemon, process};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The control groups of one pod.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cgroup {
-    id: String,
+    hierarchies: Hierarchies,
+    /// Below each hierarchy's mount.
+    path: PathBuf,
 }
 
 /// What the pod uses now. `None` where the host has no controller that counts it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Stats {
-    /// Bytes.
+    /// Bytes, without the page cache that could be given back at once.
     pub memory: Option<u64>,
     /// Bytes; `None` also when unlimited.
     pub memory_limit: Option<u64>,
@@ -27,58 +48,290 @@ pub struct Stats {
 impl Cgroup {
     /// Makes the pod's groups and sets its limits. The strings are what this host cannot limit.
     pub fn create(id: &str, resources: &Resources) -> Result<(Cgroup, Vec<String>)> {
-        let _ = resources;
-        Ok((Cgroup { id: id.to_owned() }, Vec::new()))
+        let cgroup = Self::open(id)?;
+        let mut made = Ok(());
+        for folder in cgroup.folders() {
+            made = make(&folder).doing(|| format!("make the cgroup {}", folder.display()));
+            if made.is_err() {
+                break;
+            }
+        }
+        cgroup.copy_cpusets();
+        match made.and_then(|()| cgroup.apply_limits(resources)) {
+            Ok(warnings) => Ok((cgroup, warnings)),
+            Err(problem) => {
+                let _ = cgroup.remove(Duration::ZERO);
+                Err(problem)
+            }
+        }
     }
 
     /// The groups of a pod that was made earlier; never fails for one that is gone (it is then empty).
     pub fn open(id: &str) -> Result<Cgroup> {
-        Ok(Cgroup { id: id.to_owned() })
+        let hierarchies = Hierarchies::find()?;
+        if hierarchies.unified.is_none() && hierarchies.v1.is_empty() {
+            return Err(Problem::new("E-CGROUP", "this host has no cgroup hierarchy mounted")
+                .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup"));
+        }
+        Ok(Cgroup { hierarchies, path: Path::new("pod").join(id) })
+    }
+
+    /// The pod's folder in the v2 hierarchy.
+    pub fn unified(&self) -> Option<PathBuf> {
+        self.hierarchies.unified.as_ref().map(|mount| mount.join(&self.path))
+    }
+
+    /// A descriptor of that, to be born into.
+    pub(crate) fn unified_dir(&self) -> Option<OwnedFd> {
+        fs::File::open(self.unified()?).ok().map(OwnedFd::from)
+    }
+
+    /// The pod's folder of a v1 controller.
+    fn v1(&self, controller: &str) -> Option<PathBuf> {
+        self.hierarchies.v1_of(controller).map(|v1| v1.mount.join(&self.path))
+    }
+
+    fn folders(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let v1 = self.hierarchies.v1.iter().map(|v1| v1.mount.join(&self.path));
+        self.unified().into_iter().chain(v1)
+    }
+
+    /// A new v1 cpuset is empty and takes no process.
+    fn copy_cpusets(&self) {
+        let Some(v1) = self.hierarchies.v1_of("cpuset") else { return };
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let Ok(value) = fs::read_to_string(v1.mount.join(file)) else { continue };
+            let _ = fs::write(v1.mount.join("pod").join(file), &value);
+            let _ = fs::write(v1.mount.join(&self.path).join(file), &value);
+        }
+    }
+
+    /// Whether the pod has groups here.
+    pub fn exists(&self) -> bool {
+        self.folders().any(|folder| folder.exists())
     }
 
     /// Host pids of all processes in it, none twice, never one ≤ 1.
     pub fn procs(&self) -> Result<Vec<i32>> {
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
+        let mut pids = Vec::new();
+        if let Some(folder) = self.folders().next() {
+            collect(&folder, &mut pids).doing(|| format!("list the processes of {}", folder.display()))?;
+        }
+        pids.retain(|pid| *pid > 1);
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
     }
 
-    /// Puts process `pid` (host) into all groups.
+    /// Puts process `pid` (host; 0 is the caller) into all groups.
     pub fn add(&self, pid: i32) -> Result<()> {
-        let _ = pid;
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
+        self.folders().try_for_each(|folder| join(&folder, pid))
     }
 
-    /// Returns when everything in it is frozen, or fails and thaws after `deadline`.
-    pub fn freeze(&self, deadline: Duration) -> Result<()> {
-        let _ = deadline;
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
+    /// The same without v2, for a process that was born into that one.
+    pub(crate) fn add_v1(&self, pid: i32) -> Result<()> {
+        self.hierarchies.v1.iter().try_for_each(|v1| join(&v1.mount.join(&self.path), pid))
     }
 
-    pub fn thaw(&self) -> Result<()> {
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
-    }
-
-    pub fn frozen(&self) -> Result<bool> {
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
-    }
-
-    /// SIGKILL to all of it, frozen or not. Returns when the kernel has taken the order, not when all are gone.
-    pub fn kill(&self) -> Result<()> {
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
-    }
-
-    pub fn stats(&self) -> Result<Stats> {
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
+    /// Allows exactly the usual devices and `devices`; everything when `privileged`. The strings are what this host
+    /// cannot keep away.
+    pub fn allow_devices(&self, devices: &[Device], privileged: bool) -> Result<Vec<String>> {
+        devices::allow(self, devices, privileged)
     }
 
     /// Sets the limits anew. The strings are what this host cannot limit.
     pub fn apply_limits(&self, resources: &Resources) -> Result<Vec<String>> {
-        let _ = resources;
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
+        limits::apply(self, resources)
+    }
+
+    pub fn stats(&self) -> Result<Stats> {
+        Ok(limits::stats(self))
+    }
+
+    /// Returns when everything in it is frozen, or fails and thaws after `deadline`.
+    pub fn freeze(&self, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        let done = match (self.unified(), self.v1("freezer")) {
+            (Some(folder), _) => freeze_v2(&folder, end),
+            (None, Some(folder)) => freeze_v1(&folder, end),
+            (None, None) => return Err(no_freezer()),
+        };
+        done.map_err(|error| {
+            let _ = self.thaw();
+            let what = format!("the pod could not be frozen within {} ms", deadline.as_millis());
+            Problem::new("E-CGROUP", what).because(error)
+        })
+    }
+
+    pub fn thaw(&self) -> Result<()> {
+        match (self.unified(), self.v1("freezer")) {
+            (Some(folder), _) => fs::write(folder.join("cgroup.freeze"), "0"),
+            (None, Some(folder)) => fs::write(folder.join("freezer.state"), "THAWED"),
+            (None, None) => return Err(no_freezer()),
+        }
+        .doing(|| "thaw the pod".into())
+    }
+
+    pub fn frozen(&self) -> Result<bool> {
+        let text = match (self.unified(), self.v1("freezer")) {
+            (Some(folder), _) => fs::read_to_string(folder.join("cgroup.events")),
+            (None, Some(folder)) => fs::read_to_string(folder.join("freezer.state")),
+            (None, None) => return Ok(false),
+        };
+        let text = text.doing(|| "ask whether the pod is frozen".into())?;
+        Ok(text.lines().any(|line| line == "frozen 1" || line == "FROZEN"))
+    }
+
+    /// SIGKILL to all of it, frozen or not. Returns when the kernel has taken the order, not when all are gone.
+    pub fn kill(&self) -> Result<()> {
+        if let Some(folder) = self.unified()
+            && fs::write(folder.join("cgroup.kill"), "1").is_ok()
+        {
+            return Ok(());
+        }
+        // Before Linux 5.14: until nothing is found that had not been killed already, as forks go on meanwhile.
+        let mut killed = Vec::new();
+        for _ in 0..1000 {
+            let before = killed.len();
+            for pid in self.procs().unwrap_or_default() {
+                let Ok(pidfd) = daemon::pidfd_open(pid) else { continue };
+                // Only now is the number certain to be what it was in the list.
+                let still = self.procs().is_ok_and(|now| now.contains(&pid));
+                if still && !killed.contains(&pid) && process::kill_by_pidfd(pidfd.as_fd(), nix::libc::SIGKILL).is_ok() {
+                    killed.push(pid);
+                }
+            }
+            if killed.len() == before {
+                break;
+            }
+        }
+        // v1 holds the signal back until then.
+        let _ = self.thaw();
+        Ok(())
     }
 
     /// Removes the groups, nested ones too. Processes in them must be dead or dying: waits for them until the deadline.
     pub fn remove(&self, deadline: Duration) -> Result<()> {
-        let _ = deadline;
-        Err(Problem::new("E-SYSTEM", format!("cgroup of {}", self.id)))
+        let end = Instant::now() + deadline;
+        let mut failed = None;
+        for folder in self.folders() {
+            loop {
+                match remove_tree(&folder) {
+                    Ok(()) => break,
+                    // A dead process holds its cgroup until the kernel has put it away.
+                    Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) && Instant::now() < end => {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(error) => {
+                        failed = Some((folder.clone(), error));
+                        break;
+                    }
+                }
+            }
+            // The last pod takes the common parent away.
+            if let Some(parent) = folder.parent() {
+                let _ = fs::remove_dir(parent);
+            }
+        }
+        match failed {
+            None => Ok(()),
+            Some((folder, error)) => Err(error).code("E-CGROUP", || format!("remove the cgroup {}", folder.display())),
+        }
+    }
+}
+
+fn no_freezer() -> Problem {
+    Problem::new("E-CGROUP", "this host can freeze nothing: neither cgroup v2 nor the v1 freezer is mounted")
+        .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+}
+
+/// Another pod's end may take the common parent away in between: then once more.
+fn make(folder: &Path) -> io::Result<()> {
+    for _ in 0..100 {
+        if let Some(parent) = folder.parent() {
+            match fs::create_dir(parent) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            other => return other,
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::NotFound))
+}
+
+fn join(folder: &Path, pid: i32) -> Result<()> {
+    fs::write(folder.join("cgroup.procs"), pid.to_string())
+        .doing(|| format!("put process {pid} into the cgroup {}", folder.display()))
+}
+
+fn collect(folder: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    match fs::read_to_string(folder.join("cgroup.procs")) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A threaded group of the pod's own: its processes are listed in the group above.
+        Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    for below in subfolders(folder) {
+        collect(&below, pids)?;
+    }
+    Ok(())
+}
+
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn remove_tree(folder: &Path) -> io::Result<()> {
+    for below in subfolders(folder) {
+        remove_tree(&below)?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn freeze_v2(folder: &Path, end: Instant) -> io::Result<()> {
+    let mut events = fs::File::open(folder.join("cgroup.events"))?;
+    fs::write(folder.join("cgroup.freeze"), "1")?;
+    loop {
+        let mut text = String::new();
+        events.rewind()?;
+        events.read_to_string(&mut text)?;
+        if text.lines().any(|line| line == "frozen 1") {
+            return Ok(());
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // The kernel raises POLLPRI when the file has changed since it was read.
+        let timeout = PollTimeout::try_from(left.as_millis().clamp(1, 1000) as i32).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The state reads FREEZING for a while, and a task that forks meanwhile can keep it there until it is asked again.
+fn freeze_v1(folder: &Path, end: Instant) -> io::Result<()> {
+    let state = folder.join("freezer.state");
+    loop {
+        fs::write(&state, "FROZEN")?;
+        if fs::read_to_string(&state)?.trim() == "FROZEN" {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_micros(200));
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod limits;
 pub mod maps;
+pub mod mountinfo;
 pub mod stat;
 pub mod status;
 pub mod timers;

@@ -13,3 +13,7 @@ pub mod ptrace;
 pub mod task;
 pub mod tty;
 pub mod xattr;
+pub mod bpf;
+pub mod clone;
+pub mod mount;
+pub mod process;

@@ -1,0 +1,183 @@
+//! The devices that a pod may use: an allow-list, kept by the v1 controller where the host has it, by a small BPF
+//! program on the v2 group otherwise. A host that can do neither says so.
+
+use super::Cgroup;
+use crate::problem::{Doing, Problem, Result};
+use crate::spec::Device;
+use crate::sys::bpf::{self, EbpfInstruction};
+use cgroups_rs::fs::devices::{DevicePermissions, DeviceType, DevicesController};
+use std::os::fd::AsFd;
+
+/// One line of the list; -1 is any number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rule {
+    block: bool,
+    major: i64,
+    minor: i64,
+    read: bool,
+    write: bool,
+    make: bool,
+}
+
+/// Every node may be made (using it is what is checked), and those of a pod's /dev used: null, zero, full, random,
+/// urandom, tty, console, ptmx and the ptys.
+fn usual() -> Vec<Rule> {
+    let node = |block| Rule { block, major: -1, minor: -1, read: false, write: false, make: true };
+    let used = |major, minor| Rule { block: false, major, minor, read: true, write: true, make: true };
+    let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
+    let mut rules = vec![node(false), node(true)];
+    rules.extend(numbers.map(|(major, minor)| used(major, minor)));
+    rules
+}
+
+pub fn allow(cgroup: &Cgroup, devices: &[Device], privileged: bool) -> Result<Vec<String>> {
+    if privileged {
+        return Ok(Vec::new());
+    }
+    let mut rules = usual();
+    for device in devices {
+        let block = match device.kind.as_str() {
+            "b" => true,
+            "c" | "u" => false,
+            other => return Err(Problem::new("E-USAGE", format!("'{other}' is no kind of device: \"c\" or \"b\""))),
+        };
+        let has = |letter| device.access.contains(letter);
+        let (major, minor) = (device.major.into(), device.minor.into());
+        rules.push(Rule { block, major, minor, read: has('r'), write: has('w'), make: has('m') });
+    }
+    if let Some(folder) = cgroup.v1("devices") {
+        by_v1(&DevicesController::new(folder.clone(), folder), &rules)?;
+        return Ok(Vec::new());
+    }
+    let Some(folder) = cgroup.unified_dir() else {
+        return Ok(vec!["this host has no devices cgroup controller: the pod's device list is not kept".into()]);
+    };
+    let attached = bpf::load_device_filter(&program(&rules))
+        .and_then(|program| bpf::attach_device_filter(folder.as_fd(), program.as_fd()));
+    Ok(match attached {
+        Ok(()) => Vec::new(),
+        Err(error) => vec![format!("this kernel takes no device filter ({error}): the pod's device list is not kept")],
+    })
+}
+
+fn by_v1(controller: &DevicesController, rules: &[Rule]) -> Result<()> {
+    let all = DevicePermissions::all();
+    controller.deny_device(DeviceType::All, -1, -1, &all).doing(|| "deny all devices".into())?;
+    for rule in rules {
+        let kind = if rule.block { DeviceType::Block } else { DeviceType::Char };
+        let mut access = Vec::new();
+        if rule.read {
+            access.push(DevicePermissions::Read);
+        }
+        if rule.write {
+            access.push(DevicePermissions::Write);
+        }
+        if rule.make {
+            access.push(DevicePermissions::MkNod);
+        }
+        controller
+            .allow_device(kind, rule.major, rule.minor, &access)
+            .doing(|| format!("allow device {}:{}", rule.major, rule.minor))?;
+    }
+    Ok(())
+}
+
+/// `r1` points to `{ u32 access << 16 | kind, u32 major, u32 minor }`; each rule is a run of tests that falls through
+/// to "allow", or goes on with the next rule.
+fn program(rules: &[Rule]) -> Vec<EbpfInstruction> {
+    const LOAD_WORD: u8 = 0x61;
+    const MOVE: u8 = 0xbf;
+    const MOVE_VALUE: u8 = 0xb7;
+    const AND: u8 = 0x54;
+    const SHIFT_RIGHT: u8 = 0x74;
+    const UNLESS_EQUAL: u8 = 0x55;
+    const UNLESS_SAME: u8 = 0x5d;
+    const EXIT: u8 = 0x95;
+    let op = |code, to: u8, from: u8, offset, immediate| EbpfInstruction {
+        code,
+        registers: to | from << 4,
+        offset,
+        immediate,
+    };
+    // r2 kind, r3 access, r4 major, r5 minor.
+    let mut out = vec![
+        op(LOAD_WORD, 2, 1, 0, 0),
+        op(LOAD_WORD, 4, 1, 4, 0),
+        op(LOAD_WORD, 5, 1, 8, 0),
+        op(MOVE, 3, 2, 0, 0),
+        op(SHIFT_RIGHT, 3, 0, 0, 16),
+        op(AND, 2, 0, 0, 0xffff),
+    ];
+    for rule in rules {
+        let access = i32::from(rule.make) | i32::from(rule.read) << 1 | i32::from(rule.write) << 2;
+        let mut tests = vec![
+            op(UNLESS_EQUAL, 2, 0, 0, if rule.block { 1 } else { 2 }),
+            op(MOVE, 1, 3, 0, 0),
+            op(AND, 1, 0, 0, access),
+            op(UNLESS_SAME, 1, 3, 0, 0),
+        ];
+        if rule.major >= 0 {
+            tests.push(op(UNLESS_EQUAL, 4, 0, 0, rule.major as i32));
+        }
+        if rule.minor >= 0 {
+            tests.push(op(UNLESS_EQUAL, 5, 0, 0, rule.minor as i32));
+        }
+        tests.push(op(MOVE_VALUE, 0, 0, 0, 1));
+        tests.push(op(EXIT, 0, 0, 0, 0));
+        let end = tests.len();
+        for (at, test) in tests.iter_mut().enumerate() {
+            if matches!(test.code, UNLESS_EQUAL | UNLESS_SAME) {
+                test.offset = (end - at - 1) as i16;
+            }
+        }
+        out.extend(tests);
+    }
+    out.push(op(MOVE_VALUE, 0, 0, 0, 0));
+    out.push(op(EXIT, 0, 0, 0, 0));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would.
+    fn run(program: &[EbpfInstruction], access: u32, kind: u32, major: u32, minor: u32) -> u64 {
+        let context = [access << 16 | kind, major, minor];
+        let mut registers = [0u64; 11];
+        let mut at = 0usize;
+        loop {
+            let op = program[at];
+            let (to, from) = (usize::from(op.registers & 15), usize::from(op.registers >> 4));
+            at += 1;
+            match op.code {
+                0x61 => registers[to] = context[op.offset as usize / 4].into(),
+                0xbf => registers[to] = registers[from],
+                0xb7 => registers[to] = op.immediate as u64,
+                0x54 => registers[to] = (registers[to] as u32 & op.immediate as u32).into(),
+                0x74 => registers[to] = (registers[to] as u32 >> op.immediate).into(),
+                0x55 if registers[to] != op.immediate as u64 => at += op.offset as usize,
+                0x5d if registers[to] != registers[from] => at += op.offset as usize,
+                0x55 | 0x5d => {}
+                0x95 => return registers[0],
+                other => panic!("opcode {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn usual_devices_and_no_others() {
+        let mut rules = usual();
+        rules.push(Rule { block: false, major: 10, minor: 229, read: true, write: false, make: false });
+        let program = program(&rules);
+        let (make, read, write, block, char) = (1, 2, 4, 1, 2);
+        assert_eq!(run(&program, read | write, char, 1, 3), 1);
+        assert_eq!(run(&program, read | write, char, 136, 77), 1);
+        assert_eq!(run(&program, make, block, 8, 0), 1);
+        assert_eq!(run(&program, read, block, 8, 0), 0);
+        assert_eq!(run(&program, read | make, block, 8, 0), 0);
+        assert_eq!(run(&program, read, char, 1, 1), 0);
+        assert_eq!(run(&program, read, char, 10, 229), 1);
+        assert_eq!(run(&program, write, char, 10, 229), 0);
+    }
+}
