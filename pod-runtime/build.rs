@@ -1,10 +1,18 @@
-//! Compiles the pages of `docs/codes/` into the library, so that `pod explain` needs no file beside the program.
+//! Compiles the pages of `docs/codes/` into the library, so that `pod explain` needs no file beside the program, and
+//! the tiny init, which a pod carries in its own layer.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
 
 fn main() {
+    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
+    pages(&out);
+    tiny_init(&out);
+}
+
+fn pages(target: &Path) {
     let folder = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../docs/codes");
     println!("cargo::rerun-if-changed={}", folder.display());
     let mut pages: Vec<_> = fs::read_dir(&folder)
@@ -21,6 +29,23 @@ fn main() {
         writeln!(out, "    ({name:?}, include_str!({page:?})),").expect("writing to a string");
     }
     out.push_str("];\n");
-    let target = Path::new(&env::var("OUT_DIR").expect("cargo sets it")).join("pages.rs");
-    fs::write(target, out).expect("the build folder is writable");
+    fs::write(target.join("pages.rs"), out).expect("the build folder is writable");
+}
+
+/// No standard library, no start files, one segment: a few hundred bytes that need nothing beside them.
+fn tiny_init(target: &Path) {
+    let source = "tiny-init/main.rs";
+    println!("cargo::rerun-if-changed={source}");
+    let status = Command::new(env::var("RUSTC").expect("cargo sets it"))
+        .args(["--edition=2024", "--crate-name=tiny_init", "--crate-type=bin", "-Copt-level=s", "-Cpanic=abort"])
+        .args(["-Crelocation-model=static", "-Cstrip=symbols", "-Clink-arg=-nostartfiles", "-Clink-arg=-nostdlib"])
+        .args(["-Clink-arg=-static", "-Clink-arg=-no-pie", "-Clink-arg=-Wl,--build-id=none,-z,norelro,-N"])
+        .arg("--target")
+        .arg(env::var("TARGET").expect("cargo sets it"))
+        .arg("-o")
+        .arg(target.join("tiny-init"))
+        .arg(source)
+        .status()
+        .expect("rustc runs");
+    assert!(status.success(), "the tiny init does not compile");
 }

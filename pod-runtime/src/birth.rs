@@ -3,15 +3,29 @@
 //!
 //! `run` and `restore` share all of it. The difference is the last step of the child ([`Purpose`]): it becomes the
 //! user's program, or it parks, that is, keeps nothing open but its end of [`Born::sync`] and blocks in read(2) there
-//! until the engine has turned it into something else. Whatever fails before [`Born::start`] leaves nothing behind:
-//! dropping a [`Born`] that was never started kills the child, and its mounts and namespaces go with it.
+//! until the engine has turned it into something else. A birth that fails leaves no process, mount, namespace or cgroup
+//! behind; from a [`Born`] on, that is up to the caller.
 
 use crate::cgroup::Cgroup;
-use crate::problem::{Problem, Result};
-use crate::spec::Spec;
-use crate::store::Pod;
-use std::os::fd::OwnedFd;
+use crate::init::first::{First, GO, JOINED, News};
+use crate::namespaces;
+use crate::problem::{Doing, Problem, Result};
+use crate::proc::mountinfo::{self, Mount};
+use crate::spec::{NetworkMode, Spec};
+use crate::store::{Pod, write_json};
+use crate::sys::clone::{self, CLONE_NEWTIME, Cloned};
+use crate::sys::{daemon, process};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::stat::Mode;
+use std::fs;
+use std::io::{IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// What the pod's clocks show more (or less) than this host's, in nanoseconds. Zero for a new pod; for a restored one,
 /// what makes them go on where they stopped.
@@ -59,9 +73,23 @@ impl Born {
     /// Lets the first process become the user's program and returns when it has. A program that cannot be executed is
     /// `E-COMMAND-NOT-FOUND` (exit code 127) or `E-COMMAND-NOT-EXECUTABLE` (126).
     pub fn start(&self) -> Result<()> {
-        Err(Problem::new("E-SYSTEM", "pods cannot be started yet"))
+        let doing = || "start the pod's program".to_owned();
+        (&self.sync).write_all(&[GO]).doing(doing)?;
+        // The other end closes at exec.
+        let mut said = Vec::new();
+        (&self.sync).take(BOUND).read_to_end(&mut said).doing(doing)?;
+        if said.is_empty() {
+            return Ok(());
+        }
+        match serde_json::from_slice(&said).doing(doing)? {
+            News::Problem(report) => Err(report.into()),
+            News::Ready { .. } => Err(Problem::new("E-SYSTEM", "the pod's first process said something unexpected")),
+        }
     }
 }
+
+/// No more than this is heard from a first process.
+const BOUND: u64 = 1 << 16;
 
 /// Makes the pod's environment and its first process.
 ///
@@ -75,9 +103,143 @@ pub fn birth(
     stdio: Stdio,
     meanwhile: impl FnOnce(i32) -> Result<()>,
 ) -> Result<Born> {
-    let _ = (spec, pod, clocks, purpose, stdio, meanwhile);
-    Err(Problem::new("E-SYSTEM", "pods cannot be born yet"))
+    let (cgroup, mut warnings) = Cgroup::create(pod.id(), &spec.resources)?;
+    let born = cgroup.allow_devices(&spec.devices, spec.security.privileged).and_then(|unguarded| {
+        let device_nodes = unguarded.is_empty();
+        warnings.extend(unguarded);
+        let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
+        let outer_pid_max = fs::read_to_string("/proc/sys/kernel/pid_max").ok().map(|text| text.trim().to_owned());
+        let cloned = in_time_namespace(clocks, || clone_first(spec, &cgroup))?;
+        match cloned {
+            Cloned::Child => {
+                drop(ours);
+                First { spec, pod, purpose, stdio, sync: theirs, device_nodes, outer_pid_max }.live()
+            }
+            Cloned::Parent { pid, pidfd } => {
+                drop((theirs, stdio));
+                let cgroup = cgroup.clone();
+                Ok(Born { init: pid, pidfd, sync: ours, cgroup, console: None, warnings })
+            }
+        }
+    });
+    let mut born = born.inspect_err(|_| {
+        let _ = cgroup.remove(Duration::ZERO);
+    })?;
+    match raise(&mut born, pod, meanwhile) {
+        Ok(()) => Ok(born),
+        Err(problem) => {
+            let _ = process::kill_by_pidfd(born.pidfd.as_fd(), libc::SIGKILL);
+            let _ = daemon::reap(born.init);
+            let _ = born.cgroup.remove(Duration::from_secs(5));
+            Err(problem)
+        }
+    }
 }
+
+/// The monitor's side of what [`First`] does.
+fn raise(born: &mut Born, pod: &Pod, meanwhile: impl FnOnce(i32) -> Result<()>) -> Result<()> {
+    match born.cgroup.unified() {
+        Some(_) => born.cgroup.add_v1(born.init)?,
+        None => born.cgroup.add(born.init)?,
+    }
+    // A process that has died meanwhile has said why.
+    let _ = (&born.sync).write_all(&[JOINED]);
+    let attached = meanwhile(born.init);
+    let (news, console) = hear(&born.sync)?;
+    attached?;
+    match news {
+        News::Problem(report) => return Err(report.into()),
+        News::Ready { warnings } => born.warnings.extend(warnings),
+    }
+    born.console = console;
+    write_json(&mounts_path(pod), &mounts_of(born.init)?)
+}
+
+/// One line, and the descriptor that came with it.
+fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
+    let doing = || "hear from the pod's first process".to_owned();
+    let (mut line, mut console) = (Vec::new(), None);
+    while !line.ends_with(b"\n") {
+        let mut buffer = [0; 4096];
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let mut space = nix::cmsg_space!([i32; 1]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = match recvmsg::<()>(sync.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Err(Errno::EINTR) => continue,
+            other => other.doing(doing)?,
+        };
+        for part in message.cmsgs().doing(doing)? {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                console = fds.into_iter().map(process::received).next();
+            }
+        }
+        let count = message.bytes;
+        if count == 0 || line.len() as u64 > BOUND {
+            return Err(Problem::new("E-SYSTEM", "the pod's first process died while it built the pod"));
+        }
+        line.extend_from_slice(&buffer[..count]);
+    }
+    Ok((serde_json::from_slice(&line).doing(doing)?, console))
+}
+
+/// The clone: all namespaces but the cgroup one (which takes its root from the cgroup of the moment, so the child makes
+/// it later), into the v2 cgroup at once where the kernel can.
+fn clone_first(spec: &Spec, cgroup: &Cgroup) -> Result<Cloned> {
+    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if spec.network.mode != NetworkMode::Host {
+        flags |= libc::CLONE_NEWNET;
+    }
+    let flags = flags as u64;
+    let doing = || "make the pod's namespaces".to_owned();
+    let Some(folder) = cgroup.unified_dir() else { return clone::clone3(flags, None, None).doing(doing) };
+    match clone::clone3(flags, Some(folder.as_fd()), None) {
+        // Linux 5.5 and 5.6 have clone3 and not this flag.
+        Err(Errno::EINVAL | Errno::E2BIG) => {
+            let cloned = clone::clone3(flags, None, None).doing(doing)?;
+            if let Cloned::Parent { pid, .. } = &cloned {
+                cgroup.add(*pid)?;
+            }
+            Ok(cloned)
+        }
+        other => other.doing(doing),
+    }
+}
+
+/// Clones by `clone`, the child in a new time namespace with these clocks. The caller itself and its later children
+/// stay in the one that they were in.
+fn in_time_namespace(clocks: Clocks, clone: impl FnOnce() -> Result<Cloned>) -> Result<Cloned> {
+    let doing = || "make the pod's time namespace".to_owned();
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let own = open("/proc/self/ns/time", flags, Mode::empty()).map_err(namespaces::no_time_namespace)?;
+    clone::unshare(CLONE_NEWTIME as i32).map_err(namespaces::no_time_namespace)?;
+    let shifted = fs::write("/proc/self/timens_offsets", namespaces::time_offsets(clocks)).doing(doing);
+    let cloned = shifted.and_then(|()| clone());
+    if !matches!(cloned, Ok(Cloned::Child)) {
+        clone::setns(own.as_fd(), CLONE_NEWTIME as i32).doing(doing)?;
+    }
+    cloned
+}
+
+/// The mounts that the birth made are written down, so that a later look can tell which were made by the pod itself.
+pub fn mounts_path(pod: &Pod) -> PathBuf {
+    pod.dir().join("mounts.json")
+}
+
+/// The mounts that a process sees.
+pub fn mounts_of(pid: i32) -> Result<Vec<Mount>> {
+    let doing = || format!("read the mounts of process {pid}");
+    let text = fs::read(format!("/proc/{pid}/mountinfo")).doing(doing)?;
+    mountinfo::parse(&text).ok_or_else(|| Problem::new("E-SYSTEM", "mountinfo is not as the kernel writes it"))
+}
+
+/// All namespaces of a pod; the time namespace of a caller changes only when it is single-threaded, as it must be.
+const ALL: i32 = libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWTIME;
 
 /// Forks a child of the caller inside all namespaces and the cgroup of a living pod, and runs `f` there; the child
 /// ends with what `f` returns. With `pid_in_pod` the child has exactly this pid inside. Returns its pid on this host.
@@ -85,6 +247,47 @@ pub fn birth(
 /// `f` runs with the credentials of the caller, non-dumpable (nothing inside the pod can trace it or look at its
 /// descriptors), its descriptors still open: it must close what the pod must not have before it becomes a program.
 pub fn enter(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl FnOnce() -> i32) -> Result<i32> {
-    let _ = (init, cgroup, pid_in_pod, f);
-    Err(Problem::new("E-SYSTEM", "pods cannot be entered yet"))
+    if cgroup.frozen()? {
+        return Err(Problem::new("E-STATE", "the pod is paused: nothing can be started in it").fix("pod unpause POD"));
+    }
+    let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
+    // setns changes the pid namespace of children only, and of the caller for good everything else: so a helper goes
+    // in, and the child that it makes there becomes its sibling.
+    match daemon::fork().doing(|| "fork".into())? {
+        daemon::Fork::Child => {
+            drop(ours);
+            let told = go_in(init, cgroup, pid_in_pod).and_then(|cloned| match cloned {
+                Cloned::Child => {
+                    daemon::close_number(theirs.as_raw_fd());
+                    daemon::exit_now(f())
+                }
+                Cloned::Parent { pid, .. } => Ok(pid),
+            });
+            let told = told.map_err(|problem| problem.report());
+            let _ = serde_json::to_writer(&theirs, &told);
+            daemon::exit_now(0)
+        }
+        daemon::Fork::Parent(helper) => {
+            drop(theirs);
+            let mut told = Vec::new();
+            let heard = (&ours).take(BOUND).read_to_end(&mut told);
+            let _ = daemon::reap(helper);
+            heard.doing(|| "hear from a helper".into())?;
+            let told: Result<i32, crate::problem::Report> =
+                serde_json::from_slice(&told).doing(|| "enter the pod: the helper died".into())?;
+            told.map_err(Problem::from)
+        }
+    }
+}
+
+/// In the helper: joins the pod and makes the child.
+fn go_in(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>) -> Result<Cloned> {
+    process::set_dumpable(false).doing(|| "hide from the pod's processes".into())?;
+    cgroup.add(0)?;
+    clone::setns(init.as_fd(), ALL).doing(|| "enter the pod's namespaces".into())?;
+    let parent = libc::CLONE_PARENT as u64;
+    clone::clone3(parent, None, pid_in_pod).map_err(|error| match (error, pid_in_pod) {
+        (Errno::EEXIST, Some(pid)) => Problem::new("E-SYSTEM", format!("pid {pid} of the pod is taken")),
+        (error, _) => Problem::new("E-SYSTEM", "make a process in the pod").because(error),
+    })
 }

@@ -79,7 +79,8 @@ pub fn visible(mounts: &[Mount]) -> Vec<(String, String)> {
 
 /// A v1 mount names its controllers (or `name=…`) among the options of the file system.
 fn controllers(mount: &Mount) -> Vec<String> {
-    const OTHER: [&str; 8] = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "all"];
+    const OTHER: [&str; 8] =
+        ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "all"];
     mount
         .super_options
         .split(',')

@@ -3,11 +3,11 @@
 use super::{Cgroup, Stats};
 use crate::problem::{Doing, Result};
 use crate::spec::Resources;
+use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::cpuacct::CpuAcctController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::MaxValue;
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -197,7 +197,8 @@ impl Cgroup {
                 let Ok(pidfd) = daemon::pidfd_open(pid) else { continue };
                 // Only now is the number certain to be what it was in the list.
                 let still = self.procs().is_ok_and(|now| now.contains(&pid));
-                if still && !killed.contains(&pid) && process::kill_by_pidfd(pidfd.as_fd(), nix::libc::SIGKILL).is_ok() {
+                if still && !killed.contains(&pid) && process::kill_by_pidfd(pidfd.as_fd(), nix::libc::SIGKILL).is_ok()
+                {
                     killed.push(pid);
                 }
             }

@@ -3,10 +3,13 @@
 //! A wrapper takes and returns owned or borrowed fds and plain structs, turns `-1` into `io::Error` (or nix's `Errno`),
 //! and holds no policy. Each `unsafe` block names the invariant and who keeps it.
 #![allow(unsafe_code)]
+pub mod bpf;
+pub mod clone;
 pub mod daemon;
 pub mod interrupt;
 pub mod ipc;
 pub mod memory;
+pub mod mount;
 pub mod netdev;
 pub mod pidfd;
 pub mod ptrace;
@@ -17,3 +20,7 @@ pub mod bpf;
 pub mod clone;
 pub mod mount;
 pub mod process;
+pub mod ptrace;
+pub mod task;
+pub mod tty;
+pub mod xattr;

@@ -72,7 +72,9 @@ pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) 
     const SET_STRING: u32 = 1;
     const CREATE: u32 = 6;
     // SAFETY: the string is terminated; the result is a new descriptor that nobody else owns.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1 /* FSOPEN_CLOEXEC */) })?;
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1 /* FSOPEN_CLOEXEC */)
+    })?;
     // SAFETY: as above.
     let context = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let configure = |command: u32, key: *const libc::c_char, value: *const libc::c_char| {

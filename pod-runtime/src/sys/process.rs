@@ -108,7 +108,9 @@ pub fn install_filter(program: &[Instruction]) -> nix::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
     let program = Program { len, filter: program.as_ptr() };
     // SAFETY: the kernel copies `len` instructions, all of them in the slice.
-    let done = unsafe { libc::syscall(libc::SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &raw const program) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &raw const program)
+    };
     Errno::result(done).map(drop)
 }
 
@@ -153,36 +155,10 @@ pub fn reset_signals() {
 /// An anonymous session keyring, so that the pod does not possess the keys of who started it.
 pub fn new_session_keyring() -> nix::Result<()> {
     // SAFETY: a null name asks for an anonymous keyring.
-    let done = unsafe { libc::syscall(libc::SYS_keyctl, 1 /* JOIN_SESSION_KEYRING */, std::ptr::null::<u8>(), 0, 0, 0) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_keyctl, 1 /* JOIN_SESSION_KEYRING */, std::ptr::null::<u8>(), 0, 0, 0)
+    };
     Errno::result(done).map(drop)
-}
-
-/// The other side of a pty, by its master and no path. Does not become the controlling terminal.
-pub fn pty_peer(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: the descriptor is open; the result is a new descriptor that nobody else owns.
-    let fd = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
-    // SAFETY: as above.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// TIOCSPTLCK 0: until then the other side cannot be opened.
-pub fn unlock_pty(master: BorrowedFd<'_>) -> nix::Result<()> {
-    let off: libc::c_int = 0;
-    // SAFETY: the kernel reads one int.
-    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const off) }).map(drop)
-}
-
-/// Makes a terminal the controlling one of the caller's session, which has none yet.
-pub fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> nix::Result<()> {
-    // SAFETY: the descriptor is open; the argument is a plain integer.
-    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
-}
-
-pub fn set_window_size(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> nix::Result<()> {
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the kernel reads one winsize.
-    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
 }
 
 /// Brings the loopback device of the caller's network namespace up.
@@ -202,4 +178,10 @@ pub fn loopback_up() -> io::Result<()> {
 /// Gives a pidfd's process a signal if it is still there; never by a number that may be reused.
 pub fn kill_by_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     super::daemon::pidfd_send_signal(pidfd, signal)
+}
+
+/// A descriptor that the kernel has just installed for this process (SCM_RIGHTS), as an object.
+pub fn received(fd: i32) -> OwnedFd {
+    // SAFETY: the caller got the number from the kernel a moment ago and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }

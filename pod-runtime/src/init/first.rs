@@ -1,0 +1,183 @@
+//! The first process of a pod, from the clone to the moment when it becomes a program or parks.
+//!
+//! It and the monitor talk over one stream socket: the monitor sends a letter a step ([`JOINED`], [`GO`]), the process
+//! answers with lines of JSON ([`News`]), the console going along with "ready". When the monitor dies, the read fails
+//! and the process ends, and the pod with it.
+
+use super::become_program;
+use crate::birth::{Purpose, Stdio};
+use crate::namespaces::{self, Settings};
+use crate::problem::{Doing, Problem, Report, Result};
+use crate::rootfs::Rootfs;
+use crate::spec::Spec;
+use crate::store::Pod;
+use crate::sys::{clone, daemon, process, tty};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid, fchown};
+use serde::{Deserialize, Serialize};
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// The process is in its cgroups.
+pub const JOINED: u8 = b'c';
+/// Become the program.
+pub const GO: u8 = b'g';
+
+/// What the first process says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum News {
+    /// The environment stands. With the console, if there is one.
+    Ready {
+        warnings: Vec<String>,
+    },
+    Problem(Report),
+}
+
+/// All that the process needs to know; it has its own copy of the monitor's memory.
+#[derive(Debug)]
+pub struct First<'a> {
+    pub spec: &'a Spec,
+    pub pod: &'a Pod,
+    pub purpose: Purpose,
+    pub stdio: Stdio,
+    pub sync: UnixStream,
+    pub device_nodes: bool,
+    pub outer_pid_max: Option<String>,
+}
+
+impl First<'_> {
+    /// The life of the process.
+    pub fn live(mut self) -> ! {
+        let stdio = match self.prepare() {
+            Ok(stdio) => stdio,
+            Err(problem) => self.fail(&problem, 125),
+        };
+        if self.purpose == Purpose::Fill {
+            self.park();
+        }
+        if !self.told(GO) {
+            daemon::exit_now(125);
+        }
+        if let Some(files) = stdio
+            && let Err(problem) = take_stdio(&files)
+        {
+            self.fail(&problem, 125);
+        }
+        let keep = self.sync.as_raw_fd();
+        let problem = become_program(self.spec, &self.spec.process, &[keep]);
+        let code = match problem.code() {
+            "E-COMMAND-NOT-FOUND" => 127,
+            "E-COMMAND-NOT-EXECUTABLE" => 126,
+            _ => 125,
+        };
+        self.fail(&problem, code)
+    }
+
+    fn fail(&mut self, problem: &Problem, code: i32) -> ! {
+        let _ = self.say(&News::Problem(problem.report()), None);
+        daemon::exit_now(code)
+    }
+
+    /// Builds the pod's inside and says so. What 0, 1 and 2 will be comes back.
+    fn prepare(&mut self) -> Result<Option<[OwnedFd; 3]>> {
+        let spec = self.spec;
+        process::reset_signals();
+        // A session of its own, which the terminal of whoever started the pod does not control.
+        nix::unistd::setsid().doing(|| "begin a session".into())?;
+        nix::sys::stat::umask(Mode::empty());
+        let _ = process::new_session_keyring();
+        let mut rootfs = Rootfs::build(spec, self.pod, self.device_nodes)?;
+        namespaces::settle(spec, &Settings { proc: &rootfs.proc }, self.outer_pid_max.as_deref())?;
+        if !self.told(JOINED) {
+            daemon::exit_now(125);
+        }
+        // Only now: the namespace's root is the cgroup that the process is in.
+        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
+        let warnings = std::mem::take(&mut rootfs.warnings);
+        let (stdio, console) = match self.purpose {
+            Purpose::Run => self.make_stdio(&rootfs.pts)?,
+            Purpose::Fill => (None, None),
+        };
+        rootfs.become_root(spec)?;
+        let stdio = match (self.purpose, stdio) {
+            (Purpose::Run, None) => Some(nothing_three_times()?),
+            (_, stdio) => stdio,
+        };
+        self.say(&News::Ready { warnings }, console.as_ref())?;
+        Ok(stdio)
+    }
+
+    /// The three files, and the master of a new pty.
+    fn make_stdio(&mut self, pts: &OwnedFd) -> Result<(Option<[OwnedFd; 3]>, Option<OwnedFd>)> {
+        match std::mem::replace(&mut self.stdio, Stdio::Null) {
+            Stdio::Files(files) => Ok((Some(files), None)),
+            Stdio::Null => Ok((None, None)),
+            Stdio::Terminal { rows, columns } => {
+                let doing = || "make the pod's terminal".to_owned();
+                let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+                let master = openat(pts, "ptmx", flags, Mode::empty()).doing(doing)?;
+                tty::unlock_pty(master.as_fd()).doing(doing)?;
+                tty::set_window_size(master.as_fd(), rows, columns).doing(doing)?;
+                // By the master and no path: nothing in the pod's tree can stand in its place.
+                let terminal = tty::pty_peer(master.as_fd()).doing(doing)?;
+                let user = &self.spec.process.user;
+                if user.uid != 0 {
+                    fchown(&terminal, Some(Uid::from_raw(user.uid)), None::<Gid>).doing(doing)?;
+                }
+                tty::set_controlling_terminal(terminal.as_fd()).doing(doing)?;
+                let copy = || terminal.try_clone().doing(doing);
+                Ok((Some([copy()?, copy()?, copy()?]), Some(master)))
+            }
+        }
+    }
+
+    fn say(&mut self, news: &News, console: Option<&OwnedFd>) -> Result<()> {
+        let mut line = serde_json::to_vec(news).doing(|| "write to the monitor".into())?;
+        line.push(b'\n');
+        let fds: Vec<_> = console.iter().map(|fd| fd.as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        let sent = sendmsg::<()>(self.sync.as_raw_fd(), &[IoSlice::new(&line)], rights, flags, None)
+            .doing(|| "write to the monitor".into())?;
+        self.sync.write_all(&line[sent..]).doing(|| "write to the monitor".into())
+    }
+
+    /// Waits for a letter; false when the monitor is gone.
+    fn told(&mut self, letter: u8) -> bool {
+        let mut heard = [0];
+        self.sync.read_exact(&mut heard).is_ok() && heard[0] == letter
+    }
+
+    /// Keeps nothing but the socket and waits to be taken over; whatever is heard instead is the end.
+    fn park(&mut self) -> ! {
+        let keep = self.sync.as_raw_fd();
+        daemon::close_all_but(&[keep]);
+        for number in 0..3 {
+            daemon::close_number(number);
+        }
+        let mut heard = [0];
+        let _ = self.sync.read(&mut heard);
+        daemon::exit_now(125)
+    }
+}
+
+/// The pod's own /dev/null.
+fn nothing_three_times() -> Result<[OwnedFd; 3]> {
+    let open = || {
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        nix::fcntl::open("/dev/null", flags, Mode::empty()).doing(|| "open /dev/null in the pod".into())
+    };
+    Ok([open()?, open()?, open()?])
+}
+
+fn take_stdio(files: &[OwnedFd; 3]) -> Result<()> {
+    for (number, file) in files.iter().enumerate() {
+        daemon::replace_stdio(file.as_fd(), number as i32).doing(|| "set up stdio".into())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! The file systems that every pod gets new: /proc, /sys, /dev with its own devpts, /dev/shm, /tmp, /run, the view of
+//! its cgroups; and what of the kernel's own files is masked or read-only, as in docker.
+
+use super::tree::{self, Tree, Want};
+use crate::problem::{Doing, Problem, Result};
+use crate::spec::{Base, Device, Spec};
+use crate::sys::mount::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+use nix::sys::stat::{Mode, SFlag, fstat, major, makedev, minor, mkdirat, mknodat};
+use nix::unistd::symlinkat;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+const QUIET: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+
+/// Kernel files that tell about, or act on, the whole host.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Mounts all but the cgroup view. The roots of the procfs and of the devpts come back.
+pub fn mount_all(tree: &Tree, spec: &Spec) -> Result<(OwnedFd, OwnedFd)> {
+    let proc = tree.mount_new(c"proc", &[], QUIET, "/proc")?;
+    let read_only = if spec.security.privileged { 0 } else { MOUNT_ATTR_RDONLY };
+    tree.mount_new(c"sysfs", &[], QUIET | read_only, "/sys")?;
+    let dev = tree.mount_new(c"tmpfs", &[(c"mode", c"755"), (c"size", c"65536k")], MOUNT_ATTR_NOSUID, "/dev")?;
+    fill_dev(&dev, spec)?;
+    let pts = [(c"newinstance", c""), (c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")];
+    let pts = tree.mount_new(c"devpts", &pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts")?;
+    // No size: half of the host's memory, as on a host. A pod is limited by its cgroup, and a fixed 64 MiB breaks
+    // databases.
+    tree.mount_new(c"tmpfs", &[(c"mode", c"1777")], QUIET, "/dev/shm")?;
+    tree.mount_new(c"mqueue", &[], QUIET, "/dev/mqueue")?;
+    // A folder that was given as a root brings its own /tmp and /run, often with what its programs need there.
+    if spec.root.base == Base::Host || spec.root.read_only {
+        let skeleton = if spec.root.base == Base::Host { run_folders() } else { Vec::new() };
+        let flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+        tree.mount_new(c"tmpfs", &[(c"mode", c"1777")], flags, "/tmp")?;
+        let run = tree.mount_new(c"tmpfs", &[(c"mode", c"755")], flags, "/run")?;
+        mkdirat(&run, "lock", Mode::from_bits_truncate(0o1777)).doing(|| "make /run/lock".into())?;
+        skeleton.iter().try_for_each(|folder| folder.make(&run))?;
+    }
+    Ok((proc, pts))
+}
+
+/// A folder of the host's /run: programs installed there expect theirs, made at boot, to exist.
+struct RunFolder {
+    name: String,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+impl RunFolder {
+    fn make(&self, run: &OwnedFd) -> Result<()> {
+        use nix::sys::stat::{FchmodatFlags, fchmodat};
+        use nix::unistd::{Gid, Uid, fchownat};
+        let doing = || format!("make /run/{}", self.name);
+        match mkdirat(run, self.name.as_str(), Mode::from_bits_truncate(0o755)) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => return Ok(()),
+            Err(error) => return Err(error).doing(doing),
+        }
+        let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
+        fchownat(run, self.name.as_str(), Some(uid), Some(gid), nix::fcntl::AtFlags::empty()).doing(doing)?;
+        let mode = Mode::from_bits_truncate(self.mode & 0o7777);
+        fchmodat(run, self.name.as_str(), mode, FchmodatFlags::FollowSymlink).doing(doing)
+    }
+}
+
+fn run_folders() -> Vec<RunFolder> {
+    /// What belongs to the host's own services.
+    const NOT: [&str; 7] = ["pod", "user", "systemd", "udev", "containerd", "docker", "netns"];
+    let entries = fs::read_dir("/run").into_iter().flatten().flatten();
+    let folders = entries.filter_map(|entry| {
+        let (name, found) = (entry.file_name().into_string().ok()?, entry.metadata().ok()?);
+        let wanted = found.is_dir() && !NOT.contains(&name.as_str());
+        wanted.then(|| RunFolder { name, mode: found.permissions().mode(), owner: (found.uid(), found.gid()) })
+    });
+    folders.take(256).collect()
+}
+
+fn fill_dev(dev: &OwnedFd, spec: &Spec) -> Result<()> {
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        node(dev, name, SFlag::S_IFCHR, 0o666, (major, minor))?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        symlinkat(target, dev, name).doing(|| format!("make /dev/{name}"))?;
+    }
+    if spec.process.terminal {
+        symlinkat("pts/0", dev, "console").doing(|| "make /dev/console".into())?;
+    }
+    for folder in ["pts", "shm", "mqueue"] {
+        mkdirat(dev, folder, Mode::from_bits_truncate(0o755)).doing(|| format!("make /dev/{folder}"))?;
+    }
+    if spec.security.privileged {
+        host_devices(dev)?;
+    }
+    Ok(())
+}
+
+fn node(dir: &OwnedFd, name: &str, kind: SFlag, mode: u32, (major, minor): (u64, u64)) -> Result<()> {
+    match mknodat(dir, name, kind, Mode::from_bits_truncate(mode), makedev(major, minor)) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error).doing(|| format!("make the device {name}")),
+    }
+}
+
+/// A privileged pod sees the devices of the host.
+fn host_devices(dev: &OwnedFd) -> Result<()> {
+    for entry in fs::read_dir("/dev").into_iter().flatten().flatten() {
+        let (Ok(found), Ok(name)) = (entry.metadata(), entry.file_name().into_string()) else { continue };
+        let kind = match found.file_type() {
+            kind if kind.is_char_device() => SFlag::S_IFCHR,
+            kind if kind.is_block_device() => SFlag::S_IFBLK,
+            _ => continue,
+        };
+        node(dev, &name, kind, found.permissions().mode() & 0o7777, (major(found.rdev()), minor(found.rdev())))?;
+    }
+    Ok(())
+}
+
+/// `--device` nodes, at their paths inside.
+pub fn make_devices(tree: &Tree, devices: &[Device]) -> Result<()> {
+    for device in devices {
+        let (Some(folder), Some(name)) = (device.path.parent(), device.path.file_name()) else {
+            return Err(Problem::new("E-USAGE", format!("'{}' is no path for a device", device.path.display())));
+        };
+        let folder = tree.find_or_make(folder, Want::Directory)?;
+        let kind = if device.kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+        node(&folder, &name.to_string_lossy(), kind, 0o666, (device.major.into(), device.minor.into()))?;
+    }
+    Ok(())
+}
+
+/// The pod's own groups in /sys/fs/cgroup, read-only, on a v2 host as one hierarchy, otherwise as a folder each. Must
+/// run in the pod's cgroup namespace.
+pub fn mount_cgroups(tree: &Tree, visible: &[(String, String)], unified: bool, read_only: bool) -> Result<()> {
+    let at = tree.own_folder(Path::new("/sys/fs/cgroup"))?;
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let flags = if read_only { quiet | MsFlags::MS_RDONLY } else { quiet };
+    if visible.is_empty() {
+        if !unified {
+            return Ok(());
+        }
+        return tree::mount_on("cgroup2", "cgroup", &at, flags, "").doing(|| "mount the pod's cgroup".into());
+    }
+    let folder = mount::new_filesystem(c"tmpfs", &[(c"mode", c"755")], QUIET).doing(|| "make a tmpfs".into())?;
+    mount::attach(&folder, at.as_fd()).doing(|| "mount /sys/fs/cgroup".into())?;
+    let place = |name: &str| {
+        mkdirat(&folder, name, Mode::from_bits_truncate(0o755)).doing(|| format!("make /sys/fs/cgroup/{name}"))?;
+        tree.own_folder(&Path::new("/sys/fs/cgroup").join(name))
+    };
+    for (name, options) in visible {
+        let onto = place(name)?;
+        let options = if options.starts_with("name=") { format!("none,{options}") } else { options.clone() };
+        tree::mount_on("cgroup", "cgroup", &onto, flags, &options).doing(|| format!("mount the cgroup {name}"))?;
+        for single in name.split(',').filter(|single| *single != name) {
+            symlinkat(name.as_str(), &folder, single).doing(|| format!("name the cgroup {single}"))?;
+        }
+    }
+    if unified {
+        let onto = place("unified")?;
+        tree::mount_on("cgroup2", "cgroup", &onto, flags, "").doing(|| "mount the pod's v2 cgroup".into())?;
+    }
+    if read_only {
+        mount::set_attributes(folder.as_fd(), MOUNT_ATTR_RDONLY, false).doing(|| "protect /sys/fs/cgroup".into())?;
+    }
+    Ok(())
+}
+
+/// Masks and write-protects what the lists above name. `null` is the host's /dev/null, held since before anything of
+/// the pod's was looked at.
+pub fn protect(tree: &Tree, null: &OwnedFd) -> Result<()> {
+    for path in MASKED {
+        let Some(at) = existing(tree, path)? else { continue };
+        let mask = if tree::is_folder(&at)? {
+            mount::new_filesystem(c"tmpfs", &[(c"size", c"0k")], QUIET | MOUNT_ATTR_RDONLY)
+        } else {
+            mount::clone_tree(null.as_fd(), c"", false)
+        };
+        let mask = mask.doing(|| format!("make a mask for {path}"))?;
+        mount::attach(&mask, at.as_fd()).doing(|| format!("mask {path}"))?;
+    }
+    for path in READ_ONLY {
+        let Some(at) = existing(tree, path)? else { continue };
+        let doing = || format!("make {path} read-only");
+        let copy = mount::clone_tree(at.as_fd(), c"", true).doing(doing)?;
+        mount::set_attributes(copy.as_fd(), QUIET | MOUNT_ATTR_RDONLY, true).doing(doing)?;
+        mount::attach(&copy, at.as_fd()).doing(doing)?;
+    }
+    Ok(())
+}
+
+fn existing(tree: &Tree, path: &str) -> Result<Option<OwnedFd>> {
+    match tree.find(Path::new(path)) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(error) => Err(error).doing(|| format!("find {path}")),
+    }
+}
+
+/// The host's /dev/null, if that is what it is.
+pub fn host_null() -> Result<OwnedFd> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_CLOEXEC;
+    let null = nix::fcntl::open("/dev/null", flags, Mode::empty()).doing(|| "open /dev/null".into())?;
+    let found = fstat(&null).doing(|| "look at /dev/null".into())?;
+    let device = found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() && found.st_rdev == makedev(1, 3);
+    if !device {
+        return Err(Problem::new("E-ROOTFS", "/dev/null of this host is not the null device")
+            .fix("rm /dev/null; mknod -m 666 /dev/null c 1 3"));
+    }
+    Ok(null)
+}

@@ -1,0 +1,444 @@
+//! Pods that really are born: needs root. Each test forks a monitor of its own, since birth wants a single thread.
+
+use pod_runtime::birth::{self, Born, Clocks, Purpose, Stdio};
+use pod_runtime::cgroup::Cgroup;
+use pod_runtime::init::become_program;
+use pod_runtime::security::capabilities;
+use pod_runtime::spec::*;
+use pod_runtime::store::{Pod, Store};
+use pod_runtime::sys::daemon::{self, Fork};
+use pod_runtime::{Doing, Result};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A store of its own, with one pod in it.
+struct Bed {
+    dir: tempfile::TempDir,
+    spec: Spec,
+}
+
+fn words(text: &[&str]) -> Vec<String> {
+    text.iter().map(|word| (*word).to_owned()).collect()
+}
+
+impl Bed {
+    fn new(script: &str) -> Bed {
+        // Not in /tmp: an upper layer wants storage that a host's root has.
+        let dir = tempfile::Builder::new().prefix("pod-birth-").tempdir_in("/var/tmp").unwrap();
+        let id = pod_runtime::store::new_id().unwrap();
+        let spec = Spec {
+            version: VERSION,
+            name: format!("t-{id}"),
+            id,
+            created: 0,
+            hostname: "inside".into(),
+            process: Process {
+                args: words(&["sh", "-c", script]),
+                env: words(&["PATH=/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C"]),
+                cwd: "/".into(),
+                user: User::default(),
+                terminal: false,
+                interactive: false,
+                init: false,
+                no_new_privileges: false,
+                rlimits: Vec::new(),
+                oom_score_adj: None,
+            },
+            root: Root { base: Base::Host, read_only: false },
+            volumes: Vec::new(),
+            network: Network {
+                mode: NetworkMode::None,
+                addresses: Vec::new(),
+                gateways: Vec::new(),
+                mac: None,
+                mtu: None,
+                dns: Vec::new(),
+                ports: Vec::new(),
+            },
+            resources: Resources::default(),
+            security: Security {
+                privileged: false,
+                capabilities: capabilities::resolve(&[], &[]).unwrap(),
+                seccomp: Seccomp::Default,
+            },
+            devices: Vec::new(),
+            labels: Default::default(),
+            auto_remove: false,
+            stop_signal: 15,
+            stop_timeout: 10,
+        };
+        Bed { dir, spec }
+    }
+
+    fn store(&self) -> Store {
+        Store::open_at(self.dir.path().join("data"), self.dir.path().join("run")).unwrap()
+    }
+
+    fn upper(&self, path: &str) -> PathBuf {
+        self.dir.path().join("data/pods").join(&self.spec.id).join("upper/+").join(path)
+    }
+
+    /// Runs `f` in a forked monitor with a pod that was just reserved; what it prints comes back with its code.
+    fn monitor(&self, f: impl FnOnce(&Spec, &Pod, [OwnedFd; 3]) -> Result<i32>) -> (i32, String) {
+        let pod = self.store().reserve(&self.spec).unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        match daemon::fork().unwrap() {
+            Fork::Child => {
+                drop(read);
+                let null = OwnedFd::from(File::open("/dev/null").unwrap());
+                let stdio = [null, write.try_clone().unwrap(), write.try_clone().unwrap()];
+                let run = std::panic::AssertUnwindSafe(|| f(&self.spec, &pod, stdio));
+                let code = match std::panic::catch_unwind(run) {
+                    Ok(Ok(code)) => code,
+                    Ok(Err(problem)) => {
+                        let _ = write!(File::from(write), "{} {}", problem.code(), problem.chain());
+                        200
+                    }
+                    Err(_) => 201,
+                };
+                let _ = Cgroup::open(&self.spec.id).and_then(|cgroup| cgroup.remove(Duration::from_secs(5)));
+                daemon::exit_now(code)
+            }
+            Fork::Parent(pid) => {
+                drop(write);
+                let mut said = String::new();
+                File::from(read).read_to_string(&mut said).unwrap();
+                (daemon::reap(pid).unwrap().code(), said)
+            }
+        }
+    }
+
+    /// Runs the script as the pod's first process.
+    fn run(&self) -> (i32, String) {
+        self.monitor(|spec, pod, stdio| {
+            let born = bear(spec, pod, Purpose::Run, Stdio::Files(stdio))?;
+            born.start()?;
+            daemon::reap(born.init).map(|ended| ended.code()).doing(|| "wait".into())
+        })
+    }
+
+    /// The same, expecting success.
+    fn see(&self) -> String {
+        let (code, said) = self.run();
+        assert_eq!(code, 0, "{said}");
+        said
+    }
+}
+
+fn bear(spec: &Spec, pod: &Pod, purpose: Purpose, stdio: Stdio) -> Result<Born> {
+    birth::birth(spec, pod, Clocks::default(), purpose, stdio, |_| Ok(()))
+}
+
+#[test]
+fn a_pod_has_namespaces_of_its_own() {
+    let bed = Bed::new(
+        "echo $$; hostname; for n in pid net mnt ipc uts cgroup time; do readlink /proc/self/ns/$n; done; ls /proc | grep -c '^[0-9]'",
+    );
+    let said = bed.see();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(&lines[..2], ["1", "inside"]);
+    for (at, name) in ["pid", "net", "mnt", "ipc", "uts", "cgroup", "time"].iter().enumerate() {
+        let ours = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        assert_ne!(lines[2 + at], ours.to_str().unwrap(), "{name}");
+    }
+    assert!(lines[9].parse::<u32>().unwrap() <= 4, "{said}");
+}
+
+#[test]
+fn what_it_writes_stays_in_its_layer() {
+    let bed = Bed::new("echo mine > /etc/of-the-pod; rm /etc/passwd; cat /etc/of-the-pod; ls /etc/passwd");
+    let (code, said) = bed.run();
+    assert!(said.starts_with("mine"), "{said}");
+    assert_ne!(code, 0);
+    assert!(!PathBuf::from("/etc/of-the-pod").exists() && PathBuf::from("/etc/passwd").exists());
+    assert_eq!(fs::read_to_string(bed.upper("etc/of-the-pod")).unwrap(), "mine\n");
+}
+
+#[test]
+fn nothing_is_left_of_it() {
+    let before = birth::mounts_of(std::process::id() as i32).unwrap().len();
+    let bed = Bed::new("true");
+    assert_eq!(bed.run().0, 0);
+    assert_eq!(birth::mounts_of(std::process::id() as i32).unwrap().len(), before);
+    assert!(!Cgroup::open(&bed.spec.id).unwrap().exists());
+    let mounts = bed.dir.path().join("data/pods").join(&bed.spec.id).join("mounts.json");
+    assert!(fs::read_to_string(mounts).unwrap().contains("/dev/mqueue"));
+}
+
+#[test]
+fn devices_and_kernel_files() {
+    let bed = Bed::new(
+        "ls /dev | tr '\\n' ' '; echo; stat -c '%a %t:%T' /dev/null /dev/tty; readlink /dev/ptmx; \
+         cat /proc/timer_list | wc -c; ls /sys/firmware | wc -l; cat /proc/keys | wc -c; \
+         (echo 1 > /proc/sys/kernel/domainname) 2>/dev/null || echo denied; \
+         (echo 1 > /sys/kernel/mm/transparent_hugepage/enabled) 2>/dev/null || echo denied; \
+         cat /proc/sys/kernel/pid_max; cat /proc/sys/net/mptcp/enabled; stat -c %a /tmp /run /dev/shm; \
+         mknod /tmp/mem c 1 1 && dd if=/tmp/mem bs=1 count=1 2>&1 | grep -o 'not permitted\\|denied'",
+    );
+    let said = bed.see();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines[0], "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ");
+    assert_eq!(&lines[1..4], ["666 1:3", "666 5:0", "pts/ptmx"]);
+    assert_eq!(&lines[4..9], ["0", "0", "0", "denied", "denied"]);
+    assert_eq!(&lines[9..11], ["32768", "0"], "{said}");
+    assert_eq!(&lines[11..14], ["1777", "755", "1777"]);
+}
+
+#[test]
+fn a_device_outside_the_list_cannot_be_opened() {
+    let bed = Bed::new("mknod /root/mem c 1 1 || exit 1; dd if=/root/mem of=/dev/null bs=1 count=1 2>&1; true");
+    assert!(bed.see().contains("ermi"), "{}", bed.see());
+}
+
+#[test]
+fn capabilities_of_root_and_of_others() {
+    let caps = "grep Cap /proc/self/status | cut -f2 | tr '\\n' ' '";
+    let mut bed = Bed::new(caps);
+    assert_eq!(
+        bed.see().trim(),
+        "0000000000000000 00000000a80425fb 00000000a80425fb 00000000a80425fb 0000000000000000"
+    );
+    bed = Bed::new(&format!("id -u; id -G; {caps}; touch /etc/x 2>/dev/null || echo denied"));
+    bed.spec.process.user = User { uid: 1234, gid: 2345, additional_gids: vec![7, 8], umask: None };
+    let said = bed.see();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(&lines[..2], ["1234", "2345 7 8"]);
+    let none = "0000000000000000";
+    assert_eq!(lines[2].trim(), format!("{none} {none} {none} 00000000a80425fb {none} denied"), "{said}");
+    bed = Bed::new(caps);
+    bed.spec.security.capabilities = capabilities::resolve(&words(&["NET_ADMIN"]), &words(&["ALL"])).unwrap();
+    assert!(bed.see().contains("0000000000001000 0000000000001000 0000000000001000"));
+}
+
+#[test]
+fn limits_of_the_process_and_of_the_pod() {
+    let mut bed = Bed::new(
+        "ulimit -n; ulimit -Hn; umask; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; true",
+    );
+    bed.spec.process.rlimits = vec![Rlimit { kind: "nofile".into(), soft: 100, hard: 200 }];
+    bed.spec.resources = Resources { memory: Some(64 << 20), cpus: Some(0.5), pids: Some(17) };
+    assert_eq!(bed.see(), "100\n200\n0022\n17\n");
+}
+
+#[test]
+fn too_much_memory_is_killed() {
+    let mut bed = Bed::new("head -c 200000000 /dev/zero | tail -c 190000000 | wc -c");
+    bed.spec.resources.memory = Some(32 << 20);
+    let (_, said) = bed.run();
+    assert!(!said.contains("190000000"), "{said}");
+}
+
+#[test]
+fn volumes_of_folders_and_files() {
+    let mut bed =
+        Bed::new("cat /data/in; echo out > /data/out; (echo no > /ro/x) 2>/dev/null || echo denied; cat /etc/one");
+    let volume = |source: PathBuf, destination: &str, read_only| Volume {
+        source,
+        destination: destination.into(),
+        read_only,
+        shared: false,
+    };
+    let host = bed.dir.path().join("volume");
+    fs::create_dir_all(&host).unwrap();
+    fs::write(host.join("in"), "in\n").unwrap();
+    bed.spec.volumes = vec![
+        volume(host.clone(), "/data", false),
+        volume(bed.dir.path().join("made"), "/ro", true),
+        volume(host.join("in"), "/etc/one", true),
+    ];
+    assert_eq!(bed.see(), "in\ndenied\nin\n");
+    assert_eq!(fs::read_to_string(host.join("out")).unwrap(), "out\n");
+}
+
+#[test]
+fn a_hostile_root_leads_nowhere() {
+    let mut bed = Bed::new("unused");
+    let root = bed.dir.path().join("rootfs");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/usr/bin/busybox", root.join("bin/busybox")).unwrap();
+    let outside = bed.dir.path().join("outside");
+    fs::create_dir_all(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, root.join("data")).unwrap();
+    std::os::unix::fs::symlink("../../../../../..", root.join("up")).unwrap();
+    bed.spec.root.base = Base::Directory(root.clone());
+    bed.spec.process.args = words(&["/bin/busybox", "sh", "-c", "/bin/busybox ls -d /up/v /up/var; /bin/busybox true"]);
+    bed.spec.volumes = vec![Volume {
+        source: bed.dir.path().join("volume"),
+        destination: "/up/../data/v".into(),
+        read_only: false,
+        shared: false,
+    }];
+    // A path with '..' is resolved inside the root, or refused; nothing appears outside.
+    let _ = bed.run();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    for link in ["proc", "sys", "dev"] {
+        let mut bed = Bed::new("unused");
+        let root = bed.dir.path().join("rootfs");
+        fs::create_dir_all(root.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("/elsewhere", root.join(link)).unwrap();
+        bed.spec.root.base = Base::Directory(root);
+        let (code, said) = bed.run();
+        assert_eq!(code, 200);
+        assert!(said.starts_with("E-ROOTFS"), "{said}");
+    }
+}
+
+#[test]
+fn a_read_only_root_can_be_written_nowhere_but_in_tmp() {
+    let mut bed =
+        Bed::new("(touch /x || touch /etc/x) 2>/dev/null || echo denied; touch /tmp/x /run/x /dev/shm/x && echo fine");
+    bed.spec.root.read_only = true;
+    assert_eq!(bed.see(), "denied\nfine\n");
+}
+
+#[test]
+fn a_folder_as_root() {
+    let mut bed = Bed::new("unused");
+    let root = bed.dir.path().join("rootfs");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::create_dir_all(root.join("run/kept")).unwrap();
+    fs::copy("/usr/bin/busybox", root.join("bin/sh")).unwrap();
+    bed.spec.root.base = Base::Directory(root.clone());
+    bed.spec.process.args =
+        words(&["/bin/sh", "-c", "echo x > /new; echo /*; echo /run/*; read a < /etc/hostname; echo $a"]);
+    let said = bed.see();
+    assert_eq!(said, "/bin /dev /etc /new /proc /run /sys\n/run/kept\ninside\n");
+    assert!(!root.join("new").exists());
+}
+
+#[test]
+fn programs_that_cannot_be_executed() {
+    for (args, code) in [
+        ("/nowhere", "E-COMMAND-NOT-FOUND"),
+        ("nowhere", "E-COMMAND-NOT-FOUND"),
+        ("/etc/passwd", "E-COMMAND-NOT-EXECUTABLE"),
+    ] {
+        for init in [false, true] {
+            let mut bed = Bed::new("");
+            bed.spec.process.args = words(&[args]);
+            bed.spec.process.init = init;
+            let (status, said) = bed.run();
+            assert_eq!(status, 200);
+            assert!(said.starts_with(code), "{init} {said}");
+        }
+    }
+}
+
+#[test]
+fn a_tiny_init_reaps_and_hands_signals_on() {
+    let mut bed = Bed::new(
+        "echo $$; cat /proc/1/comm; (sh -c 'sleep 0.01 &' &); \
+         trap 'echo term; ps -o stat= -A | grep -c Z; exit 7' TERM; kill -TERM 1; sleep 1; sleep 1; echo late",
+    );
+    bed.spec.process.init = true;
+    let (code, said) = bed.run();
+    assert_eq!(said, "2\n.pod-init\nterm\n0\n");
+    assert_eq!(code, 7);
+}
+
+#[test]
+fn two_pods_have_the_same_names() {
+    let script = "ipcmk -M 4096 >/dev/null; ipcs -m | grep -c ^0x; echo $$";
+    let (first, second) = (Bed::new(script), Bed::new(script));
+    assert_eq!(first.see(), "1\n1\n");
+    assert_eq!(second.see(), "1\n1\n");
+}
+
+#[test]
+fn clocks_are_shifted() {
+    let bed = Bed::new("cut -d' ' -f1 /proc/uptime");
+    let (code, said) = bed.monitor(|spec, pod, stdio| {
+        let clocks = Clocks { monotonic: 5_000_000_000_000, boottime: 1_000_000_000_000_000 };
+        let born = birth::birth(spec, pod, clocks, Purpose::Run, Stdio::Files(stdio), |_| Ok(()))?;
+        born.start()?;
+        daemon::reap(born.init).map(|ended| ended.code()).doing(|| "wait".into())
+    });
+    assert_eq!(code, 0);
+    assert!(said.trim().parse::<f64>().unwrap() > 1_000_000.0, "{said}");
+}
+
+#[test]
+fn a_terminal_is_the_pods_own() {
+    let mut bed = Bed::new("tty; stty size; ls /dev/pts /dev/console | tr '\\n' ' '; exit 3");
+    bed.spec.process.terminal = true;
+    let (code, said) = bed.monitor(|spec, pod, stdio| {
+        let mut born = bear(spec, pod, Purpose::Run, Stdio::Terminal { rows: 33, columns: 77 })?;
+        let console = File::from(born.console.take().unwrap());
+        born.start()?;
+        let code = daemon::reap(born.init).unwrap().code();
+        let mut text = vec![0; 4096];
+        let count = (&console).read(&mut text).unwrap();
+        File::from(stdio.into_iter().nth(1).unwrap()).write_all(&text[..count]).unwrap();
+        Ok(code)
+    });
+    assert_eq!(code, 3);
+    assert_eq!(said.replace('\r', ""), "/dev/pts/0\n33 77\n/dev/console  /dev/pts: 0 ptmx ");
+}
+
+#[test]
+fn entering_a_pod() {
+    let bed = Bed::new("sleep 30");
+    let (code, said) = bed.monitor(|spec, pod, stdio| {
+        let born = bear(spec, pod, Purpose::Run, Stdio::Null)?;
+        born.start()?;
+        let out = stdio[1].as_raw_fd();
+        let child = birth::enter(&born.pidfd, &born.cgroup, Some(300), || {
+            let script =
+                "echo $$; hostname; grep CapEff /proc/self/status; cat /proc/self/cgroup | cut -d: -f3 | sort -u";
+            let process = Process { args: words(&["sh", "-c", script]), ..spec.process.clone() };
+            nix::unistd::dup2_stdout(&stdio[1]).unwrap();
+            become_program(spec, &process, &[out]);
+            99
+        })?;
+        let code = daemon::reap(child).unwrap().code();
+        assert!(born.cgroup.procs()?.contains(&born.init));
+        let taken = birth::enter(&born.pidfd, &born.cgroup, Some(1), || 0);
+        assert!(taken.is_err());
+        born.cgroup.freeze(Duration::from_secs(2))?;
+        assert!(birth::enter(&born.pidfd, &born.cgroup, None, || 0).is_err());
+        born.cgroup.thaw()?;
+        born.cgroup.kill()?;
+        assert_eq!(daemon::reap(born.init).unwrap().code(), 137);
+        Ok(code)
+    });
+    assert_eq!(code, 0, "{said}");
+    assert!(said.starts_with("300\ninside\nCapEff:\t00000000a80425fb\n/\n"), "{said}");
+}
+
+#[test]
+fn parking_keeps_one_descriptor() {
+    let bed = Bed::new("unused");
+    let (code, said) = bed.monitor(|spec, pod, _| {
+        let born = bear(spec, pod, Purpose::Fill, Stdio::Null)?;
+        // It parks after it has said "ready": wait for what it does last.
+        let fds = || fs::read_dir(format!("/proc/{}/fd", born.init)).unwrap().count();
+        for _ in 0..1000 {
+            if fds() == 1 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(fds(), 1);
+        drop(born.sync);
+        Ok(daemon::reap(born.init).unwrap().code())
+    });
+    assert_eq!(code, 125, "{said}");
+}
+
+#[test]
+fn a_birth_that_fails_leaves_nothing() {
+    let bed = Bed::new("unused");
+    let (code, said) = bed.monitor(|spec, pod, stdio| {
+        let failed = birth::birth(spec, pod, Clocks::default(), Purpose::Run, Stdio::Files(stdio), |_| {
+            Err(pod_runtime::Problem::new("E-SYSTEM", "no network"))
+        });
+        assert_eq!(failed.unwrap_err().what(), "no network");
+        assert!(!Cgroup::open(pod.id())?.exists());
+        assert!(daemon::reap_any().unwrap().is_none());
+        Ok(0)
+    });
+    assert_eq!(code, 0, "{said}");
+}
