@@ -4,4 +4,6 @@
 #![deny(unsafe_code)]
 
 pub mod bed;
+pub mod pods;
+pub mod terminal;
 pub mod wait;

@@ -1,4 +1,4 @@
-//! Every guest × every way to move. A guest that fails where nothing moved says nothing about moves, so that is a way too.
+//! Every guest where nothing moves: one that fails there says nothing about moves.
 
 use anyhow::{Context, Result, ensure};
 use integration::bed::host::program_of;

@@ -1,0 +1,147 @@
+//! Pods on the hosts of a bed, driven by the command line that a user has.
+
+use crate::bed::{Bed, Host};
+use crate::wait;
+use anyhow::{Context, Result, bail, ensure};
+use std::process::{Child, ChildStdin, Stdio};
+use std::time::{Duration, Instant};
+
+/// Above any command of `pod` here; one that hangs is killed and told apart from one that fails.
+const DEADLINE: &str = "100";
+
+/// The address on the LAN that workloads have, with the prefix of the LAN.
+pub const ADDRESS: &str = "10.77.0.100";
+
+impl Host {
+    /// `pod ARGS…` on this host: what it printed, or an error with all that it said.
+    pub fn pod(&self, args: &[&str]) -> Result<String> {
+        self.run(&[&["timeout", "-s", "KILL", DEADLINE, "pod"], args].concat())
+    }
+
+    /// `pod ARGS…` that is expected to fail: its exit code and what it said on stderr.
+    pub fn pod_fails(&self, args: &[&str]) -> Result<(i32, String)> {
+        let output = self.output(&[&["timeout", "-s", "KILL", DEADLINE, "pod"], args].concat())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "pod {} worked", args.join(" "));
+        Ok((output.status.code().unwrap_or(-1), said))
+    }
+
+    /// Whether the pod runs here, by what `pod ps` says.
+    pub fn runs(&self, name: &str) -> bool {
+        self.pod(&["ps", "-q", "--format", "name"]).is_ok_and(|names| names.lines().any(|line| line.trim() == name))
+    }
+
+    /// Whether a TCP port answers, tried from this host.
+    pub fn reaches(&self, address: &str, port: u16) -> bool {
+        let line = format!(": </dev/tcp/{address}/{port}");
+        self.output(&["timeout", "5", "bash", "-c", &line]).is_ok_and(|output| output.status.success())
+    }
+}
+
+/// Waits until the log of a pod has that line.
+pub fn said(host: &Host, pod: &str, line: &str) -> Result<()> {
+    let mut log = String::new();
+    let found = wait::until_true(&format!("{pod} to say {line:?}"), wait::SOON, || {
+        log = host.pod(&["logs", pod]).unwrap_or_else(|error| format!("{error:#}"));
+        log.lines().any(|said| said.trim() == line) || log.lines().any(|said| said.starts_with("FAIL"))
+    });
+    let tail: Vec<&str> = log.lines().rev().take(10).collect();
+    found.with_context(|| format!("the log of {pod} on {} ends (newest first): {tail:#?}", host.name()))?;
+    if let Some(fail) = log.lines().find(|said| said.starts_with("FAIL")) {
+        bail!("{pod} on {}: {fail}", host.name());
+    }
+    Ok(())
+}
+
+/// A client of the `client` program that runs on the bed's client host.
+#[derive(Debug)]
+pub struct Client {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    log: std::path::PathBuf,
+}
+
+/// What a client says at the end.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    pub text: String,
+    pub longest: Duration,
+}
+
+impl Client {
+    /// Starts it and waits until it is connected.
+    pub fn start(bed: &Bed, args: &[&str]) -> Result<Client> {
+        let program = crate::bed::beside_us("client").context("client is built with us")?;
+        let log = bed.shared().join(format!("client-{}", args.join("-").replace(['/', ':'], "_")));
+        let out = std::fs::File::create(&log)?;
+        let mut command = bed.client().command(&program.to_string_lossy());
+        command.args(args).stdin(Stdio::piped()).stderr(out.try_clone()?).stdout(out);
+        let mut child = command.spawn()?;
+        let mut client = Client { stdin: child.stdin.take(), child, log };
+        wait::until_true("a client to be ready", wait::SOON, || client.text().lines().any(|line| line == "ready"))
+            .with_context(|| client.text())?;
+        ensure!(client.child.try_wait()?.is_none(), "the client ended: {}", client.text());
+        Ok(client)
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Ends it: an error unless every request was answered rightly and every connection kept.
+    pub fn finish(mut self) -> Result<Summary> {
+        drop(self.stdin.take());
+        let mut ended = None;
+        wait::until_true("a client to end", Duration::from_secs(70), || {
+            ended = self.child.try_wait().ok().flatten();
+            ended.is_some()
+        })?;
+        let text = self.text();
+        ensure!(ended.is_some_and(|status| status.success()), "the client lost something:\n{text}");
+        let longest = text.lines().find_map(|line| line.strip_prefix("longest pause: ")?.strip_suffix(" ms"));
+        let longest: f64 = longest.context("a summary has the longest pause")?.parse()?;
+        Ok(Summary { text, longest: Duration::from_secs_f64(longest / 1000.0) })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Moves a pod between the first two hosts that many times, starting from wherever it is; tells how long each took.
+pub fn move_around(bed: &Bed, pod: &str, moves: usize) -> Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    let (mut from, mut to) = if bed.a().runs(pod) { (bed.a(), bed.b()) } else { (bed.b(), bed.a()) };
+    for step in 1..=moves {
+        let start = Instant::now();
+        from.pod(&["migrate", pod, "--to", to.name()]).with_context(|| format!("move {step} of {moves}"))?;
+        times.push(start.elapsed());
+        ensure!(to.runs(pod), "{pod} does not run on {} after move {step}", to.name());
+        ensure!(!from.runs(pod), "{pod} still runs on {} after move {step}", from.name());
+        from.pod(&["rm", pod]).with_context(|| format!("remove the tombstone of move {step}"))?;
+        std::mem::swap(&mut from, &mut to);
+    }
+    Ok(times)
+}
+
+/// Checkpoint, kill and restore on the host where it runs, that many times.
+pub fn save_and_restore(host: &Host, pod: &str, times: usize) -> Result<()> {
+    for round in 1..=times {
+        let name = format!("{pod}-{round}");
+        host.pod(&["checkpoint", "create", pod, &name]).with_context(|| format!("checkpoint {round}"))?;
+        ensure!(host.runs(pod), "{pod} does not run after its checkpoint");
+        host.pod(&["rm", "-f", pod])?;
+        host.pod(&["restore", &name]).with_context(|| format!("restore {round}"))?;
+        ensure!(host.runs(pod), "{pod} does not run after its restore");
+        host.pod(&["checkpoint", "rm", &name])?;
+    }
+    Ok(())
+}
+
+/// How often a workload goes there and back: `$MOVES` by hand, fewer in CI.
+pub fn rounds() -> usize {
+    std::env::var("MOVES").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+}
