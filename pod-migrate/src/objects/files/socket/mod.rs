@@ -1,17 +1,38 @@
 //! Sockets, by family. A family is one file with `State`, `dump`, `restore` and, where something must happen at the last
 //! moment before the pod runs, `release`.
+//!
+//! Kept: unix, TCP, UDP, raw IP, ping, netlink, packet. Every other family is refused by name: [`refusal`] says which
+//! and why, to `check` and to `dump` alike.
 
+pub mod address;
+pub mod inject;
+pub mod listing;
+pub mod netlink;
+pub mod options;
+pub mod raw;
+pub mod tcp;
+pub mod udp;
 pub mod unix;
 
 use super::dump::FilesDump;
-use pod_runtime::Result;
+use address::Family;
+use libc::{SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, c_int};
+use pod_runtime::sys::inet;
+use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, OwnedFd};
+
+const IPPROTO_MPTCP: c_int = 262;
 
 /// Which family, and its state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum State {
     Unix(unix::State),
+    Tcp(tcp::State),
+    Udp(udp::State),
+    Raw(raw::RawState),
+    Packet(raw::PacketState),
+    Netlink(netlink::State),
 }
 
 /// What a family's `dump` may look at besides the socket itself.
@@ -24,10 +45,107 @@ pub struct DumpContext<'a, 'v> {
     pub files: &'a mut FilesDump<'v>,
 }
 
+/// Domain, type and protocol, as socket(2) was given them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    pub domain: c_int,
+    pub kind: c_int,
+    pub protocol: c_int,
+}
+
+impl Kind {
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Kind> {
+        let number = |name| inet::number(fd, SOL_SOCKET, name).doing(|| "ask a socket what it is".into());
+        Ok(Kind {
+            domain: number(libc::SO_DOMAIN)?,
+            kind: number(libc::SO_TYPE)?,
+            protocol: number(libc::SO_PROTOCOL)?,
+        })
+    }
+}
+
+/// Why a socket of this kind cannot be moved; `None` when it can.
+pub fn refusal(kind: Kind, subject: &str) -> Option<Problem> {
+    let Kind { domain, kind, protocol } = kind;
+    let known = match domain {
+        libc::AF_UNIX | libc::AF_NETLINK | libc::AF_PACKET => true,
+        libc::AF_INET | libc::AF_INET6 => match kind {
+            SOCK_STREAM if protocol == IPPROTO_MPTCP => {
+                return Some(
+                    Problem::new("E-SOCKET-MPTCP", format!("{subject}: a socket of multipath TCP"))
+                        .fix("use plain TCP (for Go programs: GODEBUG=multipathtcp=0)"),
+                );
+            }
+            SOCK_STREAM => protocol == libc::IPPROTO_TCP,
+            SOCK_DGRAM => {
+                [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6].contains(&protocol)
+            }
+            SOCK_RAW => true,
+            _ => false,
+        },
+        _ => false,
+    };
+    (!known).then(|| {
+        Problem::new("E-SOCKET-FAMILY", format!("{subject}: {} cannot be moved", name_of(domain, kind, protocol)))
+            .fix("close it before the move; pod explain E-SOCKET-FAMILY lists what can be moved")
+    })
+}
+
+fn name_of(domain: c_int, kind: c_int, protocol: c_int) -> String {
+    let family = match domain {
+        libc::AF_VSOCK => "a vsock socket",
+        libc::AF_ALG => "a socket of the kernel's crypto (AF_ALG)",
+        libc::AF_BLUETOOTH => "a bluetooth socket",
+        libc::AF_CAN => "a CAN socket",
+        libc::AF_TIPC => "a TIPC socket",
+        libc::AF_KEY => "an IPsec key socket",
+        44 => "an AF_XDP socket",
+        43 => "an SMC socket",
+        libc::AF_INET | libc::AF_INET6 if protocol == libc::IPPROTO_SCTP => "an SCTP socket",
+        libc::AF_INET | libc::AF_INET6 if protocol == libc::IPPROTO_DCCP => "a DCCP socket",
+        _ => return format!("a socket of family {domain}, type {kind}, protocol {protocol}"),
+    };
+    family.to_string()
+}
+
 /// Reads a socket without changing it. `fd` is our copy.
 pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<State> {
-    let _ = (fd, context);
-    Err(pod_runtime::Problem::new("E-SYSTEM", "sockets cannot be dumped yet"))
+    let kind = Kind::of(fd)?;
+    if let Some(problem) = refusal(kind, context.subject) {
+        return Err(problem);
+    }
+    let warnings = &mut context.files.warnings;
+    match (kind.domain, Family::of(kind.domain), kind.kind) {
+        (libc::AF_UNIX, ..) => unix::dump(fd, context).map(State::Unix),
+        (libc::AF_NETLINK, ..) => netlink::dump(fd, kind.protocol, context.subject, warnings).map(State::Netlink),
+        (libc::AF_PACKET, ..) => raw::dump_packet(fd, kind.kind, context.subject).map(State::Packet),
+        (_, Some(family), SOCK_STREAM) => {
+            let state = tcp::dump(fd, family, context.subject)?;
+            if let tcp::Phase::Listening { waiting: waiting @ 1.., local, .. } = &state.phase {
+                warnings.push(format!(
+                    "{}: {waiting} connections to {local} that no program has accepted are not kept",
+                    context.subject
+                ));
+            }
+            Ok(State::Tcp(state))
+        }
+        (_, Some(family), SOCK_DGRAM) => {
+            udp::dump(fd, family, kind.protocol, context.subject, warnings).map(State::Udp)
+        }
+        (_, Some(family), _) => raw::dump_raw(fd, family, kind.protocol, context.subject).map(State::Raw),
+        _ => unreachable!("refused above"),
+    }
+}
+
+/// What needs all files to be known: queued messages carry descriptors, peers are other sockets of the pod.
+pub fn finish(state: &mut State, fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<()> {
+    let _ = (state, fd, context);
+    Ok(())
+}
+
+/// Whether a socket of this kind can be moved; asked of a pod that runs.
+pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
+    refusal(Kind::of(fd)?, subject).map_or(Ok(()), Err)
 }
 
 /// Makes the socket again; runs in the opener, inside the pod's namespaces. Flags of the description are set by the
@@ -35,13 +153,28 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
 pub fn restore(state: &State) -> Result<OwnedFd> {
     match state {
         State::Unix(state) => unix::restore(state),
+        State::Tcp(state) => tcp::restore(state),
+        State::Udp(state) => udp::restore(state),
+        State::Raw(state) => raw::restore_raw(state),
+        State::Packet(state) => raw::restore_packet(state),
+        State::Netlink(state) => netlink::restore(state),
     }
+}
+
+/// After all files are open and all processes exist; runs in the opener. `held` gives any file of the image.
+pub fn connect<'a>(
+    state: &State,
+    fd: BorrowedFd<'_>,
+    held: &dyn Fn(crate::ids::FileId) -> Option<BorrowedFd<'a>>,
+) -> Result<()> {
+    let _ = (state, fd, held);
+    Ok(())
 }
 
 /// The last moment before the tasks go; runs in the opener.
 pub fn release(state: &State, fd: BorrowedFd<'_>) -> Result<()> {
-    let _ = fd;
     match state {
-        State::Unix(_) => Ok(()),
+        State::Tcp(state) => tcp::release(state, fd),
+        State::Unix(_) | State::Udp(_) | State::Raw(_) | State::Packet(_) | State::Netlink(_) => Ok(()),
     }
 }

@@ -1,0 +1,120 @@
+//! Raw IP sockets and packet sockets: what they are bound to, their filters and options. Packets that wait to be read
+//! are not kept: they are a watcher's view of traffic, which may always lose some.
+
+use super::address::{Endpoint, Family};
+use super::options::Options;
+use libc::{AF_PACKET, SOCK_RAW, SOL_PACKET, SOL_RAW, c_int};
+use pod_runtime::sys::inet;
+use pod_runtime::{Doing, Problem, Result};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const ICMP_FILTER: c_int = 1;
+const ICMPV6_FILTER: c_int = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RawState {
+    pub family: Family,
+    pub protocol: i32,
+    pub options: Options,
+    pub local: Option<Endpoint>,
+    pub peer: Option<Endpoint>,
+    /// Which ICMP types are dropped.
+    pub icmp_filter: Option<ByteBuf>,
+}
+
+pub fn dump_raw(fd: BorrowedFd<'_>, family: Family, protocol: i32, subject: &str) -> Result<RawState> {
+    let local = inet::local_address(fd).ok().and_then(|bytes| Endpoint::parse(&bytes));
+    let peer = inet::peer_address(fd).ok().and_then(|bytes| Endpoint::parse(&bytes));
+    let filter = match family {
+        Family::V4 => inet::option(fd, SOL_RAW, ICMP_FILTER, &[], 4),
+        Family::V6 => inet::option(fd, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &[], 32),
+    };
+    Ok(RawState {
+        family,
+        protocol,
+        options: Options::dump(fd, subject)?,
+        // The kernel shows the protocol as the port.
+        local: local.filter(|local| !local.ip.is_unspecified()),
+        peer,
+        icmp_filter: filter.ok().map(ByteBuf::from),
+    })
+}
+
+pub fn restore_raw(state: &RawState) -> Result<OwnedFd> {
+    let RawState { family, protocol, options, local, peer, icmp_filter } = state;
+    let socket = inet::socket(family.number(), SOCK_RAW, *protocol);
+    let socket = socket.doing(|| format!("make a raw socket of protocol {protocol}"))?;
+    let fd = socket.as_fd();
+    options.before_bind(fd, true)?;
+    if let Some(local) = local {
+        inet::bind(fd, &local.bytes()).doing(|| format!("bind a raw socket to {}", local.ip))?;
+    }
+    if let Some(peer) = peer {
+        inet::connect(fd, &peer.bytes()).doing(|| format!("connect a raw socket to {}", peer.ip))?;
+    }
+    if let Some(filter) = icmp_filter {
+        let (level, name) = match family {
+            Family::V4 => (SOL_RAW, ICMP_FILTER),
+            Family::V6 => (libc::IPPROTO_ICMPV6, ICMPV6_FILTER),
+        };
+        let _ = inet::set_option(fd, level, name, filter);
+    }
+    options.after_bind(fd)?;
+    options.last(fd)?;
+    Ok(socket)
+}
+
+/// Of packet(7), with one int each: AUXDATA, ORIGDEV, VERSION, RESERVE, LOSS, VNET_HDR, TIMESTAMP, FANOUT left out.
+const PACKET_NUMBERS: &[c_int] = &[8, 9, 10, 12, 14, 15, 17];
+const PACKET_FANOUT: c_int = 18;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PacketState {
+    /// SOCK_RAW or SOCK_DGRAM.
+    pub kind: i32,
+    /// EtherType in host order.
+    pub protocol: u16,
+    /// 0 for all.
+    pub device: i32,
+    pub numbers: BTreeMap<i32, i32>,
+    pub options: Options,
+}
+
+pub fn dump_packet(fd: BorrowedFd<'_>, kind: i32, subject: &str) -> Result<PacketState> {
+    if inet::number(fd, SOL_PACKET, PACKET_FANOUT).unwrap_or(0) != 0 {
+        return Err(Problem::new("E-SOCKET-PACKET", format!("{subject}: a packet socket in a fanout group"))
+            .fix("leave the group before the move"));
+    }
+    let address = inet::local_address(fd).doing(|| format!("{subject}: read its address"))?;
+    let protocol = address.get(2..4).map_or(0, |two| u16::from_be_bytes([two[0], two[1]]));
+    let device = address.get(4..8).map_or(0, |four| i32::from_ne_bytes(four.try_into().expect("four bytes")));
+    let numbers =
+        PACKET_NUMBERS.iter().filter_map(|name| Some((*name, inet::number(fd, SOL_PACKET, *name).ok()?))).collect();
+    Ok(PacketState { kind, protocol, device, numbers, options: Options::dump(fd, subject)? })
+}
+
+pub fn restore_packet(state: &PacketState) -> Result<OwnedFd> {
+    let PacketState { kind, protocol, device, numbers, options } = state;
+    // Protocol 0 at first: nothing is received until it is bound.
+    let socket = inet::socket(AF_PACKET, *kind, 0).doing(|| "make a packet socket".into())?;
+    let fd = socket.as_fd();
+    options.before_bind(fd, true)?;
+    for (name, value) in numbers {
+        if inet::number(fd, SOL_PACKET, *name).ok() != Some(*value) {
+            let _ = inet::set_number(fd, SOL_PACKET, *name, *value);
+        }
+    }
+    options.after_bind(fd)?;
+    if *protocol != 0 || *device != 0 {
+        let mut address = (AF_PACKET as u16).to_ne_bytes().to_vec();
+        address.extend_from_slice(&protocol.to_be_bytes());
+        address.extend_from_slice(&device.to_ne_bytes());
+        address.resize(20, 0);
+        inet::bind(fd, &address).doing(|| format!("bind a packet socket to device {device}"))?;
+    }
+    options.last(fd)?;
+    Ok(socket)
+}

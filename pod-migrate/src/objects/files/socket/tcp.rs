@@ -1,0 +1,661 @@
+//! TCP, over IPv4, IPv6 and IPv6 with mapped addresses, in every state that a descriptor can be in.
+//!
+//! **Dump.** The copy of the socket is put into repair mode for the length of a few system calls, in which sequence
+//! numbers, window and the send queue can be read, and taken out of it without a word on the wire (-1). So a tool that
+//! is killed leaves the connection as it was, and an attempt that is given up needs no undo. The pod's tasks are
+//! stopped and its cable is held meanwhile; nothing moves.
+//!
+//! **Restore.** In repair mode the socket is bound (beside its own listener, which the forced reuse of that mode
+//! allows), "connected" without a packet, given options, window and what was received but not read. Nothing is sent.
+//! Only [`release`] does, when all sockets of the pod exist again and its port is plugged in:
+//!
+//! * What was written but not acknowledged is written again *after* repair mode, from `snd_una` on, whether it was sent
+//!   or not. The peer drops what it has. (Pushed in repair mode it would wait for a retransmission timer: one second.)
+//! * A FIN that was received is handed in again by a packet that we make ([`super::inject`]), because repair mode has
+//!   no way to say CLOSE_WAIT. A FIN that was sent is sent again by shutdown(2).
+//!
+//! **What the kernel does not give**: out-of-order segments (the peer repeats them), a pending urgent byte, ECN of the
+//! connection (it goes on without), connections that no program has accepted yet ([`State::Listening`] counts them).
+//!
+//! **Leaving.** Closing a socket the usual way would send a FIN. The source host's cable is held, so it reaches nobody,
+//! but the socket would linger. [`Silence`] closes all connections of a pod without a word once it runs elsewhere.
+
+use super::address::{Endpoint, Family};
+use super::inject::{ACK, FIN, RST, Segment};
+use super::options::Options;
+use crate::ids::HostPid;
+use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
+use nix::sys::socket::{Shutdown, shutdown};
+use pod_runtime::sys::inet;
+use pod_runtime::{Doing, Problem, Result};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const TCP_REPAIR: i32 = 19;
+const TCP_REPAIR_QUEUE: i32 = 20;
+const TCP_QUEUE_SEQ: i32 = 21;
+const TCP_REPAIR_OPTIONS: i32 = 22;
+const TCP_TIMESTAMP: i32 = 24;
+const TCP_REPAIR_WINDOW: i32 = 29;
+const TCP_ULP: i32 = 31;
+
+const REPAIR_OFF: i32 = 0;
+const REPAIR_ON: i32 = 1;
+/// Without the window probe.
+const REPAIR_OFF_SILENTLY: i32 = -1;
+const RECEIVE_QUEUE: i32 = 1;
+const SEND_QUEUE: i32 = 2;
+
+const OPTION_MSS: u32 = 2;
+const OPTION_WINDOW_SCALE: u32 = 3;
+const OPTION_SACK: u32 = 4;
+const OPTION_TIMESTAMPS: u32 = 8;
+
+/// Largest queue that is carried: the kernel's own limit for a socket buffer is far below.
+const MAX_QUEUE: usize = 60 << 20;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub family: Family,
+    pub options: Options,
+    pub phase: Phase,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Never connected.
+    Fresh { local: Option<Endpoint> },
+    Listening {
+        local: Endpoint,
+        backlog: u32,
+        /// Handshakes that are complete but that no program has accepted.
+        waiting: u32,
+        /// `TCP_FASTOPEN`: the length of its queue, 0 for none.
+        fast_open: u32,
+    },
+    /// SYN_SENT.
+    Connecting { local: Endpoint, peer: Endpoint, initial_sequence: u32 },
+    /// ESTABLISHED and every state after it in which the peer is still there.
+    Connected(Box<Connection>),
+    /// Over: what the peer had sent may still be read, then the end.
+    Ended { unread: ByteBuf, failed: bool },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    pub local: Endpoint,
+    pub peer: Endpoint,
+    /// Of the first byte that the peer has not acknowledged.
+    pub send_sequence: u32,
+    /// Of the first byte that the program has not read.
+    pub receive_sequence: u32,
+    pub unread: ByteBuf,
+    /// Written by the program, not acknowledged by the peer.
+    pub unacknowledged: ByteBuf,
+    pub received_fin: bool,
+    pub sent_fin: bool,
+    /// CLOSING: our FIN was first.
+    pub sent_fin_first: bool,
+    /// The program has shut down its reading side.
+    pub read_shut: bool,
+    pub window: Window,
+    /// What the peer's SYN allowed.
+    pub mss: u32,
+    pub sack: bool,
+    /// Shifts for sending and receiving.
+    pub window_scale: Option<(u8, u8)>,
+    /// Our clock as the peer knows it; bit 0 says microseconds (Linux ≥ 6.7), else milliseconds.
+    pub timestamp: Option<u32>,
+}
+
+/// `struct tcp_repair_window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub snd_wl1: u32,
+    pub snd_wnd: u32,
+    pub max_window: u32,
+    pub rcv_wnd: u32,
+    pub rcv_wup: u32,
+}
+
+impl Window {
+    fn parse(bytes: &[u8]) -> Option<Window> {
+        let mut words = bytes.chunks_exact(4).map(|four| u32::from_ne_bytes(four.try_into().expect("four bytes")));
+        Some(Window {
+            snd_wl1: words.next()?,
+            snd_wnd: words.next()?,
+            max_window: words.next()?,
+            rcv_wnd: words.next()?,
+            rcv_wup: words.next()?,
+        })
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let Window { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup } = *self;
+        [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup].iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+}
+
+/// Kernel's numbers of the states, as in `struct tcp_info`.
+mod kernel_state {
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
+}
+use kernel_state::*;
+
+/// What we need of `struct tcp_info`.
+struct Info {
+    state: u8,
+    options: u8,
+    window_scale: u8,
+    /// For a listener: handshakes that wait to be accepted, and how many may.
+    unacked: u32,
+    sacked: u32,
+}
+
+impl Info {
+    fn of(fd: BorrowedFd<'_>) -> Result<Info> {
+        let bytes = inet::option(fd, IPPROTO_TCP, libc::TCP_INFO, &[], 104).doing(|| "read the TCP state".into())?;
+        let word =
+            |at: usize| bytes.get(at..at + 4).map_or(0, |four| u32::from_ne_bytes(four.try_into().expect("four")));
+        let byte = |at: usize| bytes.get(at).copied().unwrap_or(0);
+        Ok(Info { state: byte(0), options: byte(5), window_scale: byte(6), unacked: word(24), sacked: word(28) })
+    }
+}
+
+/// The socket is in repair mode; dropping this ends it without a packet and puts back what the mode changes.
+struct Repair<'a> {
+    fd: BorrowedFd<'a>,
+    reuse_address: i32,
+}
+
+impl<'a> Repair<'a> {
+    fn enter(fd: BorrowedFd<'a>, subject: &str) -> Result<Repair<'a>> {
+        let reuse_address = inet::number(fd, SOL_SOCKET, libc::SO_REUSEADDR).doing(|| "read SO_REUSEADDR".into())?;
+        inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON).map_err(|error| {
+            let problem = match error.raw_os_error() {
+                Some(libc::ENOPROTOOPT) => Problem::new("E-SOCKET-MPTCP", format!("{subject}: a connection of MPTCP"))
+                    .fix("connect with plain TCP (for Go programs: GODEBUG=multipathtcp=0)"),
+                _ => Problem::new("E-TCP-REPAIR", format!("{subject}: the kernel does not open the connection to us")),
+            };
+            problem.because(error)
+        })?;
+        Ok(Repair { fd, reuse_address })
+    }
+
+    fn number(&self, name: i32) -> Result<u32> {
+        inet::number(self.fd, IPPROTO_TCP, name).map(|value| value as u32).doing(|| format!("read TCP option {name}"))
+    }
+
+    fn queue(&self, queue: i32) -> Result<()> {
+        inet::set_number(self.fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue).doing(|| "choose a TCP queue".into())
+    }
+
+    fn sequence(&self, queue: i32) -> Result<u32> {
+        self.queue(queue)?;
+        self.number(TCP_QUEUE_SEQ)
+    }
+}
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        let _ = inet::set_number(self.fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_SILENTLY);
+        let _ = inet::set_number(self.fd, SOL_SOCKET, libc::SO_REUSEADDR, self.reuse_address);
+    }
+}
+
+/// Reads a socket and leaves it as it was. `subject` is "pid 41 nginx, fd 7".
+pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> {
+    let local = Endpoint::parse(&inet::local_address(fd).doing(|| format!("{subject}: read its address"))?);
+    let local = local.filter(|local| !local.is_unbound());
+    if let Ok(ulp) = inet::option(fd, IPPROTO_TCP, TCP_ULP, &[], 16)
+        && ulp.first().is_some_and(|byte| *byte != 0)
+    {
+        let name = String::from_utf8_lossy(&ulp).trim_end_matches('\0').to_string();
+        return Err(Problem::new("E-SOCKET-ULP", format!("{subject}: the kernel speaks '{name}' on this connection"))
+            .fix("let the program do it itself (for TLS: switch kTLS off)"));
+    }
+    let info = Info::of(fd)?;
+    let options = Options::dump(fd, subject)?;
+    let phase = match info.state {
+        LISTEN => Phase::Listening {
+            local: local.unwrap_or(unspecified(family)),
+            backlog: info.sacked,
+            waiting: info.unacked,
+            fast_open: inet::number(fd, IPPROTO_TCP, libc::TCP_FASTOPEN).unwrap_or(0).max(0) as u32,
+        },
+        CLOSE => dump_closed(fd, local)?,
+        SYN_SENT => {
+            let repair = Repair::enter(fd, subject)?;
+            let initial_sequence = repair.sequence(SEND_QUEUE)?.wrapping_sub(1);
+            drop(repair);
+            Phase::Connecting {
+                local: local.unwrap_or(unspecified(family)),
+                peer: peer(fd, subject)?,
+                initial_sequence,
+            }
+        }
+        ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
+            let local = local.unwrap_or(unspecified(family));
+            Phase::Connected(Box::new(dump_connection(fd, local, &info, subject)?))
+        }
+        other => {
+            return Err(Problem::new(
+                "E-TCP-STATE",
+                format!("{subject}: a TCP socket in the state {other} of the kernel"),
+            )
+            .fix("try again in a moment"));
+        }
+    };
+    Ok(State { family, options, phase })
+}
+
+fn unspecified(family: Family) -> Endpoint {
+    let ip = match family {
+        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    Endpoint { ip, port: 0, scope: 0 }
+}
+
+fn peer(fd: BorrowedFd<'_>, subject: &str) -> Result<Endpoint> {
+    // A socket that still connects has no peer name yet, but the repair mode gives it.
+    let bytes = inet::peer_address(fd).or_else(|error| {
+        if error.raw_os_error() != Some(libc::ENOTCONN) {
+            return Err(error);
+        }
+        super::listing::peer_of(fd)
+    });
+    let bytes = bytes.doing(|| format!("{subject}: read its peer's address"))?;
+    Endpoint::parse(&bytes).ok_or_else(|| Problem::new("E-TCP-STATE", format!("{subject}: a peer without an address")))
+}
+
+/// CLOSE: a socket that was never connected, or one whose connection is over.
+fn dump_closed(fd: BorrowedFd<'_>, local: Option<Endpoint>) -> Result<Phase> {
+    let found = inet::poll_now(fd, libc::POLLIN | libc::POLLRDHUP).doing(|| "poll a socket".into())?;
+    let failed = found & libc::POLLERR != 0;
+    if found & libc::POLLRDHUP == 0 && !failed {
+        return Ok(Phase::Fresh { local });
+    }
+    Ok(Phase::Ended { unread: ByteBuf::from(peek_received(fd)?), failed })
+}
+
+/// What waits to be read. Peeking goes on from where an earlier peek with SO_PEEK_OFF stopped, so that is put aside.
+fn peek_received(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let waiting = inet::unread(fd).doing(|| "size the receive queue".into())?;
+    if waiting == 0 {
+        return Ok(Vec::new());
+    }
+    let offset = inet::number(fd, SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
+    if offset >= 0 {
+        inet::set_number(fd, SOL_SOCKET, libc::SO_PEEK_OFF, -1).doing(|| "put SO_PEEK_OFF aside".into())?;
+    }
+    let read = inet::receive(fd, waiting.min(MAX_QUEUE), MSG_PEEK | MSG_DONTWAIT);
+    if offset >= 0 {
+        let _ = inet::set_number(fd, SOL_SOCKET, libc::SO_PEEK_OFF, offset);
+    }
+    match read {
+        Ok(message) => Ok(message.bytes),
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(Vec::new()),
+        Err(error) => Err(error).doing(|| "peek at the receive queue".into()),
+    }
+}
+
+fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &str) -> Result<Connection> {
+    let received_fin = matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING);
+    let sent_fin = matches!(info.state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
+    let fin_acknowledged = info.state == FIN_WAIT2;
+    let hung_up = inet::poll_now(fd, libc::POLLRDHUP).doing(|| "poll a socket".into())? & libc::POLLRDHUP != 0;
+    let unread = peek_received(fd)?;
+    let peer = peer(fd, subject)?;
+
+    let repair = Repair::enter(fd, subject)?;
+    let receive_next = repair.sequence(RECEIVE_QUEUE)?;
+    let write_sequence = repair.sequence(SEND_QUEUE)?;
+    let outstanding = inet::unacknowledged(fd).doing(|| "size the send queue".into())?;
+    let fin_outstanding = usize::from(sent_fin && !fin_acknowledged);
+    let unacknowledged = peek_sent(fd, outstanding.saturating_sub(fin_outstanding))?;
+    let window = inet::option(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &[], 20).doing(|| "read the TCP window".into())?;
+    let window = Window::parse(&window).ok_or_else(|| Problem::new("E-TCP-REPAIR", "the TCP window is cut short"))?;
+    let mss = repair.number(libc::TCP_MAXSEG)?;
+    let timestamp = match info.options & 1 != 0 {
+        true => Some(repair.number(TCP_TIMESTAMP)?),
+        false => None,
+    };
+    drop(repair);
+
+    let fin = u32::from(sent_fin);
+    let send_sequence = write_sequence.wrapping_sub(unacknowledged.len() as u32).wrapping_sub(fin);
+    let received = receive_next.wrapping_sub(u32::from(received_fin));
+    Ok(Connection {
+        local,
+        peer,
+        send_sequence,
+        receive_sequence: received.wrapping_sub(unread.len() as u32),
+        unread: ByteBuf::from(unread),
+        unacknowledged: ByteBuf::from(unacknowledged),
+        received_fin,
+        sent_fin,
+        sent_fin_first: info.state == CLOSING,
+        read_shut: hung_up && !received_fin,
+        window,
+        mss,
+        sack: info.options & 2 != 0,
+        window_scale: (info.options & 4 != 0).then_some((info.window_scale & 15, info.window_scale >> 4)),
+        timestamp: timestamp.map(|value| if microsecond_bit() { value } else { value & !1 }),
+    })
+}
+
+/// The unacknowledged bytes. The first segment of the queue may begin before them: the peer has acknowledged a part of
+/// it; so what counts is the end.
+fn peek_sent(fd: BorrowedFd<'_>, outstanding: usize) -> Result<Vec<u8>> {
+    if outstanding == 0 {
+        return Ok(Vec::new());
+    }
+    if outstanding > MAX_QUEUE {
+        return Err(Problem::new("E-TCP-STATE", "a send queue larger than any the kernel makes"));
+    }
+    // A segment is at most 64 KiB (512 KiB with BIG TCP).
+    let peeked = inet::receive(fd, outstanding + (512 << 10), MSG_PEEK | MSG_DONTWAIT);
+    let mut bytes = peeked.doing(|| "peek at the send queue".into())?.bytes;
+    if bytes.len() < outstanding {
+        return Err(Problem::new("E-TCP-STATE", format!("{} of {outstanding} bytes of a send queue", bytes.len())));
+    }
+    Ok(bytes.split_off(bytes.len() - outstanding))
+}
+
+/// Whether this kernel keeps the unit of a connection's clock in bit 0 (since 6.7); before, bit 0 was time.
+fn microsecond_bit() -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut parts = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (6, 7)
+}
+
+/// Makes the socket again, in the pod's network namespace. Nothing is sent: a connection stays in repair mode until
+/// [`release`].
+pub fn restore(state: &State) -> Result<OwnedFd> {
+    let State { family, options, phase } = state;
+    let socket = inet::socket(family.number(), SOCK_STREAM, IPPROTO_TCP).doing(|| "make a TCP socket".into())?;
+    let fd = socket.as_fd();
+    // All are bound in repair mode, so that the order of listeners and connections on one port does not matter.
+    let repaired = !matches!(phase, Phase::Fresh { local: None });
+    options.before_bind(fd, !repaired)?;
+    if repaired {
+        let on = inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON);
+        on.code("E-TCP-REPAIR", || "the kernel does not open TCP sockets to us".into())?;
+    }
+    match phase {
+        Phase::Fresh { local: None } => options.after_bind(fd)?,
+        Phase::Fresh { local: Some(local) } => {
+            bind(fd, local)?;
+            leave_repair(fd, options)?;
+            options.after_bind(fd)?;
+        }
+        Phase::Listening { local, backlog, waiting: _, fast_open } => {
+            bind(fd, local)?;
+            leave_repair(fd, options)?;
+            options.after_bind(fd)?;
+            if *fast_open > 0 {
+                let _ = inet::set_number(fd, IPPROTO_TCP, libc::TCP_FASTOPEN, *fast_open as i32);
+            }
+            listen(fd, *backlog).doing(|| format!("listen on {local}"))?;
+        }
+        Phase::Connecting { local, peer: _, initial_sequence } => {
+            bind(fd, local)?;
+            set_sequence(fd, SEND_QUEUE, *initial_sequence)?;
+            leave_repair(fd, options)?;
+            options.after_bind(fd)?;
+        }
+        Phase::Connected(connection) => {
+            restore_connection(fd, connection)
+                .doing(|| format!("restore {} to {}", connection.local, connection.peer))?;
+            options.after_bind(fd)?;
+        }
+        Phase::Ended { unread, failed } => restore_ended(fd, *family, unread, *failed, options)?,
+    }
+    if !matches!(phase, Phase::Connected(_)) {
+        options.last(fd)?;
+    }
+    Ok(socket)
+}
+
+fn bind(fd: BorrowedFd<'_>, local: &Endpoint) -> Result<()> {
+    inet::bind(fd, &local.bytes()).doing(|| format!("bind to {local}"))
+}
+
+fn listen(fd: BorrowedFd<'_>, backlog: u32) -> Result<()> {
+    let backlog = nix::sys::socket::Backlog::new(backlog.min(i32::MAX as u32) as i32);
+    nix::sys::socket::listen(&fd, backlog.unwrap_or(nix::sys::socket::Backlog::MAXCONN)).doing(|| "listen".into())
+}
+
+fn leave_repair(fd: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_SILENTLY).doing(|| "leave repair mode".into())?;
+    inet::set_number(fd, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(options.reuse_address))
+        .doing(|| "set SO_REUSEADDR".into())
+}
+
+fn set_sequence(fd: BorrowedFd<'_>, queue: i32, sequence: u32) -> Result<()> {
+    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue).doing(|| "choose a TCP queue".into())?;
+    inet::set_number(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, sequence as i32).doing(|| "set a sequence number".into())
+}
+
+fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection) -> Result<()> {
+    set_sequence(fd, SEND_QUEUE, connection.send_sequence)?;
+    set_sequence(fd, RECEIVE_QUEUE, connection.receive_sequence)?;
+    bind(fd, &connection.local)?;
+    // Before connect(), or the first segments are of 524 bytes. Refused values are the kernel's own floor or ceiling.
+    let _ = inet::set_number(fd, IPPROTO_TCP, libc::TCP_MAXSEG, connection.mss.min(32767) as i32);
+    inet::connect(fd, &connection.peer.bytes()).doing(|| "connect in repair mode".into())?;
+
+    let mut options = vec![(OPTION_MSS, connection.mss)];
+    if let Some((send, receive)) = connection.window_scale {
+        options.push((OPTION_WINDOW_SCALE, u32::from(send) | u32::from(receive) << 16));
+    }
+    if connection.sack {
+        options.push((OPTION_SACK, 0));
+    }
+    if connection.timestamp.is_some() {
+        options.push((OPTION_TIMESTAMPS, 0));
+    }
+    let options: Vec<u8> =
+        options.iter().flat_map(|(code, value)| [code.to_ne_bytes(), value.to_ne_bytes()].concat()).collect();
+    inet::set_option(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, &options).doing(|| "set the negotiated options".into())?;
+    if let Some(timestamp) = connection.timestamp {
+        let value = if microsecond_bit() { timestamp } else { timestamp & !1 };
+        inet::set_number(fd, IPPROTO_TCP, TCP_TIMESTAMP, value as i32).doing(|| "set the connection's clock".into())?;
+    }
+    fill_received(fd, &connection.unread)?;
+
+    // A FIN that is to be handed in again has not been received yet, and so it has not been acknowledged.
+    let received = connection.receive_sequence.wrapping_add(connection.unread.len() as u32);
+    let mut window = connection.window;
+    let ahead = window.rcv_wup.wrapping_sub(received) as i32;
+    if ahead > 0 {
+        window.rcv_wup = received;
+        window.rcv_wnd = window.rcv_wnd.wrapping_add(ahead as u32);
+    }
+    inet::set_option(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window.bytes()).doing(|| "set the TCP window".into())
+}
+
+fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8]) -> Result<()> {
+    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, RECEIVE_QUEUE).doing(|| "choose the receive queue".into())?;
+    while !unread.is_empty() {
+        // The kernel takes a piece at a time.
+        let part = &unread[..unread.len().min(32 << 10)];
+        let taken =
+            inet::send_to(fd, part, &[], MSG_NOSIGNAL | MSG_DONTWAIT).doing(|| "fill the receive queue".into())?;
+        if taken == 0 {
+            return Err(Problem::new("E-TCP-REPAIR", "the receive queue takes no more"));
+        }
+        unread = &unread[taken..];
+    }
+    Ok(())
+}
+
+/// A connection that is over: one to ourselves is made in repair mode, filled, and ended by packets that we make.
+fn restore_ended(fd: BorrowedFd<'_>, family: Family, unread: &[u8], failed: bool, options: &Options) -> Result<()> {
+    const SEQUENCE: u32 = 1000;
+    let ip = match family {
+        Family::V4 => std::net::Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
+    };
+    set_sequence(fd, SEND_QUEUE, SEQUENCE)?;
+    set_sequence(fd, RECEIVE_QUEUE, SEQUENCE)?;
+    bind(fd, &Endpoint { ip, port: 0, scope: 0 })?;
+    let local =
+        Endpoint::parse(&inet::local_address(fd).doing(|| "read an address".into())?).unwrap_or(unspecified(family));
+    // Port 9 is "discard"; nobody is asked.
+    let peer = Endpoint { ip, port: 9, scope: 0 };
+    inet::connect(fd, &peer.bytes()).doing(|| "connect in repair mode".into())?;
+    fill_received(fd, unread)?;
+    let sequence = SEQUENCE.wrapping_add(unread.len() as u32);
+    let end = |flags, sequence| Segment { from: peer, to: local, sequence, acknowledge: SEQUENCE, flags, window: 1000 };
+    // After a FIN, reading gives the rest and then the end; the RST that follows only ends the other direction.
+    end(FIN | ACK, sequence).inject()?;
+    end(RST | ACK, sequence.wrapping_add(1)).inject()?;
+    if !failed {
+        let _ = inet::number(fd, SOL_SOCKET, libc::SO_ERROR);
+    }
+    leave_repair(fd, options)?;
+    options.after_bind(fd)
+}
+
+/// The last moment: every socket of the pod exists and its port is plugged in. The connection speaks from here on.
+pub fn release(state: &State, fd: BorrowedFd<'_>) -> Result<()> {
+    match &state.phase {
+        Phase::Fresh { .. } | Phase::Listening { .. } | Phase::Ended { .. } => Ok(()),
+        Phase::Connecting { peer, .. } => {
+            let flags = descriptor_flags(fd)?;
+            set_descriptor_flags(fd, flags | libc::O_NONBLOCK)?;
+            let connected = inet::connect(fd, &peer.bytes());
+            set_descriptor_flags(fd, flags)?;
+            match connected {
+                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
+                    // The program learns it by its own call, as it would have without the move.
+                    tracing::warn!("W-CONNECT: connecting to {peer} again: {error}");
+                    Ok(())
+                }
+                _ => Ok(()),
+            }
+        }
+        Phase::Connected(connection) => release_connection(connection, &state.options, fd)
+            .doing(|| format!("release {} to {}", connection.local, connection.peer)),
+    }
+}
+
+fn release_connection(connection: &Connection, options: &Options, fd: BorrowedFd<'_>) -> Result<()> {
+    // With a probe of the window: the peer answers where it stands.
+    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF).doing(|| "leave repair mode".into())?;
+    inet::set_number(fd, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(options.reuse_address))
+        .doing(|| "set SO_REUSEADDR".into())?;
+    if connection.received_fin && !connection.sent_fin_first {
+        hand_in_fin(connection)?;
+    }
+    send_again(fd, &connection.unacknowledged, options)?;
+    options.last(fd)?;
+    if connection.sent_fin {
+        shutdown(fd.as_raw_fd(), Shutdown::Write).doing(|| "shut down for writing".into())?;
+    }
+    if connection.received_fin && connection.sent_fin_first {
+        hand_in_fin(connection)?;
+    }
+    if connection.read_shut {
+        shutdown(fd.as_raw_fd(), Shutdown::Read).doing(|| "shut down for reading".into())?;
+    }
+    Ok(())
+}
+
+fn hand_in_fin(connection: &Connection) -> Result<()> {
+    let shift = connection.window_scale.map_or(0, |(send, _)| u32::from(send).min(14));
+    Segment {
+        from: connection.peer,
+        to: connection.local,
+        sequence: connection.receive_sequence.wrapping_add(connection.unread.len() as u32),
+        acknowledge: connection.send_sequence,
+        flags: FIN | ACK,
+        window: (connection.window.snd_wnd >> shift).min(0xffff) as u16,
+    }
+    .inject()
+}
+
+/// Writes what was not acknowledged, without waiting. The buffer is as large as it was and so holds it, except that
+/// the kernel's accounting differs by segment: then it is made larger.
+fn send_again(fd: BorrowedFd<'_>, mut rest: &[u8], options: &Options) -> Result<()> {
+    let mut buffer = options.send_buffer.max(64 << 10);
+    while !rest.is_empty() {
+        match inet::send_to(fd, rest, &[], MSG_NOSIGNAL | MSG_DONTWAIT) {
+            Ok(sent) => rest = &rest[sent..],
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && buffer < 1 << 30 => {
+                buffer = buffer.saturating_mul(2);
+                inet::set_number(fd, SOL_SOCKET, libc::SO_SNDBUFFORCE, (buffer / 2) as i32)
+                    .doing(|| "size the send buffer".into())?;
+            }
+            // The peer is gone (a connection inside the pod whose other end is closed): the program will see it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => return Ok(()),
+            Err(error) => return Err(error).doing(|| "write the send queue again".into()),
+        }
+    }
+    Ok(())
+}
+
+fn descriptor_flags(fd: BorrowedFd<'_>) -> Result<i32> {
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL).doing(|| "read the flags of a socket".into())
+}
+
+fn set_descriptor_flags(fd: BorrowedFd<'_>, flags: i32) -> Result<()> {
+    let flags = nix::fcntl::OFlag::from_bits_retain(flags);
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map(drop).doing(|| "set the flags of a socket".into())
+}
+
+/// Closes the TCP connections of a pod that runs elsewhere now, without a packet and without a trace.
+///
+/// Make it when the pod's fate is decided (its tasks are frozen and will be killed), kill the tasks, then drop it: the
+/// last reference to each connection is then ours and in repair mode.
+#[derive(Debug, Default)]
+pub struct Silence {
+    connections: Vec<OwnedFd>,
+}
+
+impl Silence {
+    /// Of all descriptors of these processes. What cannot be reached is left to the kernel: the cable is held, so the
+    /// only harm is a socket that lingers.
+    pub fn of(processes: impl IntoIterator<Item = HostPid>) -> Silence {
+        let mut connections = Vec::new();
+        for HostPid(pid) in processes {
+            let Ok(pidfd) = pod_runtime::sys::pidfd::open(pid) else { continue };
+            let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+            for entry in entries.flatten() {
+                let is_socket = std::fs::read_link(entry.path())
+                    .is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:"));
+                let number = entry.file_name().to_string_lossy().parse::<i32>().ok().filter(|_| is_socket);
+                let Some(copy) = number.and_then(|fd| pod_runtime::sys::pidfd::get_fd(pidfd.as_fd(), fd).ok()) else {
+                    continue;
+                };
+                if inet::number(copy.as_fd(), SOL_SOCKET, libc::SO_PROTOCOL).ok() == Some(IPPROTO_TCP)
+                    && inet::set_number(copy.as_fd(), IPPROTO_TCP, TCP_REPAIR, REPAIR_ON).is_ok()
+                {
+                    connections.push(copy);
+                }
+            }
+        }
+        Silence { connections }
+    }
+
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+}
