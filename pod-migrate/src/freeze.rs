@@ -7,7 +7,7 @@
 //! ptrace is bound to a thread: a [`Frozen`] must be used and dropped by the thread that made it.
 
 use crate::ids::{HostPid, PodPid, TaskFd};
-use crate::objects::task::Life;
+use crate::objects::task::{Life, interrupted};
 use pod_runtime::proc::{stat, status};
 use pod_runtime::sys::pidfd;
 use pod_runtime::sys::ptrace::{self, Regs, Wait};
@@ -189,6 +189,7 @@ struct Hunt {
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     group: Option<i32>,
+    regs: Regs,
 }
 
 impl Drop for Hunt {
@@ -286,11 +287,11 @@ impl Hunt {
             return Ok(true);
         };
         match event {
-            ptrace::EVENT_STOP if signal == libc::SIGTRAP => {
-                self.caught.insert(tid, Some(Stop { group: None }));
-            }
             ptrace::EVENT_STOP => {
-                self.caught.insert(tid, Some(Stop { group: Some(signal) }));
+                // At once: were we killed now, the program would see an EINTR that our stop has made.
+                let Some(regs) = interrupted::heal(tid)? else { return Ok(false) };
+                let group = (signal != libc::SIGTRAP).then_some(signal);
+                self.caught.insert(tid, Some(Stop { group, regs }));
             }
             ptrace::EVENT_FORK | ptrace::EVENT_VFORK | ptrace::EVENT_CLONE => {
                 // The newborn is attached already and stops by itself.
@@ -311,10 +312,9 @@ impl Hunt {
         let mut by_process: BTreeMap<i32, Vec<Thread>> = BTreeMap::new();
         for (&tid, stop) in &self.caught {
             let status = read_status(tid).doing(|| format!("read the status of task {tid}"))?;
-            let regs = ptrace::regs(tid).doing(|| format!("read the registers of {}", describe(tid)))?;
+            let Some(Stop { group, regs }) = *stop else { continue };
             let pod = *status.ns_pid.last().unwrap_or(&0);
-            let group_stop = stop.and_then(|stop| stop.group);
-            let thread = Thread { tid: PodPid(pod), host: HostPid(tid), regs, group_stop };
+            let thread = Thread { tid: PodPid(pod), host: HostPid(tid), regs, group_stop: group };
             by_process.entry(status.tgid).or_default().push(thread);
         }
         let level = read_status(init.0).doing(|| "read the status of the first process".into())?.ns_pid.len();
@@ -331,11 +331,6 @@ impl Hunt {
         self.caught.clear();
         let mut frozen = Frozen { processes, zombies: Vec::new(), since, not_send: PhantomData };
         frozen.parents(&children)?;
-        for process in &mut frozen.processes {
-            for thread in &mut process.threads {
-                crate::objects::task::interrupted::heal(thread)?;
-            }
-        }
         Ok(frozen)
     }
 }

@@ -8,11 +8,13 @@
 //! (questions only) and runs that epilogue. The order is: code, table, registers, mask, go — and back: mask, registers.
 //! Signals stay queued in the kernel all the time, because the mask holds them off while the stub runs. What can remain
 //! after a kill is the mapping and the code in the vDSO; a header beside the code says where the mapping is (written
-//! before it is made) and with which cookie it begins, so that the next engine takes both over.
+//! before it is made) and with which cookie it begins, so that the next engine takes both over; and what the thread in
+//! the stub is on the way back to, so that one that the next engine finds still there is put back at once. (A handler
+//! that a signal started in the very epilogue returns into it: it must be over before the next engine comes.)
 
 use super::call::RemoteCall;
 use super::layout::lay_out;
-use super::stub::{self, CODE_BYTES, End, Home};
+use super::stub::{self, End, HEADER, HOME, Home, MAGIC, SAVED};
 use crate::freeze::{Process, Thread};
 use crate::objects::task::interrupted;
 use pod_runtime::proc::maps::{self, Map};
@@ -25,11 +27,6 @@ use std::os::unix::fs::FileExt;
 /// No place for code or memory can be found in a process.
 pub const NO_ROOM: &str = "E-NO-ROOM";
 
-/// Bytes at the end of the vDSO that we need to be zero.
-const HOME: u64 = 512;
-/// The header before the code: magic, cookie, address of the mapping.
-const HEADER: u64 = 64;
-const MAGIC: [u8; 8] = *b"pod-stub";
 const DATA: u64 = 128 << 10;
 /// The mapping begins with the cookie; tables come after.
 const TABLES: u64 = 64;
@@ -139,6 +136,7 @@ impl<'a> Borrowed<'a> {
         let end = self.end(thread, mask)?;
         let code = stub::code(end, &home);
         let at = self.home + HEADER;
+        self.memory.write_all_at(&home.encode(), self.home + SAVED).doing(doing)?;
         self.memory.write_all_at(&code.bytes, at).doing(doing)?;
         let mut regs = thread.regs;
         regs.orig_rax = u64::MAX;
@@ -269,5 +267,3 @@ fn random() -> [u8; 16] {
 pub fn maps_of(process: &Process) -> Result<Vec<Map>> {
     Ok(maps::parse(&process.text("maps")?))
 }
-
-const _: () = assert!(CODE_BYTES as u64 + HEADER <= HOME);

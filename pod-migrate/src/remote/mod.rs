@@ -14,3 +14,4 @@ mod stub;
 
 pub use borrowed::{Borrowed, NO_ROOM, maps_of};
 pub use call::{Arg, Expect, RemoteCall};
+pub(crate) use stub::stranded;

@@ -9,9 +9,17 @@
 //! end:    tgkill(own, own, S)     a traced task stops here, whatever S means to it
 //! ```
 //!
+//! The code lies at the end of the vDSO behind a [`HEADER`] of
+//!
+//! ```text
+//! 0 magic   8 cookie   24 address of the borrowed mapping   32 mask   40 registers of the thread that runs the code
+//! ```
+//!
 //! An epilogue follows that the task runs if its tracer is dead by then (S is a signal that it ignores): it sets the signal mask and every register to constants that were written before the first
 //! register was changed, and jumps back to where the task was.
 
+use crate::objects::task::Registers;
+use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::Regs;
 
 /// Offset of the entry that makes one call from registers.
@@ -35,6 +43,46 @@ pub(super) enum End {
 pub(super) struct Home {
     pub regs: Regs,
     pub mask: u64,
+}
+
+/// Bytes at the end of the vDSO that header and code take; must be zero or ours.
+pub(super) const HOME: u64 = 704;
+/// Bytes before the code.
+pub(super) const HEADER: u64 = 288;
+pub(super) const MAGIC: [u8; 8] = *b"pod-stub";
+/// Offset of what [`Home::encode`] gives.
+pub(super) const SAVED: u64 = 32;
+
+const _: () = assert!(HEADER + CODE_BYTES as u64 <= HOME && SAVED + 8 + size_of::<Regs>() as u64 <= HEADER);
+
+impl Home {
+    /// As it stands in the header.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.mask.to_le_bytes().to_vec();
+        Registers::from(&self.regs).words().iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Home {
+        let mut words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
+        let mask = words.next().unwrap_or(0);
+        let mut saved = [0; Registers::WORDS];
+        saved.iter_mut().zip(words).for_each(|(slot, word)| *slot = word);
+        Home { regs: Registers::from_words(saved).into(), mask }
+    }
+}
+
+/// A task whose engine was killed may still be inside of the stub when the next one stops it: then this is what it is
+/// on the way back to.
+pub(crate) fn stranded(tid: i32, rip: u64) -> Option<(Regs, u64)> {
+    let end = (rip | 0xfff) + 1;
+    if end - rip > HOME - HEADER {
+        return None;
+    }
+    let mut header = [0u8; HEADER as usize];
+    memory::read_exact(tid, end - HOME, &mut header).ok()?;
+    let home = Home::decode(&header[SAVED as usize..]);
+    (header[..8] == MAGIC).then_some((home.regs, home.mask))
 }
 
 struct Code(Vec<u8>);
@@ -149,7 +197,15 @@ fn epilogue(code: &mut Code, home: &Home) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::task::Registers;
+
+    #[test]
+    fn what_a_thread_goes_back_to_can_be_read_again() {
+        let mut words = [0; Registers::WORDS];
+        words.iter_mut().enumerate().for_each(|(index, word)| *word = index as u64 * 7);
+        let home = Home { regs: Registers::from_words(words).into(), mask: 99 };
+        let back = Home::decode(&home.encode());
+        assert_eq!((back.mask, back.regs), (99, home.regs));
+    }
 
     #[test]
     fn fits_and_ends_with_the_mask() {

@@ -6,7 +6,8 @@
 //!
 //! Calls with a relative time-out begin again with the whole of it, unless the time that remains is in memory.
 
-use crate::freeze::Thread;
+use crate::remote::stranded;
+use pod_runtime::proc::status;
 use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs};
 use pod_runtime::{Doing, Result};
@@ -41,22 +42,37 @@ fn syscall_error(regs: &Regs) -> Option<i64> {
     ((regs.orig_rax as i64) >= 0 && (-4095..0).contains(&result)).then_some(result)
 }
 
-/// Begins a call again that our stop ended with EINTR. At once, so that it holds even if we are killed.
-pub(crate) fn heal(thread: &mut Thread) -> Result<()> {
-    leave_sequence(thread)?;
-    if syscall_error(&thread.regs) != Some(EINTR) || !STOPPABLE.contains(&(thread.regs.orig_rax as i64)) {
-        return Ok(());
+/// The registers of a task that has just stopped. A call that our stop ended with EINTR is begun again, at once, so that
+/// it holds even if we are killed. None when the task is gone.
+pub(crate) fn heal(tid: i32) -> Result<Option<Regs>> {
+    let mut regs = match ptrace::regs(tid) {
+        Ok(regs) => regs,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error).doing(|| format!("read the registers of task {tid} of the host")),
+    };
+    if let Some((saved, mask)) = stranded(tid, regs.rip) {
+        let put_back = ptrace::set_signal_mask(tid, mask).and_then(|()| ptrace::set_regs(tid, &saved));
+        put_back.doing(|| format!("put task {tid} of the host back where a killed engine found it"))?;
+        return Ok(Some(saved));
     }
-    let status = thread.status()?;
-    if (status.pending | status.shared_pending) & !status.blocked != 0 {
-        // A signal is about to be handled: EINTR is the truth.
-        return Ok(());
+    let mut changed = leave_sequence(tid, &mut regs);
+    if syscall_error(&regs) == Some(EINTR) && STOPPABLE.contains(&(regs.orig_rax as i64)) && !signalled(tid) {
+        regs.rax = regs.orig_rax;
+        regs.rip -= 2;
+        regs.orig_rax = u64::MAX;
+        changed = true;
     }
-    let regs = &mut thread.regs;
-    regs.rax = regs.orig_rax;
-    regs.rip -= 2;
-    regs.orig_rax = u64::MAX;
-    ptrace::set_regs(thread.host.0, regs).doing(|| format!("begin an interrupted call of task {} again", thread.tid))
+    if changed {
+        ptrace::set_regs(tid, &regs).doing(|| format!("begin an interrupted call of task {tid} of the host again"))?;
+    }
+    Ok(Some(regs))
+}
+
+/// Whether a signal is about to be handled: then EINTR is the truth.
+fn signalled(tid: i32) -> bool {
+    let text = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+    let status = status::parse(&String::from_utf8_lossy(&text));
+    (status.pending | status.shared_pending) & !status.blocked != 0
 }
 
 /// The registers with which the kernel would let the task go on here: a call that it restarts is restarted by them.
@@ -73,26 +89,25 @@ pub(crate) fn restarted_here(regs: &Regs) -> Regs {
 
 /// A thread that stands in a restartable sequence (rseq(2)) is not in it any more once it was stopped: it goes on at
 /// the sequence's abort handler, as the kernel would have it.
-fn leave_sequence(thread: &mut Thread) -> Result<()> {
-    let tid = thread.host.0;
-    let Ok(rseq) = ptrace::rseq_configuration(tid) else { return Ok(()) };
+fn leave_sequence(tid: i32, regs: &mut Regs) -> bool {
+    let Ok(rseq) = ptrace::rseq_configuration(tid) else { return false };
     let read = |address: u64| {
         let mut word = [0; 8];
         memory::read_exact(tid, address, &mut word).ok().map(|()| u64::from_le_bytes(word))
     };
     if rseq.pointer == 0 {
-        return Ok(());
+        return false;
     }
-    let Some(sequence) = read(rseq.pointer + 8).filter(|sequence| *sequence != 0) else { return Ok(()) };
+    let Some(sequence) = read(rseq.pointer + 8).filter(|sequence| *sequence != 0) else { return false };
     let (Some(start), Some(length), Some(abort)) = (read(sequence + 8), read(sequence + 16), read(sequence + 24))
     else {
-        return Ok(());
+        return false;
     };
-    if thread.regs.rip.wrapping_sub(start) < length {
-        thread.regs.rip = abort;
-        ptrace::set_regs(tid, &thread.regs).doing(|| format!("abort a restartable sequence of task {}", thread.tid))?;
+    let inside = regs.rip.wrapping_sub(start) < length;
+    if inside {
+        regs.rip = abort;
     }
-    Ok(())
+    inside
 }
 
 /// The registers with which the task goes on elsewhere, where the kernel knows nothing of the interrupted call.

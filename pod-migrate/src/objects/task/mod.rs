@@ -229,128 +229,40 @@ pub struct Filter {
     pub program: ByteBuf,
 }
 
-impl From<&Regs> for Registers {
-    fn from(r: &Regs) -> Self {
-        let Regs {
-            r15,
-            r14,
-            r13,
-            r12,
-            rbp,
-            rbx,
-            r11,
-            r10,
-            r9,
-            r8,
-            rax,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            orig_rax,
-            rip,
-            cs,
-            eflags,
-            rsp,
-            ss,
-            fs_base,
-            gs_base,
-            ds,
-            es,
-            fs,
-            gs,
-        } = *r;
-        Registers {
-            r15,
-            r14,
-            r13,
-            r12,
-            rbp,
-            rbx,
-            r11,
-            r10,
-            r9,
-            r8,
-            rax,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            orig_rax,
-            rip,
-            cs,
-            eflags,
-            rsp,
-            ss,
-            fs_base,
-            gs_base,
-            ds,
-            es,
-            fs,
-            gs,
+/// The names, once, in the kernel's order.
+macro_rules! registers {
+    ($($name:ident)*) => {
+        impl From<&Regs> for Registers {
+            fn from(regs: &Regs) -> Self {
+                let Regs { $($name),* } = *regs;
+                Registers { $($name),* }
+            }
         }
-    }
+
+        impl From<Registers> for Regs {
+            fn from(registers: Registers) -> Self {
+                let Registers { $($name),* } = registers;
+                Regs { $($name),* }
+            }
+        }
+
+        impl Registers {
+            pub const WORDS: usize = [$(stringify!($name)),*].len();
+
+            /// In the order of struct user_regs_struct.
+            pub fn words(&self) -> [u64; Self::WORDS] {
+                let Registers { $($name),* } = *self;
+                [$($name),*]
+            }
+
+            pub fn from_words(words: [u64; Self::WORDS]) -> Self {
+                let [$($name),*] = words;
+                Registers { $($name),* }
+            }
+        }
+    };
 }
 
-impl From<Registers> for Regs {
-    fn from(r: Registers) -> Self {
-        let Registers {
-            r15,
-            r14,
-            r13,
-            r12,
-            rbp,
-            rbx,
-            r11,
-            r10,
-            r9,
-            r8,
-            rax,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            orig_rax,
-            rip,
-            cs,
-            eflags,
-            rsp,
-            ss,
-            fs_base,
-            gs_base,
-            ds,
-            es,
-            fs,
-            gs,
-        } = r;
-        Regs {
-            r15,
-            r14,
-            r13,
-            r12,
-            rbp,
-            rbx,
-            r11,
-            r10,
-            r9,
-            r8,
-            rax,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            orig_rax,
-            rip,
-            cs,
-            eflags,
-            rsp,
-            ss,
-            fs_base,
-            gs_base,
-            ds,
-            es,
-            fs,
-            gs,
-        }
-    }
+registers! {
+    r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs
 }
