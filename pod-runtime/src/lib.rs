@@ -6,6 +6,7 @@
 
 pub mod birth;
 pub mod cgroup;
+pub mod copy;
 pub mod events;
 pub mod init;
 pub mod lifecycle;

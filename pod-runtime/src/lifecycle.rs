@@ -7,6 +7,7 @@ use crate::cgroup::Cgroup;
 use crate::monitor::client;
 use crate::network;
 use crate::problem::{Doing, Problem, Result};
+use crate::spec::Spec;
 use crate::status::{self, State, Status, wrong_state};
 use crate::store::Pod;
 use crate::sys::daemon;
@@ -195,4 +196,16 @@ pub fn init_of(pod: &Pod, status: &Status) -> Result<OwnedFd> {
         (State::Moved, Some(to)) => crate::monitor::moved_problem(&pod.name().unwrap_or_default(), to),
         (state, _) => wrong_state(&pod.name().unwrap_or_default(), *state, "running"),
     })
+}
+
+/// Takes the lease of a new pod and writes what it settles into the spec, here and on disk.
+pub fn settle_network(pod: &Pod, spec: &mut Spec) -> Result<()> {
+    network::lease(&pod.store().network_dir()?, spec, network::Claim::New)?;
+    pod.set_spec(spec)
+}
+
+/// Waits until a process has ended, however long that takes.
+pub fn wait_for(pidfd: &OwnedFd) -> Result<()> {
+    while !ended_within(pidfd, Duration::from_secs(3600))? {}
+    Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod cli;
 mod output;
+mod terminal;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Ok(exit) => exit.0,
         Err(problem) => {
             output::problem(&problem, context.json);
-            own_failure.unwrap_or_else(|| output::exit_code(&problem))
+            own_failure.unwrap_or(output::exit_code)(&problem)
         }
     };
     ExitCode::from(code.clamp(0, 255) as u8)

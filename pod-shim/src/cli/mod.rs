@@ -1,8 +1,23 @@
 //! The verbs, one a file. A new verb is a `mod` line, a line in [`Command`] and a line in [`Command::run`].
 
+mod attach;
 mod completion;
+mod cp;
+mod doctor;
+mod each;
+mod events;
+mod exec;
 mod explain;
+mod format;
+mod inspect;
+mod logs;
 mod man;
+mod options;
+mod port;
+mod ps;
+mod run;
+mod stats;
+mod top;
 
 use clap::{Args, Parser, Subcommand};
 use pod_runtime::store::Store;
@@ -34,6 +49,45 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a program in a new pod
+    Run(Box<run::Args>),
+    /// List pods
+    #[command(visible_alias = "ls")]
+    Ps(ps::Args),
+    /// Run a further program in a pod
+    Exec(exec::Args),
+    /// Go to the terminal of a pod
+    Attach(attach::Args),
+    /// Show what a pod wrote
+    Logs(logs::Args),
+    /// End pods: ask, then kill
+    Stop(each::Stop),
+    /// Send pods a signal
+    Kill(each::Kill),
+    /// Freeze pods
+    Pause(each::Pods),
+    /// Let frozen pods go on
+    Unpause(each::Pods),
+    /// Wait for the end of pods and print their exit codes
+    Wait(each::Pods),
+    /// Remove pods that have ended
+    Rm(each::Remove),
+    /// Give a pod another name
+    Rename(each::Rename),
+    /// Copy files into or out of a pod
+    Cp(cp::Args),
+    /// Show all that is known of pods
+    Inspect(inspect::Args),
+    /// Show what pods use
+    Stats(stats::Args),
+    /// Show the processes of a pod
+    Top(top::Args),
+    /// Show the published ports of a pod
+    Port(port::Args),
+    /// Show what happened to pods
+    Events(events::Args),
+    /// See whether this host has what pods need
+    Doctor(doctor::Args),
     /// Explain a code that an error showed
     Explain(explain::Args),
     /// Print a completion script for a shell
@@ -45,6 +99,25 @@ pub enum Command {
 impl Command {
     pub fn run(self, context: &Context) -> Result<Exit> {
         match self {
+            Command::Run(args) => run::run(*args, context),
+            Command::Ps(args) => ps::run(args, context),
+            Command::Exec(args) => exec::run(args, context),
+            Command::Attach(args) => attach::run(args, context),
+            Command::Logs(args) => logs::run(args, context),
+            Command::Stop(args) => each::stop(args, context),
+            Command::Kill(args) => each::kill(args, context),
+            Command::Pause(args) => each::pause(args, context),
+            Command::Unpause(args) => each::unpause(args, context),
+            Command::Wait(args) => each::wait(args, context),
+            Command::Rm(args) => each::remove(args, context),
+            Command::Rename(args) => each::rename(args, context),
+            Command::Cp(args) => cp::run(args, context),
+            Command::Inspect(args) => inspect::run(args, context),
+            Command::Stats(args) => stats::run(args, context),
+            Command::Top(args) => top::run(args, context),
+            Command::Port(args) => port::run(args, context),
+            Command::Events(args) => events::run(args, context),
+            Command::Doctor(args) => doctor::run(args, context),
             Command::Explain(args) => explain::run(args, context),
             Command::Completion(args) => completion::run(args),
             Command::Man(args) => man::run(args),
@@ -52,8 +125,12 @@ impl Command {
     }
 
     /// For the verbs whose exit code is the program's: the code that says it is `pod` itself that failed.
-    pub fn exit_code_of_own_failure(&self) -> Option<i32> {
-        None
+    pub fn exit_code_of_own_failure(&self) -> Option<fn(&Problem) -> i32> {
+        matches!(self, Command::Run(_) | Command::Exec(_)).then_some(|problem: &Problem| match problem.code() {
+            "E-COMMAND-NOT-FOUND" => 127,
+            "E-COMMAND-NOT-EXECUTABLE" => 126,
+            _ => 125,
+        })
     }
 }
 
