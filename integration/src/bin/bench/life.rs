@@ -1,0 +1,47 @@
+//! Starting a pod, and saving and restoring small and many things: fixed costs.
+
+use crate::table::{Table, ms};
+use crate::{frozen, pod, said, timed};
+use anyhow::Result;
+
+/// `pod run -- true` beside a bare fork and exec.
+pub fn start() -> Result<()> {
+    let mut table = Table::new("start of `true`", "ms");
+    let (mut bare, mut none, mut network) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..11 {
+        bare.push(ms(timed(&["true"])?.1));
+        none.push(ms(pod(&["run", "--rm", "--network", "none", "--", "true"])?.1));
+        network.push(ms(pod(&["run", "--rm", "--", "true"])?.1));
+    }
+    let limit = table.row("fork and exec", bare);
+    table.against("pod run --network none", none, limit, "fork and exec");
+    table.against("pod run", network, limit, "fork and exec");
+    table.print();
+    Ok(())
+}
+
+/// Checkpoint and restore of a program that does nothing.
+pub fn saved(what: &str, program: &[&str], runs: usize) -> Result<()> {
+    let mut table = Table::new(&format!("checkpoint and restore of {what}"), "ms");
+    pod(&[&["run", "-d", "--name", "subject", "--network", "none", "--"], program].concat())?;
+    if program.len() > 2 {
+        said("subject", "ready")?;
+    }
+    let (mut own, mut create, mut still, mut restore) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..runs {
+        own.push(ms(pod(&["--version"])?.1));
+        let (json, took) = pod(&["checkpoint", "create", "subject", "-e", "/dev/shm/subject", "--json"])?;
+        create.push(ms(took));
+        still.push(ms(frozen(&json)?));
+        pod(&["rm", "-f", "subject"])?;
+        restore.push(ms(pod(&["restore", "-i", "/dev/shm/subject"])?.1));
+        std::fs::remove_file("/dev/shm/subject")?;
+    }
+    pod(&["rm", "-f", "subject"])?;
+    let limit = table.row("pod --version (the command itself)", own);
+    table.against("pod checkpoint create", create, limit, "the command itself");
+    table.row("  of it frozen", still);
+    table.against("pod restore", restore, limit, "the command itself");
+    table.print();
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! 1 GiB of memory: saved to a file in memory and restored from it, beside what the machine can do at most.
+
+use crate::subjects::fill;
+use crate::table::Table;
+use crate::{frozen, pod, said, us};
+use anyhow::{Context, Result, ensure};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use std::io::IoSliceMut;
+use std::time::{Duration, Instant};
+
+const RUNS: usize = 5;
+const MIB: usize = 1024;
+
+fn speed(took: Duration) -> f64 {
+    MIB as f64 / 1024.0 / took.as_secs_f64()
+}
+
+/// Reads a filled GiB of another process in pieces that stay in the cache.
+fn read_at_most() -> Result<f64> {
+    let mut other = std::process::Command::new(us()?)
+        .args(["__memory", &MIB.to_string()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.as_mut().context("a pipe")?), &mut line)?;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", other.id()))?;
+    let mut large = maps.lines().filter_map(|line| {
+        let (from, rest) = line.split_once('-')?;
+        let to = rest.split(' ').next()?;
+        let from = usize::from_str_radix(from, 16).ok()?;
+        let bytes = usize::from_str_radix(to, 16).ok()? - from;
+        (bytes >= MIB << 20).then_some(from)
+    });
+    let base = large.next_back().context("a large mapping")?;
+    let mut piece = vec![0; 1 << 20];
+    let begun = Instant::now();
+    for at in 0..MIB {
+        let remote = [RemoteIoVec { base: base + (at << 20), len: 1 << 20 }];
+        let got = process_vm_readv(Pid::from_raw(other.id() as i32), &mut [IoSliceMut::new(&mut piece)], &remote)?;
+        ensure!(got == 1 << 20, "short read");
+    }
+    let took = begun.elapsed();
+    other.kill()?;
+    other.wait()?;
+    Ok(speed(took))
+}
+
+fn first_touch() -> f64 {
+    let begun = Instant::now();
+    std::hint::black_box(fill(MIB << 20));
+    speed(begun.elapsed())
+}
+
+/// The speed of this machine's memory as the table needs it: reading another's, and touching one's own.
+pub fn limits(table: &mut Table) -> Result<(f64, f64)> {
+    let reads = (0..RUNS).map(|_| read_at_most()).collect::<Result<Vec<_>>>()?;
+    let touches = (0..RUNS).map(|_| first_touch()).collect();
+    Ok((table.row("limit: process_vm_readv", reads), table.row("limit: first touch", touches)))
+}
+
+pub fn saved() -> Result<()> {
+    let mut table = Table::new("checkpoint and restore of 1 GiB, file in /dev/shm", "GiB/s");
+    let (read, touch) = limits(&mut table)?;
+    pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &us()?, "__memory", &MIB.to_string()])?;
+    said("memory", "ready")?;
+    let (mut create, mut still, mut restore) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let (json, took) = pod(&["checkpoint", "create", "memory", "-e", "/dev/shm/memory", "--json"])?;
+        create.push(speed(took));
+        still.push(speed(frozen(&json)?));
+        pod(&["rm", "-f", "memory"])?;
+        restore.push(speed(pod(&["restore", "-i", "/dev/shm/memory"])?.1));
+        std::fs::remove_file("/dev/shm/memory")?;
+    }
+    pod(&["rm", "-f", "memory"])?;
+    table.against("pod checkpoint create", create, read, "process_vm_readv");
+    table.against("  while frozen", still, read, "process_vm_readv");
+    table.against("pod restore", restore, touch, "first touch");
+    table.print();
+    Ok(())
+}

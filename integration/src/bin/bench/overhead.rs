@@ -1,0 +1,80 @@
+//! What living in a pod costs: the same work in one and beside it, in turns.
+
+use crate::table::Table;
+use crate::{pod, timed, us};
+use anyhow::{Context, Result};
+use integration::wait::{SOON, until_true};
+use std::process::{Child, Command, Stdio};
+
+const RUNS: usize = 7;
+
+const NGINX: &str = "mkdir -p /tmp/bench-nginx && cd /tmp/bench-nginx && head -c 4000 /bin/ls >page && cat >conf <<'END'
+worker_processes 1; daemon off; pid /tmp/bench-nginx/pid; error_log /tmp/bench-nginx/error;
+events { worker_connections 512; }
+http { access_log off; keepalive_requests 100000000; client_body_temp_path /tmp/bench-nginx/b; proxy_temp_path /tmp/bench-nginx/p;
+  fastcgi_temp_path /tmp/bench-nginx/f; uwsgi_temp_path /tmp/bench-nginx/u; scgi_temp_path /tmp/bench-nginx/s;
+  server { listen 8089; root /tmp/bench-nginx; } }
+END
+exec nginx -c /tmp/bench-nginx/conf";
+
+const REDIS: &[&str] = &["redis-server", "--port", "6390", "--save", "", "--dir", "/tmp"];
+const REDIS_LOAD: &[&str] = &["redis-benchmark", "-p", "6390", "-q", "--csv", "-n", "200000", "-c", "20", "-t", "set"];
+const WRK: &[&str] = &["wrk", "-t1", "-c16", "-d3s", "http://127.0.0.1:8089/page"];
+
+/// The server beside the pod, gone with this value.
+struct Bare(Child);
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+fn redis_rate(text: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with("\"SET\""))?;
+    line.split(',').nth(1)?.trim_matches('"').parse().ok()
+}
+
+fn wrk_rate(text: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:")?.trim().parse().ok())
+}
+
+/// A server in a pod and one beside it, loaded in turns by the same tool over their own loopback.
+fn served(table: &mut Table, what: &str, server: &[&str], load: &[&str], rate: fn(&str) -> Option<f64>) -> Result<()> {
+    pod(&[&["run", "-d", "--name", "served", "--"], server].concat())?;
+    let bare = Bare(Command::new(server[0]).args(&server[1..]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let inside = [&["pod", "exec", "served"], load].concat();
+    for line in [load, &inside] {
+        until_true(what, SOON, || timed(line).is_ok_and(|(text, _)| rate(&text).is_some()))?;
+    }
+    let (mut outer, mut inner) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        outer.push(rate(&timed(load)?.0).context("no rate")?);
+        inner.push(rate(&timed(&inside)?.0).context("no rate")?);
+    }
+    drop(bare);
+    pod(&["rm", "-f", "served"])?;
+    let limit = table.row(&format!("{what}, bare"), outer);
+    table.against(&format!("{what}, in a pod"), inner, limit, "bare");
+    Ok(())
+}
+
+pub fn all() -> Result<()> {
+    let mut table = Table::new("work in a pod and beside it", "requests/s");
+    served(&mut table, "redis-benchmark SET", REDIS, REDIS_LOAD, redis_rate)?;
+    served(&mut table, "wrk on nginx", &["sh", "-c", NGINX], WRK, wrk_rate)?;
+    table.print();
+    let mut table = Table::new("a loop of getppid()", "ns a call");
+    let us = us()?;
+    let (mut outer, mut inner) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        outer.push(timed(&[&us, "__syscalls", "3000000"])?.0.trim().parse()?);
+        let line = ["run", "--rm", "--network", "none", "--", &us, "__syscalls", "3000000"];
+        inner.push(pod(&line)?.0.trim().parse()?);
+    }
+    let limit = table.row("bare", outer);
+    table.against("in a pod", inner, limit, "bare");
+    table.print();
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! A table: a line for each thing measured, its median and spread, and its ratio to a limit of the machine.
+
+use std::time::Duration;
+
+/// Median of some runs.
+pub fn median(runs: &[f64]) -> f64 {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+pub fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Lines of a table, all in one unit.
+pub struct Table {
+    title: String,
+    unit: &'static str,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    name: String,
+    runs: Vec<f64>,
+    limit: Option<(f64, String)>,
+}
+
+impl Table {
+    pub fn new(title: &str, unit: &'static str) -> Table {
+        Table { title: title.into(), unit, rows: Vec::new() }
+    }
+
+    /// A line without a limit, or one that is a limit itself.
+    pub fn row(&mut self, name: &str, runs: Vec<f64>) -> f64 {
+        let value = median(&runs);
+        self.rows.push(Row { name: name.into(), runs, limit: None });
+        value
+    }
+
+    /// A line beside a limit.
+    pub fn against(&mut self, name: &str, runs: Vec<f64>, limit: f64, limit_name: &str) {
+        self.rows.push(Row { name: name.into(), runs, limit: Some((limit, limit_name.into())) });
+    }
+
+    pub fn print(&self) {
+        let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(20);
+        println!("\n{}", self.title);
+        println!("{:width$} {:>12} {:>12} {:>12} {:>5}  ratio", "", "median", "best", "worst", "runs");
+        for row in &self.rows {
+            let best = row.runs.iter().copied().fold(f64::INFINITY, f64::min);
+            let worst = row.runs.iter().copied().fold(0.0, f64::max);
+            let middle = median(&row.runs);
+            let ratio = row.limit.as_ref().map(|(limit, name)| format!("{:.2} of {name}", middle / limit));
+            println!(
+                "{:width$} {middle:>12.3} {best:>12.3} {worst:>12.3} {:>5}  {}   [{}]",
+                row.name,
+                row.runs.len(),
+                ratio.unwrap_or_default(),
+                self.unit
+            );
+        }
+    }
+}
