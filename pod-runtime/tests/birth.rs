@@ -442,3 +442,40 @@ fn a_birth_that_fails_leaves_nothing() {
     });
     assert_eq!(code, 0, "{said}");
 }
+
+#[test]
+fn system_calls_are_filtered() {
+    let probe = "import ctypes; l = ctypes.CDLL(None, use_errno=True)\n\
+                 for n in (425, 426, 427, 323, 165, 435, 9999): print(l.syscall(n, 0, 0, 0, 0), ctypes.get_errno())";
+    let script =
+        format!("grep Seccomp: /proc/self/status; unshare -n true 2>/dev/null || echo denied; python3 -c \"{probe}\"");
+    let mut bed = Bed::new(&script);
+    let (enosys, eperm) = ("-1 38", "-1 1");
+    let wanted = ["Seccomp:\t2", "denied", enosys, enosys, enosys, eperm, eperm, enosys, enosys];
+    assert_eq!(bed.see().lines().collect::<Vec<_>>(), wanted);
+    // Also for a user that could never install one, and with no_new_privs.
+    bed = Bed::new("grep -E 'Seccomp:|NoNewPrivs' /proc/self/status; unshare -U true 2>/dev/null || echo denied");
+    bed.spec.process.user.uid = 1000;
+    assert_eq!(bed.see(), "NoNewPrivs:\t0\nSeccomp:\t2\ndenied\n");
+    bed = Bed::new("grep -E 'Seccomp:|NoNewPrivs' /proc/self/status");
+    bed.spec.process.no_new_privileges = true;
+    assert_eq!(bed.see(), "NoNewPrivs:\t1\nSeccomp:\t2\n");
+    bed = Bed::new("grep Seccomp: /proc/self/status; mkdir /tmp/x 2>/dev/null || echo denied");
+    bed.spec.security.seccomp = Seccomp::Profile(
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#
+            .into(),
+    );
+    assert_eq!(bed.see(), "Seccomp:\t2\ndenied\n");
+    bed = Bed::new("grep Seccomp: /proc/self/status");
+    bed.spec.security.seccomp = Seccomp::Unconfined;
+    assert_eq!(bed.see(), "Seccomp:\t0\n");
+}
+
+#[test]
+fn a_privileged_pod_is_not_confined() {
+    let mut bed = Bed::new(
+        "grep Seccomp: /proc/self/status; mount -t tmpfs x /mnt && umount /mnt && echo mounted; wc -c < /proc/keys | grep -c '[1-9]'",
+    );
+    bed.spec.security.privileged = true;
+    assert!(bed.see().starts_with("Seccomp:\t0\nmounted\n"), "{}", bed.see());
+}
