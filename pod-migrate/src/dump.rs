@@ -8,6 +8,7 @@ use crate::objects::files::dump::Contents;
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::{self as memory, Spaces};
 use crate::objects::namespaces::ipc;
+use crate::objects::task::check;
 use crate::objects::task::dump::{self as task, Parts};
 use crate::objects::task::{Life, Node, Tree};
 use crate::remote::{Borrowed, maps_of};
@@ -35,6 +36,7 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
     let view = View::new(init, outside)?;
     let mut files = FilesDump::new(&view);
     let mut spaces = Spaces::default();
+    refuse(frozen, init)?;
     w.put(Kind::TREE, 0, &tree(frozen))?;
     for process in frozen.processes() {
         one(process, init, &mut spaces, &mut files, w)?;
@@ -59,6 +61,13 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
 fn first(frozen: &Frozen) -> Result<HostPid> {
     let first = frozen.process(PodPid(1)).ok_or_else(|| Problem::new("E-SYSTEM", "the pod has no first process"))?;
     Ok(first.host)
+}
+
+/// The first thing that stands against it, though a check had found nothing.
+fn refuse(frozen: &Frozen, init: HostPid) -> Result<()> {
+    let hosts: Vec<HostPid> = frozen.processes().iter().map(|process| process.host).collect();
+    let mut found = hosts.iter().flat_map(|host| check::process(*host, init)).chain(check::shared_spaces(&hosts));
+    found.next().map_or(Ok(()), Err)
 }
 
 fn tree(frozen: &Frozen) -> Tree {

@@ -7,6 +7,7 @@
 
 pub mod arrival;
 pub mod capture;
+pub mod check;
 pub mod checkpoint;
 pub mod dump;
 pub mod freeze;

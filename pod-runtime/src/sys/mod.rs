@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod inet;
 pub mod interrupt;
 pub mod ipc;
+pub mod kcmp;
 pub mod memory;
 pub mod mount;
 pub mod netdev;

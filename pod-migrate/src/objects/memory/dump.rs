@@ -7,10 +7,10 @@
 
 use super::{Backing, Layout, Map, MmState, SharedMemoryKind, SharedMemoryState};
 use crate::freeze::Process;
-use crate::ids::{FileId, MmId, SharedMemoryId};
+use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::FilesDump;
-use pod_runtime::proc::maps;
+use pod_runtime::proc::{maps, status};
 use pod_runtime::sys::memory::{self, PageRegion};
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
@@ -87,7 +87,7 @@ impl Spaces {
         if map.start >= map.end || map.name == "[vsyscall]" {
             return Ok(());
         }
-        refuse(process, &map)?;
+        refuse(&process.name(), &map)?;
         let backing = self.backing(process, &map, files)?;
         let over_a_file = matches!(backing, Backing::File { .. });
         if !map.shared && (over_a_file || backing == Backing::Anonymous) {
@@ -156,7 +156,7 @@ impl Spaces {
     }
 
     /// Segments that nobody has attached live on by themselves.
-    pub fn unattached(&mut self, init: crate::ids::HostPid) -> Result<()> {
+    pub fn unattached(&mut self, init: HostPid) -> Result<()> {
         for segment in super::sysv::unattached(init)? {
             let id = SharedMemoryId(self.shared.len() as u64 + 1);
             let state = SharedMemoryState { id, bytes: segment.bytes, kind: segment.kind };
@@ -204,7 +204,17 @@ fn open_mapped(process: &Process, map: &maps::Map, writable: bool) -> Result<Fil
     file.doing(|| format!("open {} as {} has it mapped", map.name, process.name()))
 }
 
-fn refuse(process: &Process, map: &maps::Map) -> Result<()> {
+/// Memory of a living process that cannot be saved.
+pub fn check(host: HostPid) -> Vec<Problem> {
+    let read = |name: &str| {
+        String::from_utf8_lossy(&fs::read(format!("/proc/{host}/{name}")).unwrap_or_default()).into_owned()
+    };
+    let status = status::parse(&read("status"));
+    let name = format!("{} ({})", status.ns_tgid.last().unwrap_or(&0), read("comm").trim_end());
+    maps::parse(&read("smaps")).iter().filter_map(|map| refuse(&name, map).err()).collect()
+}
+
+fn refuse(name: &str, map: &maps::Map) -> Result<()> {
     let why = if map.name.contains("io_uring]") {
         "a ring of io_uring"
     } else if map.name.starts_with("/[aio]") {
@@ -224,7 +234,7 @@ fn refuse(process: &Process, map: &maps::Map) -> Result<()> {
     } else {
         return Ok(());
     };
-    let what = format!("{} has {why} at {:x}, which cannot be saved", process.name(), map.start);
+    let what = format!("process {name} has {why} at {:x}, which cannot be saved", map.start);
     Err(Problem::new(KIND, what).fix("let the program do without (see `pod explain E-MEMORY-KIND`), or end it"))
 }
 

@@ -3,6 +3,7 @@
 //! [`Tree`] says who exists and in which order they come to be; [`ProcessState`] holds what the threads of a process
 //! share, [`ThreadState`] what each has for itself. Pids are the pod's own.
 
+pub mod check;
 pub mod dump;
 pub mod interrupted;
 

@@ -1,0 +1,122 @@
+//! What of tasks cannot be made again elsewhere. Dump asks the same functions, so a move that was checked does not fail
+//! for what they know.
+
+use crate::freeze::{NESTED, TRACED};
+use crate::ids::HostPid;
+use pod_runtime::Problem;
+use pod_runtime::proc::status;
+use std::fs;
+
+/// A program for 32-bit x86.
+pub const NARROW: &str = "E-PROGRAM-32BIT";
+/// A thread does not share what threads share.
+pub const THREAD: &str = "E-THREAD-APART";
+/// Processes share one address space.
+pub const SHARED: &str = "E-SHARED-MEMORY-MAP";
+
+const NAMESPACES: [(&str, &str); 7] = [
+    ("pid", "pid"),
+    ("mnt", "mount"),
+    ("net", "network"),
+    ("ipc", "IPC"),
+    ("uts", "UTS"),
+    ("user", "user"),
+    ("time", "time"),
+];
+
+/// A process's number in the pod and its name, for messages.
+fn name(pid: i32, status: &status::Status) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("process {} ({})", status.ns_tgid.last().unwrap_or(&0), comm.trim_end())
+}
+
+fn namespace(pid: i32, which: &str) -> Option<std::path::PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/{which}")).ok()
+}
+
+/// Everything that stands against moving one process; `init` is the pod's first. Needs no freeze. A process that is
+/// gone has nothing against it.
+pub fn process(host: HostPid, init: HostPid) -> Vec<Problem> {
+    let pid = host.0;
+    let Ok(text) = fs::read(format!("/proc/{pid}/status")) else { return Vec::new() };
+    let status = status::parse(&String::from_utf8_lossy(&text));
+    let mut found = Vec::new();
+    let own = std::process::id() as i32;
+    if status.tracer != 0 && status.tracer != own {
+        let what = format!("{} is being traced by process {} of the host", name(pid, &status), status.tracer);
+        found.push(Problem::new(TRACED, what).fix("end the debugger, then try again"));
+    }
+    for (which, title) in NAMESPACES {
+        let (theirs, pods) = (namespace(pid, which), namespace(init.0, which));
+        if theirs.is_some() && theirs != pods {
+            let what = format!("{} made a {title} namespace of its own", name(pid, &status));
+            found.push(Problem::new(NESTED, what).fix("end it, or start it without namespaces of its own"));
+            break;
+        }
+    }
+    if is_32_bit(pid) {
+        let what = format!("{} is a 32-bit program", name(pid, &status));
+        found.push(Problem::new(NARROW, what).fix("use the program's 64-bit build"));
+    }
+    found.extend(threads(pid, &status));
+    found
+}
+
+fn is_32_bit(pid: i32) -> bool {
+    use std::io::Read;
+    let mut head = [0u8; 5];
+    let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut file| file.read_exact(&mut head));
+    read.is_ok() && head == [0x7f, b'E', b'L', b'F', 1]
+}
+
+/// Threads share descriptors, directories and namespaces here; one that left is refused.
+fn threads(pid: i32, status: &status::Status) -> Option<Problem> {
+    use pod_runtime::sys::kcmp::{Shared, compare};
+    use std::cmp::Ordering;
+    let net = namespace(pid, "net");
+    let tids = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    for tid in tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
+        if tid == pid {
+            continue;
+        }
+        let apart = |what| matches!(compare(pid, tid, what), Ok(order) if order != Ordering::Equal);
+        let what = if apart(Shared::DescriptorTable) {
+            "descriptors"
+        } else if apart(Shared::FsState) {
+            "working directory"
+        } else if namespace(tid, "net").is_some_and(|theirs| Some(theirs) != net) {
+            "network namespace"
+        } else {
+            continue;
+        };
+        let what = format!("a thread of {} has its own {what}", name(pid, status));
+        return Some(Problem::new(THREAD, what).fix("end the program, or start it without that"));
+    }
+    None
+}
+
+/// Processes (not threads) that share one address space.
+pub fn shared_spaces(processes: &[HostPid]) -> Vec<Problem> {
+    use pod_runtime::sys::kcmp::{Shared, compare};
+    use std::cmp::Ordering;
+    let mut sorted: Vec<i32> = Vec::new();
+    let mut pairs = Vec::new();
+    for HostPid(pid) in processes {
+        // The kernel gives an order. A process that ends meanwhile may spoil it, which then finds nothing.
+        match sorted.binary_search_by(|other| compare(*other, *pid, Shared::Memory).unwrap_or(Ordering::Less)) {
+            Ok(at) => pairs.push([sorted[at], *pid]),
+            Err(at) => sorted.insert(at, *pid),
+        }
+    }
+    pairs
+        .into_iter()
+        .map(|pair| {
+            let names = pair.map(|pid| {
+                let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+                name(pid, &status::parse(&String::from_utf8_lossy(&text)))
+            });
+            Problem::new(SHARED, format!("{} and {} share one address space", names[0], names[1]))
+                .fix("wait until the one that is starting a program has started it")
+        })
+        .collect()
+}
