@@ -1,6 +1,6 @@
 //! Pods on the hosts of a bed, driven by the command line that a user has.
 
-use crate::bed::{Bed, Host};
+use crate::bed::{Bed, Census, Host};
 use crate::wait;
 use anyhow::{Context, Result, bail, ensure};
 use std::process::{Child, ChildStdin, Stdio};
@@ -28,7 +28,7 @@ impl Host {
 
     /// Whether the pod runs here, by what `pod ps` says.
     pub fn runs(&self, name: &str) -> bool {
-        self.pod(&["ps", "-q", "--format", "name"]).is_ok_and(|names| names.lines().any(|line| line.trim() == name))
+        self.pod(&["ps"]).is_ok_and(|table| table.lines().any(|line| line.split_whitespace().next() == Some(name)))
     }
 
     /// Whether a TCP port answers, tried from this host.
@@ -144,4 +144,25 @@ pub fn save_and_restore(host: &Host, pod: &str, times: usize) -> Result<()> {
 /// How often a workload goes there and back: `$MOVES` by hand, fewer in CI.
 pub fn rounds() -> usize {
     std::env::var("MOVES").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+}
+
+impl Bed {
+    /// A census of each of the first two hosts, after they have what the first pod of a host makes for good: the
+    /// default network and the folders of the store.
+    pub fn census(&self) -> Result<[Census; 2]> {
+        for host in [self.a(), self.b()] {
+            host.pod(&["run", "--rm", "--", "true"])?;
+        }
+        let taken = [Census::of(self.a())?, Census::of(self.b())?];
+        Ok(taken)
+    }
+
+    /// An error if anything is on the first two hosts that was not there before.
+    pub fn nothing_left(&self, before: &[Census; 2]) -> Result<()> {
+        for (host, before) in [self.a(), self.b()].into_iter().zip(before) {
+            let left = before.settled(host, wait::SOON)?;
+            ensure!(left.is_empty(), "left on {}:\n{}", host.name(), left.join("\n"));
+        }
+        Ok(())
+    }
 }
