@@ -17,6 +17,7 @@ pub mod link;
 pub mod migrate;
 pub mod objects;
 pub mod remote;
+pub mod restore;
 pub mod storage;
 
 pub use pod_runtime::problem::{Doing, Problem, Result};

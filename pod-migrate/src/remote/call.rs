@@ -74,3 +74,9 @@ impl From<i32> for Arg {
         Arg::Value(value as i64 as u64)
     }
 }
+
+impl From<u32> for Arg {
+    fn from(value: u32) -> Self {
+        Arg::Value(value.into())
+    }
+}

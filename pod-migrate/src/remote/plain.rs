@@ -144,6 +144,14 @@ impl Stub {
         single(self.task, self.base + SYSCALL, number, args)
     }
 
+    /// Writes bytes for a [`Stub::single`] to point at; the next table covers them.
+    pub fn scratch(&self, bytes: &[u8]) -> Result<u64> {
+        let at = self.base + TABLE;
+        memory::write(self.task.0, bytes, &[(at, bytes.len())])
+            .doing(|| format!("write an argument to task {}", self.task))?;
+        Ok(at)
+    }
+
     /// Unmaps the stub from the address space. The task then has no code of ours and must get its own registers; so
     /// must every other thread.
     pub fn remove(self) -> Result<()> {

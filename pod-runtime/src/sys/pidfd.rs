@@ -22,3 +22,12 @@ pub fn get_fd(pidfd: impl AsFd, fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only; `pidfd` is open across the call.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), fd, 0) })
 }
+
+/// pidfd_send_signal(2).
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: takes numbers and a null siginfo; `pidfd` is open across the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -6,12 +6,13 @@
 //! What the kernel gives no way to read is lost: the undo lists of semaphores, who sent last and when. Segments of
 //! shared memory are kept by [`crate::objects::memory`], beside the maps that attach them.
 
+use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
 use crate::{Doing, Problem, Result};
 use nix::sched::{CloneFlags, setns};
 use pod_runtime::sys::ipc;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 
 /// Everything of the two kinds in one namespace. One record, IPC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +120,44 @@ fn read_set(id: i32) -> Result<SemaphoreSet> {
 
 fn owner(perm: &libc::ipc_perm) -> Owner {
     Owner { key: perm.__key, uid: perm.uid, gid: perm.gid, mode: u32::from(perm.mode) & 0o777 }
+}
+
+/// Makes a segment of shared memory with its id and key in the namespace of `pid`, and opens its contents.
+///
+/// # Errors
+/// The id or the key is taken, or the memory is not to be had.
+pub fn make_segment(pid: i32, state: &SharedMemoryState) -> Result<File> {
+    let SharedMemoryKind::SysV { shmid, key, mode, uid, gid, .. } = state.kind else {
+        return Err(Problem::new("E-INTERNAL", format!("shared memory {} is no segment", state.id)));
+    };
+    let what = || format!("make segment {shmid} (key {key:#x}) of {} bytes", state.bytes);
+    let bytes = usize::try_from(state.bytes).doing(what)?;
+    inside(pid, || {
+        next_id("shm", shmid)?;
+        let flags = (mode & 0o777) as i32 | libc::IPC_CREAT | libc::IPC_EXCL;
+        got_id("segment", shmid, ipc::shmget(key, bytes, flags).doing(what)?)?;
+        let attached = ipc::Attached::new(shmid, false).doing(what)?;
+        let start = attached.address();
+        let path = format!("/proc/self/map_files/{start:x}-{:x}", start + state.bytes.next_multiple_of(4096));
+        let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
+        let mut stat = ipc::shm_stat(shmid).doing(what)?;
+        stat.shm_perm.uid = uid;
+        stat.shm_perm.gid = gid;
+        ipc::shm_set(shmid, &mut stat).doing(what)?;
+        Ok(file)
+    })
+}
+
+/// Marks the segments as removed that were; to be called when everybody has attached.
+pub fn remove_segments<'a>(pid: i32, states: impl Iterator<Item = &'a SharedMemoryState> + Send) -> Result<()> {
+    inside(pid, || {
+        for state in states {
+            if let SharedMemoryKind::SysV { shmid, removed: true, .. } = state.kind {
+                ipc::shm_remove(shmid).doing(|| format!("remove segment {shmid}"))?;
+            }
+        }
+        Ok(())
+    })
 }
 
 fn next_id(table: &str, id: i32) -> Result<()> {

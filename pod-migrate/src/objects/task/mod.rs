@@ -4,8 +4,15 @@
 //! share, [`ThreadState`] what each has for itself. Pids are the pod's own.
 
 pub mod check;
+pub mod credentials;
 pub mod dump;
 pub mod interrupted;
+pub mod limits;
+pub mod scheduling;
+pub mod seccomp;
+pub mod signals;
+pub mod threads;
+pub mod timers;
 
 use crate::ids::{FdTableId, FileId, MmId, PodPid};
 use pod_runtime::sys::ptrace::Regs;

@@ -1,0 +1,68 @@
+//! Handlers, alternate stacks, pending signals. Masks are set last, with the registers.
+
+use super::{AlternateStack, Handler, ProcessState, ThreadState};
+use crate::remote::{Arg, RemoteCall};
+
+/// struct kernel_sigaction as the kernel takes it.
+pub fn action(handler: &Handler) -> Vec<u8> {
+    [handler.handler, handler.flags, handler.restorer, handler.mask]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect()
+}
+
+/// Sets all handlers, also the default ones (a fresh task has those of whoever made it), but SIGTRAP's: a breakpoint
+/// of the stub would reset it.
+pub fn restore_handlers(state: &ProcessState) -> Vec<RemoteCall> {
+    let fixed = [libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP];
+    (1..=64)
+        .filter(|signal| !fixed.contains(signal))
+        .map(|signal| {
+            let handler = state.handlers[signal as usize - 1];
+            let args = vec![signal.into(), Arg::In(action(&handler)), 0.into(), 8.into()];
+            RemoteCall::new(format!("set the handler of signal {signal}"), libc::SYS_rt_sigaction, args)
+        })
+        .collect()
+}
+
+/// sigaltstack(2).
+pub fn restore_alternate_stack(stack: &AlternateStack) -> RemoteCall {
+    const SS_ONSTACK: i32 = 1;
+    let mut bytes = Vec::with_capacity(24);
+    bytes.extend_from_slice(&stack.address.to_ne_bytes());
+    // Whether the task is on it is seen from its stack pointer.
+    bytes.extend_from_slice(&(stack.flags & !SS_ONSTACK).to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&stack.bytes.to_ne_bytes());
+    RemoteCall::new("set the alternate stack", libc::SYS_sigaltstack, vec![Arg::In(bytes), 0.into()])
+}
+
+/// Signals that wait for the process as a whole; to be run in its leader, with everything blocked.
+pub fn restore_process_pending(state: &ProcessState) -> Vec<RemoteCall> {
+    state
+        .pending
+        .iter()
+        .map(|info| {
+            let args = vec![state.pid.0.into(), signal_of(info).into(), Arg::In(info.to_vec())];
+            RemoteCall::new("queue a pending signal", libc::SYS_rt_sigqueueinfo, args)
+        })
+        .collect()
+}
+
+/// Signals that wait for one thread; to be run in it.
+pub fn restore_thread_pending(state: &ProcessState, thread: &ThreadState) -> Vec<RemoteCall> {
+    thread
+        .pending
+        .iter()
+        .map(|info| {
+            let signal = signal_of(info);
+            let args = vec![state.pid.0.into(), thread.tid.0.into(), signal.into(), Arg::In(info.to_vec())];
+            RemoteCall::new("queue a pending signal", libc::SYS_rt_tgsigqueueinfo, args)
+        })
+        .collect()
+}
+
+/// si_signo of a siginfo_t.
+fn signal_of(info: &[u8]) -> i32 {
+    info.get(..4).map_or(0, |bytes| i32::from_ne_bytes(bytes.try_into().expect("4 bytes")))
+}

@@ -1,0 +1,240 @@
+//! The restore walk: from records to a pod that stands still and only has to be let go.
+//!
+//! It runs in the pod's new monitor, after birth has made the environment and parked the first process there:
+//!
+//! 1. [`Image::collect`]: everything but pages is read and checked against itself, before anything is made of it.
+//! 2. [`tree`]: the opener opens what needs no other process; then every process is made with its own pid from the
+//!    right parent, with its session and group, each nothing but the stub.
+//! 3. [`memory`]: maps, then pages from the stream straight into their place.
+//! 4. [`finish`]: descriptors, per-process state, threads, per-thread state, credentials, filters; registers last.
+//! 5. [`Restored::go`]: connections leave repair mode, everything is detached.
+//!
+//! Until then every task dies with the tracer (PTRACE_O_EXITKILL), and dropping what was made kills the first process
+//! and all others with it: a restore that fails leaves nothing.
+
+mod finish;
+mod memory;
+mod tree;
+
+use crate::ids::{MmId, PodPid, SharedMemoryId};
+use crate::image::{Kind, Owner, Reader, damaged};
+use crate::objects::files::opener::External;
+use crate::objects::files::{self, Files, Opener};
+use crate::objects::memory::{MmState, SharedMemoryState};
+use crate::objects::namespaces::ipc::{self, IpcState};
+use crate::objects::task::{Life, ProcessState, Tree};
+use crate::{Doing, Problem, Result};
+use pod_runtime::birth::Born;
+use pod_runtime::sys::memory as remote_memory;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use tree::Grown;
+
+/// All records of an image but its pages, by id.
+#[derive(Debug, Default)]
+pub struct Image {
+    pub tree: Option<Tree>,
+    pub processes: BTreeMap<PodPid, ProcessState>,
+    pub spaces: BTreeMap<MmId, MmState>,
+    pub shared: BTreeMap<SharedMemoryId, SharedMemoryState>,
+    pub files: Files,
+    pub ipc: IpcState,
+}
+
+impl Image {
+    /// Reads records until the stream says that pages follow. Records of other parts (storage, network) are handed to
+    /// `other`, which may read their raw bytes.
+    pub fn collect<R: Read>(
+        reader: &mut Reader<R>,
+        mut other: impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<()>,
+    ) -> Result<Image> {
+        let mut image = Image::default();
+        loop {
+            let Some(record) = reader.next()? else { return Err(damaged("the image ends before its pages")) };
+            match record.kind {
+                Kind::READY_FOR_PAGES => break,
+                Kind::TREE => image.tree = Some(record.state()?),
+                Kind::PROCESS => insert(&mut image.processes, PodPid(record.id as i32), record.state()?)?,
+                Kind::MM => insert(&mut image.spaces, MmId(record.id), record.state()?)?,
+                Kind::SHARED_MEMORY => insert(&mut image.shared, SharedMemoryId(record.id), record.state()?)?,
+                Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
+                Kind::FILE => insert(&mut image.files.files, crate::ids::FileId(record.id), record.state()?)?,
+                Kind::IPC => image.ipc = record.state()?,
+                _ => other(&record, reader)?,
+            }
+        }
+        image.check()?;
+        Ok(image)
+    }
+
+    /// Every id that something names must be there: after this the walk may index.
+    fn check(&self) -> Result<()> {
+        let tree = self.tree.as_ref().ok_or_else(|| damaged("the image has no processes"))?;
+        if tree.processes.is_empty() || tree.processes.len() > 1 << 22 {
+            return Err(damaged("the image has no sensible number of processes"));
+        }
+        for node in tree.processes.iter().filter(|node| !matches!(node.life, Life::Zombie(_))) {
+            let lacks = |what: &str| damaged(format!("process {} has no {what} in the image", node.pid));
+            let state = self.processes.get(&node.pid).ok_or_else(|| lacks("state"))?;
+            let space = self.spaces.get(&state.mm).ok_or_else(|| lacks("memory"))?;
+            let table = self.files.tables.get(&state.fd_table).ok_or_else(|| lacks("descriptors"))?;
+            if !table.fds.iter().all(|fd| self.files.files.contains_key(&fd.file)) {
+                return Err(lacks("open file"));
+            }
+            let known = |id: &crate::ids::FileId| self.files.files.contains_key(id);
+            if !known(&state.cwd) || !known(&space.exe) || !state.root.as_ref().is_none_or(known) {
+                return Err(lacks("directory or program"));
+            }
+            if state.threads.is_empty() || state.handlers.len() != 64 {
+                return Err(lacks("thread or set of handlers"));
+            }
+            memory::check(space, &self.shared, known)?;
+        }
+        Ok(())
+    }
+
+    fn nodes(&self) -> &[crate::objects::task::Node] {
+        self.tree.as_ref().map_or(&[], |tree| &tree.processes)
+    }
+}
+
+fn insert<K: Ord + std::fmt::Display, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Result<()> {
+    let text = key.to_string();
+    match map.insert(key, value) {
+        None => Ok(()),
+        Some(_) => Err(damaged(format!("the image has two records for {text}"))),
+    }
+}
+
+/// A pod that is complete and stands still. Dropping it ends it.
+pub struct Restored {
+    grown: Grown,
+    opener: Opener,
+    image: Image,
+    external: External,
+}
+
+/// Puts the pod together around the parked first process. `reader` stands behind READY_FOR_PAGES; `other` gets the
+/// records that are not pages. Ends behind the stream's trailer, or where `until` says that enough was read.
+pub fn restore<R: Read>(
+    image: Image,
+    reader: &mut Reader<R>,
+    born: &Born,
+    mut other: impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<bool>,
+) -> Result<Restored> {
+    ipc::restore(born.init, &image.ipc)?;
+    let mut opener = Opener::start(&born.pidfd, &born.cgroup, tree::free_pid(&image, 0), &image.files)?;
+    let mut grown = tree::grow(&image, born, &opener)?;
+    opener.connect()?;
+    let shared = memory::map_all(&image, &mut grown, &opener)?;
+    fill(&image, &grown, &shared, &opener, reader, &mut other)?;
+    let external = opener.external()?;
+    finish::finish(&image, &mut grown, &opener)?;
+    Ok(Restored { grown, opener, image, external })
+}
+
+/// Pages from the stream to their place.
+fn fill<R: Read>(
+    image: &Image,
+    grown: &Grown,
+    shared: &BTreeMap<SharedMemoryId, File>,
+    opener: &Opener,
+    reader: &mut Reader<R>,
+    other: &mut impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<bool>,
+) -> Result<()> {
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut spaces: BTreeMap<MmId, memory::Space<'_>> = BTreeMap::new();
+    while let Some(record) = reader.next()? {
+        let Some(run) = record.run else {
+            if other(&record, reader)? {
+                return Ok(());
+            }
+            continue;
+        };
+        let file;
+        let target = match run.owner {
+            Owner::Mm(id) => {
+                let space = match spaces.entry(id) {
+                    std::collections::btree_map::Entry::Occupied(space) => space.into_mut(),
+                    std::collections::btree_map::Entry::Vacant(empty) => {
+                        empty.insert(memory::Space::open(image, grown, id)?)
+                    }
+                };
+                Target::Memory(space)
+            }
+            Owner::SharedMemory(id) => Target::File(
+                shared.get(&id).ok_or_else(|| damaged(format!("pages of shared memory {id}, which is not there")))?,
+            ),
+            Owner::File(id) => {
+                file = File::from(opener.contents(id)?);
+                Target::File(&file)
+            }
+            Owner::Storage(_) | Owner::Log => {
+                if other(&record, reader)? {
+                    return Ok(());
+                }
+                continue;
+            }
+        };
+        let mut at = run.address;
+        loop {
+            let count = reader.read_pages(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            match &target {
+                Target::Memory(space) => space.write(at, &buffer[..count])?,
+                Target::File(file) => {
+                    file.write_all_at(&buffer[..count], at).doing(|| format!("write contents of {:?}", run.owner))?;
+                }
+            }
+            at += count as u64;
+        }
+    }
+    Ok(())
+}
+
+enum Target<'a> {
+    Memory(&'a memory::Space<'a>),
+    File(&'a File),
+}
+
+/// What the monitor takes over from a restore.
+#[derive(Debug)]
+pub struct Running {
+    pub external: External,
+    /// Processes besides the first whose parent is the monitor, as this host numbers them.
+    pub roots: Vec<i32>,
+}
+
+impl Restored {
+    /// The pod's own memory in use, bytes: for reports.
+    pub fn processes(&self) -> usize {
+        self.image.processes.len()
+    }
+
+    /// Lets the pod run. From the first line on there is no way back: connections speak again.
+    pub fn go(self) -> Result<Running> {
+        let Restored { grown, mut opener, image, external } = self;
+        opener.release()?;
+        let roots = grown.detach(&image)?;
+        opener.finish()?;
+        Ok(Running { external, roots })
+    }
+}
+
+/// Calls that a process makes itself once its descriptors are in place.
+fn task_work(image: &Image, state: &ProcessState) -> Vec<crate::remote::RemoteCall> {
+    files::task_work(&image.files, state.pid, state.fd_table)
+}
+
+fn write_memory(task: crate::ids::HostPid, address: u64, bytes: &[u8]) -> Result<()> {
+    remote_memory::write(task.0, bytes, &[(address, bytes.len())])
+        .doing(|| format!("write {} bytes at {address:#x} of task {task}", bytes.len()))
+}
+
+fn no_room() -> Problem {
+    Problem::new("E-ADDRESS-SPACE", "no address is free in all processes of the pod for the engine's own page")
+}

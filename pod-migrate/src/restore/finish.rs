@@ -1,0 +1,300 @@
+//! The last part of a restore: what the maps and pages do not hold.
+//!
+//! Process by process: descriptors, directories, layout; then threads; then what each thread has for itself, its
+//! credentials and filters last; zombies; pending signals. When nothing has to be run in any task any more, the stubs
+//! go and every thread gets its own registers.
+
+use super::tree::{self, Grown};
+use super::{Image, memory, task_work, write_memory};
+use crate::ids::{FileId, PodPid};
+use crate::image::damaged;
+use crate::objects::files::{Fd, Opener};
+use crate::objects::memory::MmState;
+use crate::objects::task::{
+    Life, ProcessState, ThreadState, credentials, limits, scheduling, seccomp, signals, threads, timers,
+};
+use crate::remote::plain::{Stub, check_single};
+use crate::remote::{Arg, RemoteCall};
+use crate::{Doing, Result};
+use pod_runtime::sys::memory as remote_memory;
+use pod_runtime::sys::ptrace;
+use std::fs;
+
+const PR_SET_MM_MAP: i32 = 14;
+
+pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Result<()> {
+    for state in image.processes.values() {
+        process(image, grown, opener, state)?;
+        make_threads(grown, state)?;
+    }
+    zombies(image, grown)?;
+    for state in image.processes.values() {
+        each_thread(grown, state, |stub, thread| stub.run(&mut before_last(state, thread)))?;
+        let stub = grown.stubs[&state.pid];
+        stub.run(&mut signals::restore_process_pending(state))?;
+        outside_settings(&stub, state);
+    }
+    for state in image.processes.values() {
+        last(grown, state)?;
+    }
+    Ok(())
+}
+
+/// Leader first.
+fn each_thread(
+    grown: &Grown,
+    state: &ProcessState,
+    mut work: impl FnMut(&Stub, &ThreadState) -> Result<()>,
+) -> Result<()> {
+    let stubs = std::iter::once(&grown.stubs[&state.pid]).chain(grown.threads.get(&state.pid).into_iter().flatten());
+    stubs.zip(&state.threads).try_for_each(|(stub, thread)| work(stub, thread))
+}
+
+/// What the threads of a process share.
+fn process(image: &Image, grown: &Grown, opener: &Opener, state: &ProcessState) -> Result<()> {
+    let stub = grown.stubs[&state.pid];
+    let space = &image.spaces[&state.mm];
+    let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .doing(|| "read the limit of descriptors".into())?
+        .1;
+    let mut calls = vec![limits::most_descriptors(hard), memory::open_opener(opener)];
+    calls.push(memory::take(opener, 0, state.cwd, 1)?);
+    calls.push(RemoteCall::new("change directory", libc::SYS_fchdir, vec![1.into()]));
+    calls.push(close(1));
+    if let Some(root) = state.root {
+        calls.extend(change_root(opener, root, state.cwd)?);
+    }
+    calls.push(memory::take(opener, 0, space.exe, 1)?);
+    calls.push(layout(space, 1));
+    calls.push(close(1));
+    calls.push(RemoteCall::new("set the umask", libc::SYS_umask, vec![u64::from(state.umask).into()]));
+    calls.extend(descriptors(opener, &image.files.tables[&state.fd_table].fds)?);
+    calls.extend(task_work(image, state));
+    calls.extend(memory::afterwards(space));
+    calls.extend(signals::restore_handlers(state));
+    calls.extend(timers::restore_interval_timers(state));
+    if state.no_huge_pages {
+        let args = vec![libc::PR_SET_THP_DISABLE.into(), 1.into(), 0.into(), 0.into(), 0.into()];
+        calls.push(RemoteCall::new("disable huge pages", libc::SYS_prctl, args));
+    }
+    stub.run(&mut calls)
+}
+
+fn close(fd: i32) -> RemoteCall {
+    RemoteCall::new("close", libc::SYS_close, vec![fd.into()])
+}
+
+fn change_root(opener: &Opener, root: FileId, cwd: FileId) -> Result<Vec<RemoteCall>> {
+    let here = || Arg::In(b".\0".to_vec());
+    Ok(vec![
+        memory::take(opener, 0, root, 1)?,
+        RemoteCall::new("go to the root", libc::SYS_fchdir, vec![1.into()]),
+        RemoteCall::new("change the root", libc::SYS_chroot, vec![here()]),
+        close(1),
+        memory::take(opener, 0, cwd, 1)?,
+        RemoteCall::new("change directory", libc::SYS_fchdir, vec![1.into()]),
+        close(1),
+    ])
+}
+
+/// prctl(PR_SET_MM_MAP): where code, data, heap, stack, arguments and environment are, and what /proc/PID/exe names.
+fn layout(space: &MmState, exe: i32) -> RemoteCall {
+    let l = &space.layout;
+    let words = [
+        l.start_code,
+        l.end_code,
+        l.start_data,
+        l.end_data,
+        l.start_brk,
+        l.brk,
+        l.start_stack,
+        l.arg_start,
+        l.arg_end,
+        l.env_start,
+        l.env_end,
+        0,
+    ];
+    let mut block: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    block.extend_from_slice(&(space.auxv.len() as u32).to_ne_bytes());
+    block.extend_from_slice(&exe.to_ne_bytes());
+    let size = block.len() as u64;
+    let map = Arg::Nested(block, vec![(11, space.auxv.to_vec())]);
+    let args = vec![libc::PR_SET_MM.into(), PR_SET_MM_MAP.into(), map, size.into(), 0.into()];
+    RemoteCall::new("set the memory layout", libc::SYS_prctl, args)
+}
+
+/// All descriptors under their numbers. The opener's pidfd, number 0 until now, goes above all of them and then away.
+fn descriptors(opener: &Opener, fds: &[Fd]) -> Result<Vec<RemoteCall>> {
+    let high = fds.last().map_or(0, |fd| fd.fd.0) + 1;
+    let mut calls = Vec::new();
+    let mut fds: Vec<Fd> = fds.to_vec();
+    fds.sort_by_key(|fd| fd.fd);
+    if fds.first().is_some_and(|fd| fd.fd.0 < 0) || fds.windows(2).any(|pair| pair[0].fd == pair[1].fd) {
+        return Err(damaged("a descriptor table that cannot be"));
+    }
+    let high = high.max(1);
+    calls.push(
+        RemoteCall::new(
+            "move the opener away",
+            libc::SYS_fcntl,
+            vec![0.into(), libc::F_DUPFD_CLOEXEC.into(), high.into()],
+        )
+        .returns(high.into()),
+    );
+    calls.push(close(0));
+    // The lowest free number is what the kernel gives out; all below it are filled already.
+    let mut lowest = 0;
+    for fd in &fds {
+        let wanted = fd.fd.0;
+        calls.push(memory::take(opener, high, fd.file, lowest)?);
+        if wanted == lowest {
+            lowest += 1;
+            if !fd.close_on_exec {
+                let args = vec![wanted.into(), libc::F_SETFD.into(), 0.into()];
+                calls.push(RemoteCall::new("keep it across exec", libc::SYS_fcntl, args));
+            }
+        } else {
+            let flags = if fd.close_on_exec { libc::O_CLOEXEC } else { 0 };
+            let args = vec![lowest.into(), wanted.into(), flags.into()];
+            calls.push(
+                RemoteCall::new(format!("make descriptor {wanted}"), libc::SYS_dup3, args).returns(wanted.into()),
+            );
+            calls.push(close(lowest));
+        }
+    }
+    calls.push(close(high));
+    Ok(calls)
+}
+
+fn make_threads(grown: &mut Grown, state: &ProcessState) -> Result<()> {
+    const FLAGS: i32 = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    let leader = grown.stubs[&state.pid];
+    if state.threads[0].tid != state.pid {
+        return Err(damaged(format!("process {} does not begin with its leader", state.pid)));
+    }
+    let mut made = Vec::with_capacity(state.threads.len() - 1);
+    for thread in &state.threads[1..] {
+        made.push(leader.clone3(tree::clone3(format!("make thread {}", thread.tid), FLAGS as u64, 0, thread.tid))?);
+    }
+    grown.threads.insert(state.pid, made);
+    leader.run(&mut timers::restore_timers(state))
+}
+
+/// Ends those that have ended, and takes the signal away that their parents get for it a second time.
+fn zombies(image: &Image, grown: &mut Grown) -> Result<()> {
+    for node in image.nodes() {
+        let Life::Zombie(status) = node.life else { continue };
+        let Some(stub) = grown.stubs.remove(&node.pid) else { continue };
+        let signal = status & 0x7f;
+        if signal == 0 {
+            stub.end(RemoteCall::new("exit", libc::SYS_exit_group, vec![(status >> 8 & 0xff).into()]))?;
+        } else {
+            die_by(&stub, node.pid, signal)?;
+        }
+        if let Some(parent) = grown.stubs.get(&node.parent)
+            && node.exit_signal > 0
+        {
+            parent.run(&mut [tree::swallow(node.exit_signal)])?;
+        }
+    }
+    Ok(())
+}
+
+/// The signal's own death, without a core.
+fn die_by(stub: &Stub, pid: PodPid, signal: i32) -> Result<()> {
+    let default = signals::action(&Default::default());
+    let mut calls = vec![
+        RemoteCall::new(
+            "forbid a core",
+            libc::SYS_prlimit64,
+            vec![0.into(), libc::RLIMIT_CORE.into(), Arg::In(vec![0; 16]), 0.into()],
+        ),
+        RemoteCall::new(
+            "take the default action",
+            libc::SYS_rt_sigaction,
+            vec![signal.into(), Arg::In(default), 0.into(), 8.into()],
+        )
+        .may_fail(),
+    ];
+    stub.run(&mut calls)?;
+    ptrace::set_signal_mask(stub.task.0, 0).doing(|| format!("unblock the signals of process {pid}"))?;
+    stub.end(RemoteCall::new("die", libc::SYS_kill, vec![pid.0.into(), signal.into()])).map(drop)
+}
+
+/// All that a thread has for itself, in an order in which it may still do what comes next.
+fn before_last(state: &ProcessState, thread: &ThreadState) -> Vec<RemoteCall> {
+    let mut calls = threads::restore(thread);
+    calls.push(signals::restore_alternate_stack(&thread.alternate_stack));
+    calls.extend(scheduling::restore(&thread.scheduling));
+    calls.extend(signals::restore_thread_pending(state, thread));
+    if thread.tid == state.pid {
+        calls.extend(limits::restore(state));
+    }
+    calls.extend(seccomp::restore(&thread.seccomp));
+    calls.extend(credentials::restore(&thread.credentials));
+    calls.extend(threads::restore_after_credentials(state, thread));
+    calls
+}
+
+/// Settings that /proc takes from outside. What this host does not allow changes nothing that the program can rely on.
+fn outside_settings(stub: &Stub, state: &ProcessState) {
+    let write = |name: &str, value: String| {
+        if let Err(error) = fs::write(format!("/proc/{}/{name}", stub.task), value) {
+            tracing::debug!(pid = state.pid.0, name, %error, "not restored");
+        }
+    };
+    write("oom_score_adj", state.oom_score_adj.to_string());
+    if let Some(filter) = state.coredump_filter {
+        write("coredump_filter", format!("{filter:#x}"));
+    }
+}
+
+/// Takes the stubs away and gives every thread its registers. The leader goes last: it unmaps the code.
+fn last(grown: &Grown, state: &ProcessState) -> Result<()> {
+    let leader = grown.stubs[&state.pid];
+    let trap = signals::action(&state.handlers[libc::SIGTRAP as usize - 1]);
+    let sections = critical_sections(&leader, state)?;
+    let at = leader.scratch(&trap)?;
+    let action = leader.single(libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8, 0, 0])?;
+    check_single("set the handler of SIGTRAP", libc::SYS_rt_sigaction, action, leader.task)?;
+    each_thread(grown, state, |stub, thread| register_rseq(stub, thread))?;
+    leader.remove()?;
+    each_thread(grown, state, |stub, thread| {
+        let what = || format!("set the registers of thread {}", thread.tid);
+        ptrace::set_xstate(stub.task.0, &thread.xstate).doing(what)?;
+        ptrace::set_regs(stub.task.0, &threads::registers(&thread.registers)).doing(what)?;
+        ptrace::set_signal_mask(stub.task.0, thread.blocked).doing(what)
+    })?;
+    sections.into_iter().try_for_each(|(address, bytes)| write_memory(leader.task, address, &bytes))
+}
+
+/// rseq(2), at a syscall stop: the kernel would clear a critical section that the stub is not in.
+fn register_rseq(stub: &Stub, thread: &ThreadState) -> Result<()> {
+    let Some(rseq) = thread.rseq else { return Ok(()) };
+    let args = [rseq.address, rseq.bytes.into(), 0, rseq.signature.into(), 0, 0];
+    let result = stub.single(libc::SYS_rseq, args)?;
+    check_single("register rseq", libc::SYS_rseq, result, stub.task)
+}
+
+/// The critical sections that threads are in, from memory, to be written once more when no stub runs any more: then the
+/// kernel aborts them properly at the thread's first instruction.
+fn critical_sections(leader: &Stub, state: &ProcessState) -> Result<Vec<(u64, [u8; 8])>> {
+    /// Offset of rseq_cs in struct rseq.
+    const SECTION: u64 = 8;
+    let mut sections = Vec::new();
+    for rseq in state.threads.iter().filter_map(|thread| thread.rseq) {
+        let mut bytes = [0; 8];
+        let address = rseq.address.wrapping_add(SECTION);
+        remote_memory::read_exact(leader.task.0, address, &mut bytes)
+            .doing(|| format!("read the rseq area at {:#x}", rseq.address))?;
+        if bytes != [0; 8] {
+            sections.push((address, bytes));
+        }
+    }
+    Ok(sections)
+}

@@ -1,0 +1,337 @@
+//! Making the maps of every process, each at its old address, and writing pages into them.
+//!
+//! All maps of a process are made in few tables of remote calls. Files come from the opener; memory that several
+//! processes share is made by the first that maps it and opened by the others through /proc/PID/map_files, so that it
+//! is the same object; SysV segments are made by us and attached by each. vdso and vvar, which waited behind the stub,
+//! go to where the program remembers them.
+
+use super::tree::Grown;
+use super::{Image, write_memory};
+use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
+use crate::image::damaged;
+use crate::objects::files::Opener;
+use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
+use crate::objects::namespaces::ipc;
+use crate::remote::{Arg, RemoteCall};
+use crate::{Doing, Problem, Result};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+/// Largest address of a program, plus one.
+const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// What the kernel and the hardware let a program ask of a page.
+const PROTECTIONS: u32 = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u32;
+
+/// Maps must be where maps can be, and name what is there.
+pub(super) fn check(
+    space: &MmState,
+    shared: &BTreeMap<SharedMemoryId, SharedMemoryState>,
+    known: impl Fn(&FileId) -> bool,
+) -> Result<()> {
+    let mut last = 0;
+    for map in &space.maps {
+        let wrong = |what: &str| damaged(format!("the map at {:#x} of memory {} {what}", map.start, space.id));
+        if map.start < last || map.end <= map.start || map.end > TASK_SIZE || (map.start | map.end) & 0xfff != 0 {
+            return Err(wrong("is not where a map can be"));
+        }
+        if map.protection & !PROTECTIONS != 0 {
+            return Err(wrong("has no sensible protection"));
+        }
+        match &map.backing {
+            Backing::File { file, offset } if !known(file) || offset & 0xfff != 0 => return Err(wrong("has no file")),
+            Backing::Shared { memory, offset } if !shared.contains_key(memory) || offset & 0xfff != 0 => {
+                return Err(wrong("has no memory behind it"));
+            }
+            _ => {}
+        }
+        last = map.end;
+    }
+    Ok(())
+}
+
+/// Makes everything but the contents. Returns what pages of shared memory are written to.
+pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Result<BTreeMap<SharedMemoryId, File>> {
+    let mut shared = BTreeMap::new();
+    let mut homes = BTreeMap::new();
+    for (id, state) in &image.shared {
+        match &state.kind {
+            SharedMemoryKind::Anonymous => {}
+            SharedMemoryKind::Contents(file) => drop(shared.insert(*id, File::from(opener.contents(*file)?))),
+            SharedMemoryKind::SysV { .. } => drop(shared.insert(*id, ipc::make_segment(init(grown)?.0, state)?)),
+        }
+    }
+    let mut seen = BTreeMap::new();
+    for state in image.processes.values() {
+        if let Some(other) = seen.insert(state.mm, state.pid) {
+            let what = format!("processes {other} and {} share their memory without being threads", state.pid);
+            return Err(Problem::new("E-SHARED-MEMORY-SPACE", what));
+        }
+        let stub = grown.stubs[&state.pid];
+        let mut mapper =
+            Mapper { image, grown, opener, homes: &homes, pid: state.pid, calls: Vec::new(), fds: BTreeMap::new() };
+        mapper.space(&image.spaces[&state.mm])?;
+        stub.run(&mut mapper.calls)?;
+        find_homes(image, &image.spaces[&state.mm], state.pid, stub.task, &mut homes, &mut shared)?;
+    }
+    ipc::remove_segments(init(grown)?.0, image.shared.values())?;
+    Ok(shared)
+}
+
+fn init(grown: &Grown) -> Result<HostPid> {
+    grown.stubs.get(&PodPid(1)).map(|stub| stub.task).ok_or_else(|| damaged("the image has no first process"))
+}
+
+/// Where shared anonymous memory first came to be: the process and the range of map_files.
+type Homes = BTreeMap<SharedMemoryId, (PodPid, Map)>;
+
+/// Shared anonymous memory that this process brought into the world.
+fn find_homes(
+    image: &Image,
+    space: &MmState,
+    pid: PodPid,
+    task: HostPid,
+    homes: &mut Homes,
+    shared: &mut BTreeMap<SharedMemoryId, File>,
+) -> Result<()> {
+    for map in &space.maps {
+        let Backing::Shared { memory, .. } = map.backing else { continue };
+        if !matches!(image.shared[&memory].kind, SharedMemoryKind::Anonymous) || homes.contains_key(&memory) {
+            continue;
+        }
+        let path = format!("/proc/{task}/map_files/{:x}-{:x}", map.start, map.end);
+        let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
+        homes.insert(memory, (pid, map.clone()));
+        shared.insert(memory, file);
+    }
+    Ok(())
+}
+
+/// Collects the calls for one process.
+struct Mapper<'a> {
+    image: &'a Image,
+    grown: &'a Grown,
+    opener: &'a Opener,
+    homes: &'a Homes,
+    pid: PodPid,
+    calls: Vec<RemoteCall>,
+    /// Descriptors that the process has open for its maps.
+    fds: BTreeMap<FileId, i32>,
+}
+
+impl Mapper<'_> {
+    fn space(&mut self, space: &MmState) -> Result<()> {
+        self.calls.push(open_opener(self.opener));
+        for map in &space.maps {
+            match &map.backing {
+                Backing::Anonymous => self.map(map, -1, 0, libc::MAP_ANONYMOUS),
+                Backing::File { file, offset } => {
+                    let fd = self.file(*file)?;
+                    self.map(map, fd, *offset, 0);
+                }
+                Backing::Shared { memory, offset } => self.shared(map, *memory, *offset)?,
+                Backing::Vdso | Backing::Vvar => {}
+            }
+        }
+        self.kernel_maps(space)?;
+        self.calls.push(close_all());
+        Ok(())
+    }
+
+    fn file(&mut self, file: FileId) -> Result<i32> {
+        if let Some(fd) = self.fds.get(&file) {
+            return Ok(*fd);
+        }
+        // 0 is the opener; descriptors are given out from below.
+        let fd = 1 + self.fds.len() as i32;
+        self.calls.push(take(self.opener, 0, file, fd)?);
+        self.fds.insert(file, fd);
+        Ok(fd)
+    }
+
+    fn map(&mut self, map: &Map, fd: i32, offset: u64, extra: i32) {
+        let mut flags = extra | libc::MAP_FIXED_NOREPLACE;
+        flags |= if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        if map.grows_down {
+            flags |= libc::MAP_GROWSDOWN;
+        }
+        // Whether the host promises memory for all of it was settled when the program asked for it.
+        if !map.shared {
+            flags |= libc::MAP_NORESERVE;
+        }
+        let args = vec![
+            map.start.into(),
+            (map.end - map.start).into(),
+            u64::from(map.protection).into(),
+            flags.into(),
+            fd.into(),
+            offset.into(),
+        ];
+        let call = RemoteCall::new(format!("map {:#x}", map.start), libc::SYS_mmap, args);
+        self.calls.push(call.returns(map.start as i64));
+    }
+
+    fn shared(&mut self, map: &Map, memory: SharedMemoryId, offset: u64) -> Result<()> {
+        match &self.image.shared[&memory].kind {
+            SharedMemoryKind::Contents(file) => {
+                let fd = self.file(*file)?;
+                self.map(map, fd, offset, 0);
+            }
+            SharedMemoryKind::SysV { shmid, .. } => self.attach(map, *shmid, offset, self.image.shared[&memory].bytes),
+            SharedMemoryKind::Anonymous => match self.homes.get(&memory) {
+                None if offset == 0 => self.map(map, -1, 0, libc::MAP_ANONYMOUS),
+                None => {
+                    let what = format!("process {} maps shared memory from its middle only", self.pid);
+                    return Err(Problem::new("E-SHARED-MEMORY-PART", what));
+                }
+                Some((home, at)) => self.from_home(map, *home, &at.clone(), offset),
+            },
+        }
+        Ok(())
+    }
+
+    /// Opens memory that another process has mapped already.
+    fn from_home(&mut self, map: &Map, home: PodPid, at: &Map, offset: u64) {
+        let path = format!("/proc/{home}/map_files/{:x}-{:x}\0", at.start, at.end);
+        let fd = 1 + self.fds.len() as i32;
+        let args = vec![libc::AT_FDCWD.into(), Arg::In(path.into_bytes()), (libc::O_RDWR | libc::O_CLOEXEC).into()];
+        self.calls.push(RemoteCall::new("open shared memory", libc::SYS_openat, args).returns(fd.into()));
+        self.map(map, fd, offset, 0);
+        self.calls.push(RemoteCall::new("close shared memory", libc::SYS_close, vec![fd.into()]));
+    }
+
+    /// shmat of the whole segment, then away with what this map does not cover.
+    fn attach(&mut self, map: &Map, shmid: i32, offset: u64, bytes: u64) {
+        let start = map.start.wrapping_sub(offset);
+        let end = start.wrapping_add(bytes.next_multiple_of(4096));
+        let mut flags = 0;
+        if map.protection & libc::PROT_WRITE as u32 == 0 {
+            flags |= libc::SHM_RDONLY;
+        }
+        if map.protection & libc::PROT_EXEC as u32 != 0 {
+            flags |= libc::SHM_EXEC;
+        }
+        let args = vec![shmid.into(), start.into(), flags.into()];
+        let call = RemoteCall::new(format!("attach segment {shmid}"), libc::SYS_shmat, args);
+        self.calls.push(call.returns(start as i64));
+        for (from, to) in [(start, map.start), (map.end, end)] {
+            if from < to {
+                self.calls.push(RemoteCall::new("unmap", libc::SYS_munmap, vec![from.into(), (to - from).into()]));
+            }
+        }
+    }
+
+    fn kernel_maps(&mut self, space: &MmState) -> Result<()> {
+        let wanted: Vec<&Map> =
+            space.maps.iter().filter(|map| matches!(map.backing, Backing::Vdso | Backing::Vvar)).collect();
+        let ours = &self.grown.kernel_maps;
+        if !wanted.is_empty() && !same_shape(&wanted, ours) {
+            let what = format!("process {} uses a vDSO of another layout than this kernel's", self.pid);
+            return Err(Problem::new("E-VDSO-LAYOUT", what)
+                .fix("move it to a host that runs the same kernel, or a neighbouring version"));
+        }
+        for (index, (_, start, end)) in ours.iter().enumerate() {
+            let bytes = end - start;
+            let Some(map) = wanted.get(index) else {
+                self.calls.push(RemoteCall::new("unmap", libc::SYS_munmap, vec![(*start).into(), bytes.into()]));
+                continue;
+            };
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            let args = vec![(*start).into(), bytes.into(), bytes.into(), flags.into(), map.start.into()];
+            let call = RemoteCall::new("move the vdso", libc::SYS_mremap, args);
+            self.calls.push(call.returns(map.start as i64));
+        }
+        Ok(())
+    }
+}
+
+/// The same sizes in the same order at the same distances.
+fn same_shape(wanted: &[&Map], ours: &[(String, u64, u64)]) -> bool {
+    let distance = |start: u64, first: u64| start.wrapping_sub(first);
+    wanted.len() == ours.len()
+        && wanted.iter().zip(ours).all(|(map, (name, start, end))| {
+            map.end - map.start == end - start
+                && distance(map.start, wanted[0].start) == distance(*start, ours[0].1)
+                && (map.backing == Backing::Vdso) == (name == "[vdso]")
+        })
+}
+
+/// The process's first descriptor: the opener.
+pub(super) fn open_opener(opener: &Opener) -> RemoteCall {
+    let args = vec![opener.pid().0.into(), 0.into()];
+    RemoteCall::new("open the opener", libc::SYS_pidfd_open, args).returns(0)
+}
+
+/// Takes a file from the opener; it will be number `fd`.
+pub(super) fn take(opener: &Opener, pidfd: i32, file: FileId, fd: i32) -> Result<RemoteCall> {
+    let number = opener.numbers().get(&file);
+    let number = *number.ok_or_else(|| damaged(format!("file {file} is named but was not opened")))?;
+    let args = vec![pidfd.into(), number.into(), 0.into()];
+    Ok(RemoteCall::new(format!("take file {file}"), libc::SYS_pidfd_getfd, args).returns(fd.into()))
+}
+
+pub(super) fn close_all() -> RemoteCall {
+    let args = vec![0.into(), u64::from(u32::MAX).into(), 0.into()];
+    RemoteCall::new("close everything", libc::SYS_close_range, args)
+}
+
+/// Advice and locks, which would cost or do harm before the pages are there.
+pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
+    let mut calls = Vec::new();
+    for map in &space.maps {
+        let bytes = map.end - map.start;
+        for advice in &map.advice {
+            let args = vec![map.start.into(), bytes.into(), (*advice).into()];
+            // A hint that this kernel does not know changes nothing that a program could see.
+            calls.push(RemoteCall::new("madvise", libc::SYS_madvise, args).may_fail());
+        }
+        if map.locked {
+            calls.push(RemoteCall::new("mlock", libc::SYS_mlock, vec![map.start.into(), bytes.into()]).may_fail());
+        }
+    }
+    if space.lock_future {
+        calls.push(RemoteCall::new("mlockall", libc::SYS_mlockall, vec![libc::MCL_FUTURE.into()]).may_fail());
+    }
+    calls
+}
+
+/// One address space, open for pages.
+pub(super) struct Space<'a> {
+    task: HostPid,
+    file: File,
+    state: &'a MmState,
+}
+
+impl<'a> Space<'a> {
+    pub fn open(image: &'a Image, grown: &Grown, id: MmId) -> Result<Space<'a>> {
+        let none = || damaged(format!("pages of memory {id}, which nobody has"));
+        let process = image.processes.values().find(|process| process.mm == id).ok_or_else(none)?;
+        let task = grown.stubs[&process.pid].task;
+        let path = format!("/proc/{task}/mem");
+        let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
+        Ok(Space { task, file, state: image.spaces.get(&id).ok_or_else(none)? })
+    }
+
+    /// Writes pages; they must lie in maps of the image (the engine's own page must not be reachable).
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        let end = address.checked_add(bytes.len() as u64).ok_or_else(|| damaged("pages beyond the end of memory"))?;
+        let mut at = address;
+        let first = self.state.maps.partition_point(|map| map.end <= address);
+        for map in &self.state.maps[first..] {
+            if map.start > at || at >= end {
+                break;
+            }
+            at = map.end.min(end);
+        }
+        if at < end {
+            return Err(damaged(format!("pages at {at:#x} of memory {}, where no map is", self.state.id)));
+        }
+        if write_memory(self.task, address, bytes).is_ok() {
+            return Ok(());
+        }
+        // Not writable for the program itself: as its tracer we may, and it gets a private copy.
+        self.file
+            .write_all_at(bytes, address)
+            .doing(|| format!("write {} bytes at {address:#x} of task {}", bytes.len(), self.task))
+    }
+}

@@ -1,0 +1,608 @@
+//! Making the processes of a pod with their pids, parents, sessions and groups.
+//!
+//! A process gets its session from whoever forks it, so the order matters. A child is made by its parent
+//! - *late*, after the parent's setsid(2), when it shares the parent's session or leads its own, or
+//! - *early*, before it, when it is in the session that the parent came from.
+//!
+//! Any other process was reparented to an ancestor after its parent ended: it is made by a short-lived helper that the
+//! leader of its session forks (or that has the leader's pid itself, when the leader is gone), and comes to its parent
+//! when the helper ends. Roots (no parent in the pod) are entered from outside like `pod exec` does.
+
+use super::{Image, no_room};
+use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
+use crate::objects::files::{ControllingTerminal, Opener};
+use crate::objects::task::{Life, Node};
+use crate::remote::plain::Stub;
+use crate::remote::{Arg, RemoteCall};
+use crate::{Doing, Problem, Result};
+use pod_runtime::birth::{self, Born};
+use pod_runtime::proc::{maps, status};
+use pod_runtime::sys::pidfd;
+use pod_runtime::sys::ptrace::{self, Wait};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::OwnedFd;
+
+const CLONE_FLAGS: usize = 0;
+const EXIT_SIGNAL: usize = 4;
+const SET_TID: usize = 8;
+const SET_TID_COUNT: usize = 9;
+/// struct clone_args, in words.
+const CLONE_ARGS: usize = 11;
+
+/// The tree as it stands: stopped tasks, each with the stub. Dropping it kills the pod.
+pub(super) struct Grown {
+    pub base: RemoteAddress,
+    /// Living processes and those that are to be zombies, by pid.
+    pub stubs: BTreeMap<PodPid, Stub>,
+    /// All threads of a process but the leader, once they exist.
+    pub threads: BTreeMap<PodPid, Vec<Stub>>,
+    /// Roots besides the first process, as this host numbers them.
+    pub roots: Vec<i32>,
+    /// Where vdso and vvar wait, in every task: name, start, end.
+    pub kernel_maps: Vec<(String, u64, u64)>,
+    init: OwnedFd,
+    armed: bool,
+}
+
+impl Drop for Grown {
+    fn drop(&mut self) {
+        if self.armed {
+            // The first process takes all others of its pid namespace with it.
+            let _ = pidfd::send_signal(&self.init, libc::SIGKILL);
+        }
+    }
+}
+
+impl Grown {
+    /// Lets every task go. Stopped processes stop again by themselves.
+    pub fn detach(mut self, image: &Image) -> Result<Vec<i32>> {
+        for node in image.nodes() {
+            let Some(stub) = self.stubs.get(&node.pid) else { continue };
+            if let Life::Stopped(signal) = node.life {
+                // Pending until the detach; takes effect before the first instruction.
+                kill(stub.task.0, signal).doing(|| format!("stop process {}", node.pid))?;
+            }
+        }
+        self.armed = false;
+        let threads = self.threads.values().flatten();
+        for stub in threads.chain(self.stubs.values()) {
+            // ESRCH: somebody killed it meanwhile, as may happen to any process.
+            let _ = ptrace::detach(stub.task.0, 0);
+        }
+        Ok(std::mem::take(&mut self.roots))
+    }
+}
+
+/// A pid that no task of the image has, above all of them.
+pub(super) fn free_pid(image: &Image, nth: i32) -> PodPid {
+    let last = image.nodes().iter().flat_map(|node| node.threads.iter().chain([&node.pid, &node.group, &node.session]));
+    PodPid(last.max().map_or(1, |pid| pid.0) + 1 + nth)
+}
+
+/// Makes all processes, each nothing but the stub.
+pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown> {
+    let own: BTreeMap<String, (u64, u64)> = kernel_maps(born.init)?;
+    let base = find_base(image, born.init)?;
+    let init = born.pidfd.try_clone().doing(|| "keep the first process".into())?;
+    let mut grown = Grown {
+        base,
+        stubs: BTreeMap::new(),
+        threads: BTreeMap::new(),
+        roots: Vec::new(),
+        kernel_maps: Vec::new(),
+        init,
+        armed: true,
+    };
+    grown.kernel_maps = places(&own, base);
+    let mut growing = Growing {
+        plan: plan(image)?,
+        terminals: image.files.controlling_terminals(),
+        opener,
+        helper: free_pid(image, 1),
+        own,
+        born,
+        image,
+        grown,
+    };
+    for node in image.nodes().iter().filter(|node| node.parent == PodPid(0)) {
+        growing.root(node)?;
+    }
+    growing.groups()?;
+    growing.verify()?;
+    Ok(growing.grown)
+}
+
+/// How a process comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Outside,
+    /// By its parent, before the parent's setsid.
+    Early,
+    Late,
+    /// By a helper in this session.
+    Orphan(PodPid),
+}
+
+struct Growing<'a> {
+    image: &'a Image,
+    plan: BTreeMap<PodPid, Made>,
+    terminals: BTreeMap<PodPid, ControllingTerminal>,
+    opener: &'a Opener,
+    born: &'a Born,
+    own: BTreeMap<String, (u64, u64)>,
+    /// The next pid for a helper.
+    helper: PodPid,
+    grown: Grown,
+}
+
+/// Decides for each process who makes it, from pids alone.
+fn plan(image: &Image) -> Result<BTreeMap<PodPid, Made>> {
+    let nodes: BTreeMap<PodPid, &Node> = image.nodes().iter().map(|node| (node.pid, node)).collect();
+    if nodes.len() != image.nodes().len() {
+        return Err(crate::image::damaged("two processes of the image have the same pid"));
+    }
+    let mut plan = BTreeMap::new();
+    // Parents first, so that the session a parent came from is known; bounded by the number of processes.
+    let mut before: BTreeMap<PodPid, PodPid> = BTreeMap::new();
+    let mut left: Vec<&Node> = image.nodes().iter().collect();
+    while !left.is_empty() {
+        let count = left.len();
+        left.retain(|node| {
+            if node.parent != PodPid(0) && !plan.contains_key(&node.parent) {
+                return true;
+            }
+            let made = decide(node, nodes.get(&node.parent).copied(), &before);
+            let came_from = match made {
+                Made::Outside => PodPid(0),
+                Made::Early => before[&node.parent],
+                Made::Late => nodes[&node.parent].session,
+                Made::Orphan(session) => session,
+            };
+            before.insert(node.pid, came_from);
+            plan.insert(node.pid, made);
+            false
+        });
+        if left.len() == count {
+            let what = format!("process {} of the image has no way to the first process", left[0].pid);
+            return Err(crate::image::damaged(what));
+        }
+    }
+    Ok(plan)
+}
+
+fn decide(node: &Node, parent: Option<&Node>, before: &BTreeMap<PodPid, PodPid>) -> Made {
+    let Some(parent) = parent else { return Made::Outside };
+    let leads = node.session == node.pid;
+    if leads || node.session == parent.session {
+        Made::Late
+    } else if before.get(&parent.pid) == Some(&node.session) {
+        Made::Early
+    } else {
+        Made::Orphan(node.session)
+    }
+}
+
+impl Growing<'_> {
+    fn root(&mut self, node: &Node) -> Result<()> {
+        let first = node.pid == PodPid(1);
+        let task = if first {
+            HostPid(self.born.init)
+        } else {
+            let park = || loop {
+                nix::unistd::pause();
+            };
+            let host = birth::enter(&self.born.pidfd, &self.born.cgroup, Some(node.pid.0), park)
+                .doing(|| format!("make process {}", node.pid))?;
+            self.grown.roots.push(host);
+            HostPid(host)
+        };
+        let stub = self.adopt(task)?;
+        self.grown.stubs.insert(node.pid, stub);
+        self.children(node.pid, node)
+    }
+
+    /// Seizes a process that waits in a system call and leaves nothing in it but the stub, vdso and vvar.
+    fn adopt(&self, task: HostPid) -> Result<Stub> {
+        const OPTIONS: i32 = ptrace::O_EXITKILL
+            | ptrace::O_TRACECLONE
+            | ptrace::O_TRACEFORK
+            | ptrace::O_TRACEVFORK
+            | ptrace::O_TRACESYSGOOD
+            | ptrace::O_SUSPEND_SECCOMP;
+        ptrace::seize(task.0, OPTIONS).doing(|| format!("seize task {task}"))?;
+        wait_parked(task)?;
+        ptrace::interrupt(task.0).doing(|| format!("stop task {task}"))?;
+        match ptrace::wait(task.0, true).doing(|| format!("wait for task {task}"))? {
+            Wait::Stopped { event: ptrace::EVENT_STOP, .. } => {}
+            other => return Err(Problem::new("E-INTERNAL", format!("the parked task {task} reports {other:?}"))),
+        }
+        let stub = Stub::install(task, self.grown.base)?;
+        let mut calls = vec![super::memory::close_all(), forget_tid()];
+        calls.extend(unregister_rseq(task)?);
+        for (name, to, _) in &self.grown.kernel_maps {
+            let (start, end) = self.own[name];
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            let bytes = end - start;
+            let args = vec![start.into(), bytes.into(), bytes.into(), flags.into(), (*to).into()];
+            calls.push(RemoteCall::new("move the vdso", libc::SYS_mremap, args).returns(*to as i64));
+        }
+        let ours = self.grown.base.0..self.reserved_end();
+        for (start, end) in gaps_between(&read_maps(task.0)?, &ours) {
+            calls.push(RemoteCall::new("unmap", libc::SYS_munmap, vec![start.into(), (end - start).into()]));
+        }
+        stub.run(&mut calls)?;
+        Ok(stub)
+    }
+
+    /// End of what the engine uses in every address space: the stub and behind it vdso and vvar.
+    fn reserved_end(&self) -> u64 {
+        reserved_end(self.grown.base, &self.grown.kernel_maps)
+    }
+
+    fn children(&mut self, pid: PodPid, node: &Node) -> Result<()> {
+        self.flags_before_children(node)?;
+        self.make_all(pid, Made::Early)?;
+        if node.session == pid {
+            self.lead(node)?;
+        }
+        self.make_all(pid, Made::Late)?;
+        self.orphans(pid)
+    }
+
+    /// What decides where orphans go.
+    fn flags_before_children(&self, node: &Node) -> Result<()> {
+        if !self.image.processes.get(&node.pid).is_some_and(|state| state.child_subreaper) {
+            return Ok(());
+        }
+        let args = vec![libc::PR_SET_CHILD_SUBREAPER.into(), 1.into(), 0.into(), 0.into(), 0.into()];
+        self.grown.stubs[&node.pid].call(RemoteCall::new("become a subreaper", libc::SYS_prctl, args)).map(drop)
+    }
+
+    fn make_all(&mut self, parent: PodPid, made: Made) -> Result<()> {
+        let nodes: Vec<&Node> = self
+            .image
+            .nodes()
+            .iter()
+            .filter(|node| node.parent == parent && self.plan.get(&node.pid) == Some(&made))
+            .collect();
+        for node in nodes {
+            let maker = self.grown.stubs[&parent];
+            self.make(&maker, node)?;
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, maker: &Stub, node: &Node) -> Result<()> {
+        let stub = fork(maker, node.pid, node.exit_signal)?;
+        self.grown.stubs.insert(node.pid, stub);
+        self.children(node.pid, node)
+    }
+
+    /// setsid, and the controlling terminal before there are children to inherit it.
+    fn lead(&self, node: &Node) -> Result<()> {
+        let stub = &self.grown.stubs[&node.pid];
+        let now = stub.call(RemoteCall::new("getsid", libc::SYS_getsid, vec![0.into()]))?;
+        if now != i64::from(node.pid.0) {
+            stub.call(RemoteCall::new("setsid", libc::SYS_setsid, Vec::new()).returns(node.pid.0.into()))?;
+        }
+        match self.terminals.get(&node.pid) {
+            Some(terminal) => take_terminal(stub, self.opener, terminal.file),
+            None => Ok(()),
+        }
+    }
+
+    /// Processes of the session that `leader` leads, and whose parents are gone. Those of sessions without a leader are
+    /// made by the first process.
+    fn orphans(&mut self, leader: PodPid) -> Result<()> {
+        let nodes: BTreeMap<PodPid, &Node> = self.image.nodes().iter().map(|node| (node.pid, node)).collect();
+        let mut sessions: BTreeMap<PodPid, Vec<&Node>> = BTreeMap::new();
+        for node in self.image.nodes() {
+            let Some(Made::Orphan(session)) = self.plan.get(&node.pid) else { continue };
+            let dead = !nodes.contains_key(session);
+            if *session == leader || (dead && leader == PodPid(1)) {
+                sessions.entry(*session).or_default().push(node);
+            }
+        }
+        for (session, orphans) in sessions {
+            let maker = self.grown.stubs[&leader];
+            let dead = session != leader;
+            let pid = if dead { session } else { self.next_helper() };
+            if dead && (session == PodPid(0) || self.grown.stubs.contains_key(&session)) {
+                let what = format!("process {} is in a session outside of the pod", orphans[0].pid);
+                return Err(Problem::new("E-SESSION-OUTSIDE", what).fix("start it with setsid(1) or by `pod exec`"));
+            }
+            let helper = fork(&maker, pid, libc::SIGCHLD)?;
+            if dead {
+                helper.call(RemoteCall::new("setsid", libc::SYS_setsid, Vec::new()).returns(pid.0.into()))?;
+            }
+            for node in orphans {
+                self.make(&helper, node)?;
+            }
+            end_helper(&maker, helper, pid)?;
+        }
+        Ok(())
+    }
+
+    fn next_helper(&mut self) -> PodPid {
+        self.helper.0 += 1;
+        self.helper
+    }
+
+    /// Process groups, once everybody exists. A group whose leader is gone is led by a helper for a moment.
+    fn groups(&mut self) -> Result<()> {
+        let nodes = self.image.nodes();
+        let leaders = nodes.iter().filter(|node| node.group == node.pid && node.session != node.pid);
+        for node in leaders {
+            self.join_group(node.pid, PodPid(0))?;
+        }
+        let alive: BTreeSet<PodPid> = nodes.iter().map(|node| node.pid).collect();
+        let mut helpers = Vec::new();
+        let mut led = BTreeSet::new();
+        for node in nodes.iter().filter(|node| node.group != node.pid && node.group != PodPid(0)) {
+            if !alive.contains(&node.group) && led.insert(node.group) {
+                let maker = self.grown.stubs[&node.pid];
+                let helper = fork(&maker, node.group, libc::SIGCHLD)?;
+                helper.call(RemoteCall::new("setpgid", libc::SYS_setpgid, vec![0.into(), 0.into()]))?;
+                helpers.push((maker, helper, node.group));
+            }
+            self.join_group(node.pid, node.group)?;
+        }
+        helpers.into_iter().try_for_each(|(maker, helper, pid)| end_helper(&maker, helper, pid))
+    }
+
+    fn join_group(&self, pid: PodPid, group: PodPid) -> Result<()> {
+        let stub = &self.grown.stubs[&pid];
+        let now = stub.call(RemoteCall::new("getpgid", libc::SYS_getpgid, vec![0.into()]))?;
+        let wanted = if group == PodPid(0) { pid } else { group };
+        if now == i64::from(wanted.0) {
+            return Ok(());
+        }
+        let call = RemoteCall::new(format!("join group {wanted}"), libc::SYS_setpgid, vec![0.into(), group.0.into()]);
+        stub.call(call).map(drop)
+    }
+
+    /// The tree must be the one that was asked for; a mistake here would only show much later.
+    fn verify(&self) -> Result<()> {
+        let hosts: BTreeMap<i32, PodPid> = self.grown.stubs.iter().map(|(&pid, stub)| (stub.task.0, pid)).collect();
+        for node in self.image.nodes() {
+            let stub = self
+                .grown
+                .stubs
+                .get(&node.pid)
+                .ok_or_else(|| Problem::new("E-INTERNAL", format!("process {} was not made", node.pid)))?;
+            let path = format!("/proc/{}/status", stub.task);
+            let text = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+            let status = status::parse(&text);
+            let last = |pids: &[i32]| PodPid(pids.last().copied().unwrap_or(0));
+            let parent = hosts.get(&status.parent).copied().unwrap_or(PodPid(0));
+            let got = (last(&status.ns_tgid), parent, last(&status.ns_session), last(&status.ns_group));
+            let session_known = node.session != PodPid(0);
+            let wanted = (node.pid, node.parent, node.session, node.group);
+            let same = got.0 == wanted.0
+                && got.1 == wanted.1
+                && (!session_known || got.2 == wanted.2)
+                && (node.group == PodPid(0) || got.3 == wanted.3);
+            if !same {
+                let what =
+                    format!("process {} came out as {got:?} (pid, parent, session, group), not {wanted:?}", node.pid);
+                return Err(Problem::new("E-TREE-SHAPE", what));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A child of `maker` with this pid, as by fork.
+fn fork(maker: &Stub, pid: PodPid, exit_signal: i32) -> Result<Stub> {
+    maker.clone3(clone3(format!("make process {pid}"), 0, exit_signal, pid))
+}
+
+/// A clone3 with a chosen pid.
+pub(super) fn clone3(what: String, flags: u64, exit_signal: i32, pid: PodPid) -> RemoteCall {
+    let mut words = [0u64; CLONE_ARGS];
+    words[CLONE_FLAGS] = flags;
+    words[EXIT_SIGNAL] = exit_signal as u64;
+    words[SET_TID_COUNT] = 1;
+    let block: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let arg = Arg::Nested(block, vec![(SET_TID, pid.0.to_ne_bytes().to_vec())]);
+    RemoteCall::new(what, libc::SYS_clone3, vec![arg, ((CLONE_ARGS * 8) as u64).into()]).returns(pid.0.into())
+}
+
+/// Ends a helper; its children go to their real parent, its maker reaps it and gets no SIGCHLD for it.
+fn end_helper(maker: &Stub, helper: Stub, pid: PodPid) -> Result<()> {
+    helper.end(RemoteCall::new("end a helper", libc::SYS_exit_group, vec![0.into()]))?;
+    reap(maker, pid)
+}
+
+/// wait4 by the parent, and away with the signal.
+fn reap(parent: &Stub, pid: PodPid) -> Result<()> {
+    let args = vec![pid.0.into(), 0.into(), libc::__WALL.into(), 0.into()];
+    let mut calls = vec![RemoteCall::new("reap a helper", libc::SYS_wait4, args).returns(pid.0.into())];
+    calls.push(swallow(libc::SIGCHLD));
+    parent.run(&mut calls)
+}
+
+/// Takes one pending signal away.
+pub(super) fn swallow(signal: i32) -> RemoteCall {
+    let set = (1u64 << (signal - 1)).to_ne_bytes().to_vec();
+    let args = vec![Arg::In(set), 0.into(), Arg::In(vec![0; 16]), 8.into()];
+    RemoteCall::new("swallow a signal", libc::SYS_rt_sigtimedwait, args).may_fail()
+}
+
+/// TIOCSCTTY through a descriptor of the opener.
+fn take_terminal(stub: &Stub, opener: &Opener, file: FileId) -> Result<()> {
+    let number = *opener.numbers().get(&file).ok_or_else(|| crate::image::damaged("a terminal that is not open"))?;
+    // A fresh process: its descriptors count from 0.
+    let mut calls = vec![
+        RemoteCall::new("open the opener", libc::SYS_pidfd_open, vec![opener.pid().0.into(), 0.into()]).returns(0),
+        RemoteCall::new("take the terminal", libc::SYS_pidfd_getfd, vec![0.into(), number.into(), 0.into()]).returns(1),
+        RemoteCall::new(
+            "make it the controlling one",
+            libc::SYS_ioctl,
+            vec![1.into(), Arg::Value(libc::TIOCSCTTY as u64), 0.into()],
+        ),
+        RemoteCall::new("close it", libc::SYS_close, vec![1.into()]),
+        RemoteCall::new("close the opener", libc::SYS_close, vec![0.into()]),
+    ];
+    stub.run(&mut calls)
+}
+
+/// What the parked process's libc told the kernel about memory that is about to go: the kernel would kill the task when
+/// it cannot update its rseq area.
+fn unregister_rseq(task: HostPid) -> Result<Option<RemoteCall>> {
+    const UNREGISTER: i32 = 1;
+    let rseq = ptrace::rseq_configuration(task.0).doing(|| format!("ask for the rseq area of task {task}"))?;
+    if rseq.pointer == 0 {
+        return Ok(None);
+    }
+    let args =
+        vec![rseq.pointer.into(), u64::from(rseq.size).into(), UNREGISTER.into(), u64::from(rseq.signature).into()];
+    Ok(Some(RemoteCall::new("unregister rseq", libc::SYS_rseq, args)))
+}
+
+fn forget_tid() -> RemoteCall {
+    RemoteCall::new("forget the tid address", libc::SYS_set_tid_address, vec![0.into()])
+}
+
+/// A parked process has to be inside of its system call: the stub is brought in through that very instruction.
+fn wait_parked(task: HostPid) -> Result<()> {
+    let path = format!("/proc/{task}/syscall");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let text = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+        let number = text.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
+        if number.is_some_and(|number| [libc::SYS_read, libc::SYS_pause, libc::SYS_ppoll].contains(&number)) {
+            return Ok(());
+        }
+        if std::time::Instant::now() > until {
+            return Err(Problem::new(
+                "E-INTERNAL",
+                format!("the parked task {task} does not wait: {}", text.trim_end()),
+            ));
+        }
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+}
+
+fn read_maps(pid: i32) -> Result<Vec<maps::Map>> {
+    let path = format!("/proc/{pid}/maps");
+    let text = fs::read(&path).doing(|| format!("read {path}"))?;
+    Ok(maps::parse(&String::from_utf8_lossy(&text)))
+}
+
+/// vdso and vvar maps of a process by name.
+fn kernel_maps(pid: i32) -> Result<BTreeMap<String, (u64, u64)>> {
+    let maps = read_maps(pid)?;
+    Ok(maps.into_iter().filter(|map| is_kernel_map(&map.name)).map(|map| (map.name, (map.start, map.end))).collect())
+}
+
+pub(super) fn is_kernel_map(name: &str) -> bool {
+    name == "[vdso]" || name.starts_with("[vvar")
+}
+
+/// Where they wait behind the stub, in the order and with the distances that they have.
+fn places(own: &BTreeMap<String, (u64, u64)>, base: RemoteAddress) -> Vec<(String, u64, u64)> {
+    let first = own.values().map(|(start, _)| *start).min().unwrap_or(0);
+    let at = base.0 + Stub::BYTES;
+    let mut places: Vec<_> =
+        own.iter().map(|(name, (start, end))| (name.clone(), at + (start - first), at + (end - first))).collect();
+    places.sort_by_key(|(_, start, _)| *start);
+    places
+}
+
+fn reserved_end(base: RemoteAddress, kernel_maps: &[(String, u64, u64)]) -> u64 {
+    kernel_maps.iter().map(|(_, _, end)| *end).max().unwrap_or(0).max(base.0 + Stub::BYTES)
+}
+
+/// Ranges to unmap: all that is mapped, but what the engine keeps and what the kernel does not give away.
+fn gaps_between(maps: &[maps::Map], keep: &std::ops::Range<u64>) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    for map in maps.iter().filter(|map| !is_kernel_map(&map.name) && map.name != "[vsyscall]") {
+        if map.start >= keep.end || map.end <= keep.start {
+            ranges.push((map.start, map.end));
+        }
+    }
+    ranges
+}
+
+/// An address at which nothing is in any address space of the image, nor in the parked process.
+fn find_base(image: &Image, init: i32) -> Result<RemoteAddress> {
+    const LOWEST: u64 = 1 << 20;
+    const HIGHEST: u64 = 0x7fff_0000_0000;
+    /// Room for the stub and for vdso and vvar behind it.
+    const NEEDED: u64 = Stub::BYTES + (1 << 20);
+    let mut taken: Vec<(u64, u64)> =
+        image.spaces.values().flat_map(|space| space.maps.iter().map(|map| (map.start, map.end))).collect();
+    taken.extend(read_maps(init)?.iter().map(|map| (map.start, map.end)));
+    taken.sort_unstable();
+    let mut free_from = LOWEST;
+    for (start, end) in taken {
+        // A growing stack needs its guard below.
+        if start.saturating_sub(free_from) > NEEDED + (2 << 20) && free_from + NEEDED < HIGHEST {
+            return Ok(RemoteAddress(free_from + (1 << 20)));
+        }
+        free_from = free_from.max(end).next_multiple_of(4096);
+    }
+    Err(no_room())
+}
+
+fn kill(task: i32, signal: i32) -> nix::Result<()> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(task), nix::sys::signal::Signal::try_from(signal)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::task::Tree;
+
+    fn node(pid: i32, parent: i32, session: i32) -> Node {
+        Node {
+            pid: PodPid(pid),
+            parent: PodPid(parent),
+            group: PodPid(pid),
+            session: PodPid(session),
+            exit_signal: libc::SIGCHLD,
+            life: Life::Running,
+            threads: vec![PodPid(pid)],
+        }
+    }
+
+    fn plan_of(nodes: Vec<Node>) -> BTreeMap<PodPid, Made> {
+        let image = Image { tree: Some(Tree { processes: nodes }), ..Image::default() };
+        plan(&image).unwrap()
+    }
+
+    #[test]
+    fn sessions_decide_who_makes_whom() {
+        let plan = plan_of(vec![
+            node(1, 0, 1),
+            node(2, 1, 1),
+            node(3, 1, 3),
+            node(4, 3, 1), // born before 3 became a leader
+            node(5, 3, 3),
+            node(6, 1, 3),  // its parent, a member of session 3, ended
+            node(7, 1, 99), // so did the leader of its session
+        ]);
+        let made = |pid| plan[&PodPid(pid)];
+        assert_eq!(made(1), Made::Outside);
+        assert_eq!(made(2), Made::Late);
+        assert_eq!(made(3), Made::Late);
+        assert_eq!(made(4), Made::Early);
+        assert_eq!(made(5), Made::Late);
+        assert_eq!(made(6), Made::Orphan(PodPid(3)));
+        assert_eq!(made(7), Made::Orphan(PodPid(99)));
+    }
+
+    #[test]
+    fn a_circle_is_refused() {
+        let image = Image { tree: Some(Tree { processes: vec![node(2, 3, 1), node(3, 2, 1)] }), ..Image::default() };
+        assert_eq!(plan(&image).unwrap_err().code(), crate::image::DAMAGED);
+    }
+
+    #[test]
+    fn free_pids_are_above_all() {
+        let image = Image { tree: Some(Tree { processes: vec![node(1, 0, 1), node(7, 1, 40)] }), ..Image::default() };
+        assert_eq!(free_pid(&image, 0), PodPid(41));
+    }
+}
