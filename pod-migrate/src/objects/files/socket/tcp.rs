@@ -408,7 +408,12 @@ pub fn restore(state: &State) -> Result<OwnedFd> {
             if *fast_open > 0 {
                 let _ = inet::set_number(fd, IPPROTO_TCP, libc::TCP_FASTOPEN, *fast_open as i32);
             }
+            // listen(2) looks for conflicts anew, and a listener cannot leave repair mode. With its connections there
+            // already (all of them in forced reuse) it needs SO_REUSEADDR for the moment.
+            inet::set_number(fd, SOL_SOCKET, libc::SO_REUSEADDR, 1).doing(|| "set SO_REUSEADDR".into())?;
             listen(fd, *backlog).doing(|| format!("listen on {local}"))?;
+            inet::set_number(fd, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(options.reuse_address))
+                .doing(|| "set SO_REUSEADDR".into())?;
         }
         Phase::Connecting { local, peer: _, initial_sequence } => {
             bind(fd, local)?;

@@ -5,7 +5,8 @@
 //! handed to the pod's stack as packets from their senders, so that control messages come out as they would have; the
 //! device that they came in by is then the loopback.
 //!
-//! Not kept: data held back by UDP_CORK (never on the wire yet), and the queue of a ping socket.
+//! The kernel passes over an empty datagram that was peeked at before, so a second dump (after one that was given up)
+//! misses empty ones. Not kept: data held back by UDP_CORK (never on the wire yet), and the queue of a ping socket.
 
 use super::address::{Endpoint, Family};
 use super::options::Options;
