@@ -139,7 +139,9 @@ pub fn give_back(pod: &Pod) -> Result<()> {
 /// Removes an ended pod with everything it has on this host.
 pub fn remove(pod: &Pod) -> Result<()> {
     let given = give_back(pod);
-    pod.store().event(pod, "remove", &[]);
+    if pod.dir().exists() {
+        pod.store().event(pod, "remove", &[]);
+    }
     pod.clone().remove()?;
     given
 }

@@ -13,7 +13,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::try_parse().unwrap_or_else(|error| misused(&error));
     output::start_logging(cli.global.debug);
     let context = cli::Context::new(&cli.global);
     let own_failure = cli.command.exit_code_of_own_failure();
@@ -25,4 +25,12 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(code.clamp(0, 255) as u8)
+}
+
+/// Help and version are answers. A mistake is 2, but 125 for the verbs whose other codes are the program's.
+fn misused(error: &clap::Error) -> ! {
+    let verb = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let of_program = error.use_stderr() && matches!(verb.as_deref(), Some("run" | "exec"));
+    let _ = error.print();
+    std::process::exit(if of_program { 125 } else { error.exit_code() })
 }

@@ -95,7 +95,8 @@ fn live(launch: Launch, tell: UnixStream, watched: Option<UnixStream>) {
         Ok((monitor, rest))
     });
     match began {
-        Ok((monitor, (warnings, _sync))) => {
+        Ok((monitor, rest)) => {
+            let warnings = rest.warnings.clone();
             say(&News::Started { init: monitor.init, monitor: std::process::id() as i32, warnings });
             monitor.run();
         }
@@ -145,8 +146,15 @@ fn identity(fd: RawFd) -> Option<Inherited> {
     Some((fd, meta.dev(), meta.ino()))
 }
 
+/// What came with the birth besides.
+struct Rest {
+    warnings: Vec<String>,
+    /// The first process may still hold the other end.
+    _sync: UnixStream,
+}
+
 /// Brings the pod to life.
-fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, (Vec<String>, Option<UnixStream>))> {
+fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest)> {
     let Launch { pod, spec, beginning, clocks, size, .. } = launch;
     let listener = listen(&pod)?;
     let log = Log::open(&pod.log_path()).doing(|| format!("open the log {}", pod.log_path().display()))?;
@@ -201,7 +209,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, (Vec
         held: None,
         farewell: None,
     };
-    Ok((monitor, (warnings, Some(sync))))
+    Ok((monitor, Rest { warnings, _sync: sync }))
 }
 
 type Begun = (Stdio, BTreeMap<i32, OwnedFd>, Vec<OwnedFd>);

@@ -86,7 +86,7 @@ pub fn random(bytes: [u8; 16]) -> String {
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|name| (distance(word, name), name))
-        .filter(|(far, name)| *far * 3 <= name.chars().count().max(3))
+        .filter(|(far, name)| *far * 3 <= name.chars().count().max(3) && *far < word.chars().count())
         .min()
         .map(|(_, name)| name)
 }

@@ -105,16 +105,18 @@ pub fn row(pod: &Pod, spec: &Spec, status: &Status, whole: bool) -> Value {
         Some((end, _)) if !whole => format!("{}…", &command[..end]),
         _ => command,
     };
+    // An ended pod has given its address and ports back.
+    let held = status.state.is_live();
     let memory = stats.and_then(|stats| stats.memory);
     json!({
         "id": pod.id(),
         "name": spec.name,
         "state": status.state,
         "status": phrase(status),
-        "ip": spec.network.addresses.iter().map(|a| a.ip.to_string()).next().unwrap_or_default(),
+        "ip": spec.network.addresses.iter().filter(|_| held).map(|a| a.ip.to_string()).next().unwrap_or_default(),
         "addresses": spec.network.addresses.iter().map(|a| format!("{}/{}", a.ip, a.prefix)).collect::<Vec<_>>(),
         "network": network(spec),
-        "ports": spec.network.ports.iter().map(port).collect::<Vec<_>>(),
+        "ports": spec.network.ports.iter().filter(|_| held).map(port).collect::<Vec<_>>(),
         "pids": stats.and_then(|stats| stats.pids),
         "memory": memory,
         "mem": memory.map(output::size),
