@@ -66,6 +66,8 @@ pub struct Thread {
     pub regs: Regs,
     /// The stop signal when it is in a group-stop.
     pub group_stop: Option<i32>,
+    /// As it was when everything had stopped.
+    pub status: status::Status,
 }
 
 /// A process that ended and was not waited for.
@@ -113,12 +115,6 @@ impl Process {
 impl Thread {
     pub fn proc(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/task/{}/{name}", self.host, self.host))
-    }
-
-    pub fn status(&self) -> Result<status::Status> {
-        let path = format!("/proc/{}/status", self.host);
-        let text = fs::read(&path).doing(|| format!("read {path}"))?;
-        Ok(status::parse(&String::from_utf8_lossy(&text)))
     }
 }
 
@@ -313,9 +309,8 @@ impl Hunt {
         for (&tid, stop) in &self.caught {
             let status = read_status(tid).doing(|| format!("read the status of task {tid}"))?;
             let Some(Stop { group, regs }) = *stop else { continue };
-            let pod = *status.ns_pid.last().unwrap_or(&0);
-            let thread = Thread { tid: PodPid(pod), host: HostPid(tid), regs, group_stop: group };
-            by_process.entry(status.tgid).or_default().push(thread);
+            let process = by_process.entry(status.tgid).or_default();
+            process.push(Thread { tid: last(&status.ns_pid), host: HostPid(tid), regs, group_stop: group, status });
         }
         let level = read_status(init.0).doing(|| "read the status of the first process".into())?.ns_pid.len();
         let mut processes = Vec::new();
@@ -373,7 +368,11 @@ fn last(pids: &[i32]) -> PodPid {
 }
 
 fn describe_process(host: i32, threads: Vec<Thread>, level: usize) -> Result<Process> {
-    let status = read_status(host).doing(|| format!("read the status of process {host}"))?;
+    // A leader that has ended says nothing of capabilities or signals, but its number is the process's.
+    let status = match threads.first() {
+        Some(leader) if leader.host.0 == host => leader.status.clone(),
+        _ => read_status(host).doing(|| format!("read the status of process {host}"))?,
+    };
     let stat = read_stat(host).ok_or_else(|| Problem::new("E-SYSTEM", format!("process {host} has no stat")))?;
     let pidfd = pidfd::open(host).doing(|| format!("open process {host}"))?;
     if status.ns_tgid.len() != level {

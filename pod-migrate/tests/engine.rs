@@ -26,6 +26,7 @@ fn guest_entry() {
     let argument = std::env::var("POD_ARGUMENT").unwrap_or_default();
     match std::env::var("POD_GUEST").as_deref() {
         Ok(mode) if mode.starts_with("busy") => guest::busy(mode.contains("catching-all"), mode.contains("killed")),
+        Ok("crowd") => guest::crowd(),
         Ok("ask-for-ever") => loop {
             ask(argument.parse().unwrap()).unwrap();
         },
@@ -147,4 +148,42 @@ fn what_a_process_is_asked_is_true() {
     assert!(state.threads.iter().all(|thread| thread.xstate.len() >= 832));
     std::thread::sleep(Duration::from_millis(300));
     guest.ends_well();
+}
+
+/// Figures, not a test: what freezing and asking costs. Run with `--run-ignored all --no-capture`.
+#[test]
+#[ignore = "prints figures"]
+fn cost() {
+    let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+    let crowd = Guest::start("crowd");
+    std::thread::sleep(Duration::from_millis(300));
+    for (name, pid) in [("sleep", sleeper.id() as i32), ("1000 threads", crowd.pid())] {
+        for _ in 0..3 {
+            let begin = Instant::now();
+            let frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid])).unwrap();
+            let froze = begin.elapsed();
+            let process = &frozen.processes()[0];
+            let mut borrowed = Borrowed::enter(process, &maps_of(process).unwrap()).unwrap();
+            let entered = begin.elapsed();
+            let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
+            task::dump(process, &mut borrowed, parts).unwrap();
+            let asked = begin.elapsed();
+            borrowed.leave().unwrap();
+            let left = begin.elapsed();
+            let maps = process.text("smaps").unwrap().len();
+            let mapped = begin.elapsed();
+            drop(frozen);
+            let all = begin.elapsed();
+            println!(
+                "{name}: freeze {froze:?}, enter {:?}, ask {:?}, leave {:?}, smaps ({maps}) {:?}, thaw {:?}",
+                entered - froze,
+                asked - entered,
+                left - asked,
+                mapped - left,
+                all - mapped
+            );
+        }
+    }
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
 }

@@ -133,7 +133,7 @@ impl<'a> Borrowed<'a> {
         let doing = || format!("run calls in {}", self.process.name());
         let mask = ptrace::signal_mask(tid).doing(doing)?;
         let home = Home { regs: interrupted::restarted_here(&thread.regs), mask };
-        let end = self.end(thread, mask)?;
+        let end = self.end(thread, mask);
         let code = stub::code(end, &home);
         let at = self.home + HEADER;
         self.memory.write_all_at(&home.encode(), self.home + SAVED).doing(doing)?;
@@ -156,14 +156,14 @@ impl<'a> Borrowed<'a> {
     }
 
     /// How the thread can say that it is done: by a signal that it ignores, or not at all.
-    fn end(&self, thread: &Thread, mask: u64) -> Result<End> {
-        let status = thread.status()?;
+    fn end(&self, thread: &Thread, mask: u64) -> End {
+        let status = &thread.status;
         let taken = status.caught | status.pending | status.shared_pending | mask;
         let free = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD].into_iter().find(|s| taken & (1 << (s - 1)) == 0);
-        Ok(match free {
+        match free {
             Some(signal) => End::Signal { signal, pid: self.process.pid.0, tid: thread.tid.0 },
             None => End::Mark,
-        })
+        }
     }
 
     /// Lets the thread run until it is at `done` and cannot go on.

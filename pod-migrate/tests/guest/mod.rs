@@ -70,6 +70,15 @@ pub fn busy(catch_all: bool, killed: bool) {
     std::process::exit(0);
 }
 
+/// A thousand threads that do nothing.
+pub fn crowd() {
+    for _ in 0..1000 {
+        std::thread::Builder::new().stack_size(64 << 10).spawn(|| std::thread::park()).unwrap();
+    }
+    println!("ready");
+    std::thread::park();
+}
+
 fn set_of(signals: &[i32]) -> libc::sigset_t {
     // SAFETY: sigset_t is plain memory that sigemptyset initializes.
     unsafe {

@@ -3,6 +3,8 @@
 /// The lines that the engine needs. Numbers that are missing are zero.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
+    /// comm, at most 15 bytes.
+    pub name: Vec<u8>,
     pub umask: u32,
     pub state: char,
     pub tgid: i32,
@@ -40,6 +42,9 @@ pub fn parse(text: &str) -> Status {
     let mut status = Status::default();
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
+        if key == "Name" {
+            status.name = unescape(value.strip_prefix('\t').unwrap_or(value));
+        }
         let value = value.trim();
         match key {
             "Umask" => status.umask = u32::from_str_radix(value, 8).unwrap_or(0),
@@ -75,6 +80,11 @@ pub fn parse(text: &str) -> Status {
     status
 }
 
+/// The kernel writes a newline as `\n` and a backslash as `\\`.
+fn unescape(text: &str) -> Vec<u8> {
+    text.replace("\\\\", "\u{0}").replace("\\n", "\n").replace('\u{0}', "\\").into_bytes()
+}
+
 fn number<T: std::str::FromStr + Default>(text: &str) -> T {
     text.parse().unwrap_or_default()
 }
@@ -106,6 +116,11 @@ mod tests {
         assert_eq!(status.tgid, std::process::id() as i32);
         assert_eq!(status.ns_tgid.last().copied().map(|pid| pid > 0), Some(true));
         assert_eq!(status.state, 'R');
+    }
+
+    #[test]
+    fn names_are_unescaped() {
+        assert_eq!(parse("Name:\ta\\nb \\\\n\n").name, b"a\nb \\n");
     }
 
     proptest! {

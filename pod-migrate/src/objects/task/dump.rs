@@ -13,7 +13,6 @@ use pod_runtime::proc::{limits, status::Status, timers};
 use pod_runtime::sys::{memory, ptrace, task};
 use pod_runtime::{Doing, Result};
 use serde_bytes::ByteBuf;
-use std::fs;
 
 const PR_GET_THP_DISABLE: i32 = 42;
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -177,28 +176,24 @@ fn pending(thread: &Thread, shared: bool) -> Result<Vec<ByteBuf>> {
 fn dump_thread(process: &Process, thread: &Thread, borrowed: &mut Borrowed<'_>) -> Result<ThreadState> {
     let tid = thread.host.0;
     let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
-    let status = thread.status()?;
+    let status = &thread.status;
     let prctl = |option: i32, arg: Arg| RemoteCall::new("prctl", libc::SYS_prctl, vec![option.into(), arg]).may_fail();
     let mut calls = [
         RemoteCall::new("sigaltstack", libc::SYS_sigaltstack, vec![0.into(), Arg::Out(24)]),
         prctl(libc::PR_GET_PDEATHSIG, Arg::Out(4)),
         prctl(PR_GET_TID_ADDRESS, Arg::Out(8)),
         prctl(libc::PR_GET_SECUREBITS, 0.into()),
+        prctl(libc::PR_GET_TIMERSLACK, 0.into()),
+        RemoteCall::new("personality", libc::SYS_personality, vec![Arg::Value(0xffff_ffff)]).may_fail(),
     ];
     borrowed.run(thread, &mut calls)?;
     let stack = &calls[0].out[0];
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
     let half = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
     let registers = interrupted::resumed(&thread.regs, |address, into| memory::read_exact(tid, address, into).is_ok());
-    let text = |name: &str| fs::read(format!("/proc/{tid}/{name}")).unwrap_or_default();
-    let number = |name: &str, radix| u64::from_str_radix(String::from_utf8_lossy(&text(name)).trim(), radix).ok();
-    let mut comm = text("comm");
-    if comm.last() == Some(&b'\n') {
-        comm.pop();
-    }
     Ok(ThreadState {
         tid: thread.tid,
-        comm: ByteBuf::from(comm),
+        comm: ByteBuf::from(status.name.clone()),
         registers: Registers::from(&registers),
         xstate: ByteBuf::from(ptrace::xstate(tid).doing(doing)?),
         blocked: ptrace::signal_mask(tid).doing(doing)?,
@@ -218,12 +213,12 @@ fn dump_thread(process: &Process, thread: &Thread, borrowed: &mut Borrowed<'_>) 
             bytes: rseq.size,
             signature: rseq.signature,
         }),
-        credentials: credentials(&status, calls[3].result as u32),
+        credentials: credentials(status, calls[3].result as u32),
         parent_death_signal: half(&calls[1].out[0]),
-        timer_slack_ns: number("timerslack_ns", 10).unwrap_or(50_000),
+        timer_slack_ns: calls[4].result.max(0) as u64,
         scheduling: scheduling(tid).doing(doing)?,
-        personality: number("personality", 16).unwrap_or(0),
-        seccomp: seccomp(tid, &status).doing(doing)?,
+        personality: calls[5].result.max(0) as u64,
+        seccomp: seccomp(tid, status).doing(doing)?,
     })
 }
 
