@@ -39,7 +39,11 @@ demo() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     "$BED" status | while read -r host _ address _; do echo "   $host $address"; done
-    for host in hostA hostB; do "$BED" leaks $host save "$work/$host"; done
+    for host in hostA hostB; do
+        # The first pod of a host makes what stays for all others: the default network and the store.
+        on $host pod run --rm -- true
+        "$BED" leaks $host save "$work/$host"
+    done
 
     say "hostA: redis in a pod, with $ADDRESS on the LAN"
     on hostA pod run -d --name redis --network bridge:br0 --ip "$ADDRESS/24" -- \

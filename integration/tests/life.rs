@@ -110,3 +110,11 @@ fn an_address_on_the_lan_is_given_once() -> Result<()> {
     bed.a().pod(&["rm", "-f", "first"])?;
     bed.nothing_left(&before)
 }
+
+#[test]
+fn an_argument_may_be_empty() -> Result<()> {
+    let bed = Bed::new()?;
+    let counted = bed.a().pod(&["run", "--rm", "--", "sh", "-c", "echo $#", "sh", "", "x", ""])?;
+    ensure!(counted.trim() == "3", "{counted} arguments arrived");
+    Ok(())
+}

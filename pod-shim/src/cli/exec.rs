@@ -3,7 +3,6 @@
 use super::{Context, Exit, options, run};
 use crate::output;
 use crate::terminal::{self, View};
-use clap::builder::NonEmptyStringValueParser;
 use pod_runtime::monitor::{client, wire};
 use pod_runtime::security::user;
 use pod_runtime::spec::Base;
@@ -53,7 +52,7 @@ pub struct Args {
     /// Name or id of the pod
     pod: String,
     /// The program and its arguments
-    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 

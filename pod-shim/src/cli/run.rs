@@ -3,7 +3,6 @@
 use super::{Context, Exit, options};
 use crate::output;
 use crate::terminal::{self, Outcome, View};
-use clap::builder::NonEmptyStringValueParser;
 use nix::sys::stat::{SFlag, major, minor, stat};
 use pod_runtime::birth::Clocks;
 use pod_runtime::monitor::{self, Beginning, Launch, Started};
@@ -89,7 +88,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
     /// The program and its arguments
-    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
