@@ -8,12 +8,12 @@ use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
 use pod_runtime::birth::Clocks;
-use pod_runtime::monitor::Newborn;
+use pod_runtime::monitor::{Newborn, log};
 use pod_runtime::spec::{Spec, VERSION};
 use pod_runtime::store::{self, Pod, Store};
 use pod_runtime::{Doing, Problem, Result, lifecycle, network};
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
@@ -89,8 +89,8 @@ impl Drop for Reservation {
     }
 }
 
-/// Receives what lies on disk, up to the moment of the freeze.
-pub fn receive_at_rest<R: Read>(reader: &mut Reader<R>, at: &Reservation) -> Result<(Moment, Arrived)> {
+/// Receives what lies on disk, up to the moment of the freeze. `from` reads as "moved here from hostA" in the log.
+pub fn receive_at_rest<R: Read>(reader: &mut Reader<R>, at: &Reservation, from: &str) -> Result<(Moment, Arrived)> {
     let pod = at.pod()?;
     let mut arrived = Arrived::default();
     loop {
@@ -115,8 +115,11 @@ pub fn receive_at_rest<R: Read>(reader: &mut Reader<R>, at: &Reservation) -> Res
                 arrived.files += more.files;
                 arrived.bytes += more.bytes;
             }
-            Kind::LOG => log(reader, pod, &record)?,
-            Kind::MOMENT => return Ok((record.state()?, arrived)),
+            Kind::LOG => receive_log(reader, pod, &record)?,
+            Kind::MOMENT => {
+                note(pod, from)?;
+                return Ok((record.state()?, arrived));
+            }
             kind => return Err(damaged(format!("a {kind} record among the files"))),
         }
     }
@@ -149,17 +152,7 @@ pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Res
     Err(damaged("the image ends before the pod's processes"))
 }
 
-/// After the pages: the end of the log. Returns the record that follows, `None` at the end of the image.
-pub fn receive_rest<R: Read>(reader: &mut Reader<R>, pod: &Pod) -> Result<Option<Record>> {
-    loop {
-        match reader.next()? {
-            Some(record) if record.kind == Kind::LOG => log(reader, pod, &record)?,
-            other => return Ok(other),
-        }
-    }
-}
-
-fn log<R: Read>(reader: &mut Reader<R>, pod: &Pod, record: &Record) -> Result<()> {
+fn receive_log<R: Read>(reader: &mut Reader<R>, pod: &Pod, record: &Record) -> Result<()> {
     let Some(run) = record.run.filter(|run| run.owner == Owner::Log) else { return Err(damaged("a log of nothing")) };
     let path = pod.log_path();
     let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -173,5 +166,29 @@ fn log<R: Read>(reader: &mut Reader<R>, pod: &Pod, record: &Record) -> Result<()
         }
         file.write_all_at(&buffer[..n], at).doing(|| format!("write {}", path.display()))?;
         at += n as u64;
+    }
+}
+
+/// A line of our own in the pod's log.
+fn note(pod: &Pod, text: &str) -> Result<()> {
+    let line = log::encode(pod_runtime::when::now_ns(), log::Stream::Note, format!("{text}\n").as_bytes());
+    let path = pod.log_path();
+    let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    open.and_then(|mut file| file.write_all(&line)).doing(|| format!("write {}", path.display()))
+}
+
+/// Fills the newborn from the records and pages that come now. It stands ready then, all of it stopped.
+pub fn restore<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Result<Restored> {
+    let _ = (reader, newborn);
+    Err(Problem::new("E-SYSTEM", "tasks cannot be restored yet"))
+}
+
+/// A pod that stands ready.
+pub struct Restored(());
+
+impl Restored {
+    pub fn go(self) -> Result<pod_runtime::monitor::Filled> {
+        let Restored(()) = self;
+        Err(Problem::new("E-SYSTEM", "tasks cannot be restored yet"))
     }
 }

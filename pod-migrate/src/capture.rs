@@ -11,6 +11,7 @@ use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::Outside;
 use crate::storage::{self, Inventory, Layer, Place, Sent};
+use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::client::{self, Hold};
@@ -20,10 +21,10 @@ use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result, proc::maps};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,8 @@ pub struct Capture {
     /// Bytes of the log that were sent.
     log: u64,
     files: Sent,
+    /// Only one tool saves or moves a pod at a time.
+    _lock: Flock<File>,
 }
 
 /// What was captured, for the report.
@@ -75,6 +78,9 @@ impl Capture {
     pub fn new(pod: &Pod) -> Result<Capture> {
         let (spec, status) = (pod.spec()?, pod.status()?);
         let Some(init) = status.init.filter(|_| status.state == State::Running) else {
+            if let Some(to) = status.moved_to.filter(|_| status.state == State::Moved) {
+                return Err(pod_runtime::monitor::moved_problem(&spec.name, &to));
+            }
             let problem = wrong_state(&spec.name, status.state, "running");
             return Err(match status.state {
                 State::Paused => problem.fix(format!("pod unpause {}", spec.name)),
@@ -83,6 +89,7 @@ impl Capture {
         };
         Ok(Capture {
             pod: pod.clone(),
+            _lock: lock(pod, &spec.name)?,
             cgroup: Cgroup::open(pod.id())?,
             init: HostPid(init.pid),
             spec,
@@ -115,13 +122,12 @@ impl Capture {
         self.log(w, length)
     }
 
-    /// Holds the pod still: its stdio is not read any more, its tasks stop, then it leaves the network.
+    /// Holds the pod still: its stdio is not read any more, then its tasks stop.
     pub fn freeze(self) -> Result<Still> {
-        let mut hold = client::hold(&self.pod, false)?;
+        let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
         let frozen = Frozen::seize(self.init, || cgroup.procs())?;
         let since = frozen.since();
-        hold.cut()?;
         Ok(Still { frozen, hold, capture: self, since })
     }
 
@@ -161,7 +167,7 @@ impl Capture {
     }
 }
 
-/// A pod that is held still: nothing of it runs, nothing of it is on the network.
+/// A pod that is held still: nothing of it runs.
 ///
 /// The order of the fields is the order of letting go: the tasks first, then the monitor's hold, whose end puts the pod
 /// back on the network.
@@ -179,9 +185,13 @@ impl Still {
     }
 
     /// What changed since the first pass, then everything else. After it the stream lacks nothing but its end.
-    pub fn dump<W: Write>(&mut self, w: &mut Writer<W>) -> Result<Captured> {
+    ///
+    /// Before the sockets are looked at, the pod leaves the network. Until then its kernel goes on acknowledging what
+    /// arrives; `may_leave` returns when somebody else holds the frames that come later.
+    pub fn dump<W: Write>(&mut self, w: &mut Writer<W>, may_leave: impl FnOnce() -> Result<()>) -> Result<Captured> {
         let mapped = self.mapped()?;
         self.capture.pass(w, &mapped)?;
+        self.capture.log(w, self.hold.log)?;
         w.put(Kind::MOMENT, 0, &moment(self.capture.init)?)?;
         for (place, tree) in storage::layers_in_memory(self.capture.init.0)? {
             w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
@@ -190,10 +200,12 @@ impl Still {
             self.capture.files.files += sent.files;
             self.capture.files.bytes += sent.bytes;
         }
+        w.flush()?;
+        may_leave()?;
+        self.hold.cut()?;
         let connections = connections(self.capture.init);
         let outside = outside(&self.hold)?;
         let dump = dump(&mut self.frozen, outside, w)?;
-        self.capture.log(w, self.hold.log)?;
         Ok(Captured { dump, files: self.capture.files, connections })
     }
 
@@ -257,6 +269,18 @@ impl Still {
     }
 }
 
+/// In the run directory, which goes with the pod.
+fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
+    let path = pod.run_dir().join("capture.lock");
+    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = open.doing(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        Problem::new("E-STATE", format!("pod '{name}' is being saved or moved already"))
+            .because(error)
+            .fix("wait for it; `pod job ls` shows moves")
+    })
+}
+
 /// Lets a pod go on that was stopped for a commit which did not happen.
 pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup) -> Result<()> {
     pod.update(|status| {
@@ -296,6 +320,11 @@ fn outside(hold: &Hold) -> Result<Outside> {
         stdio: [inode(ends.stdin)?, inode(ends.stdout)?, inode(ends.stderr)?],
         console: ends.console.and_then(|number| terminal_index(hold.monitor, number)),
     })
+}
+
+/// The same for a look at a pod that runs: held for a moment only.
+pub(crate) fn outside_now(pod: &Pod) -> Result<Outside> {
+    outside(&client::hold(pod, false)?)
 }
 
 /// The number N of /dev/pts/N that a master belongs to.

@@ -55,13 +55,7 @@ impl Link {
 
     /// Waits for the next thing that the other side says.
     pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let Some(record) = self.reader.next()? else {
-            return Err(Problem::new(PROTOCOL, "the other side ended its stream instead of answering"));
-        };
-        if record.kind != Kind::MESSAGE {
-            return Err(Problem::new(PROTOCOL, format!("a {} record where a message was due", record.kind)));
-        }
-        record.state().code(PROTOCOL, || "understand the other side".into())
+        hear(&mut self.reader)
     }
 
     /// From now on an interrupt no longer ends a wait: there is no way back.
@@ -76,6 +70,17 @@ impl Link {
     pub fn patience(&mut self, patience: Duration) {
         self.reader.get_mut().patience(patience);
     }
+}
+
+/// As [`Link::hear`], while the other direction is in use.
+pub fn hear<T: DeserializeOwned>(reader: &mut Reader<Incoming>) -> Result<T> {
+    let Some(record) = reader.next()? else {
+        return Err(Problem::new(PROTOCOL, "the other side ended its stream instead of answering"));
+    };
+    if record.kind != Kind::MESSAGE {
+        return Err(Problem::new(PROTOCOL, format!("a {} record where a message was due", record.kind)));
+    }
+    record.state().code(PROTOCOL, || "understand the other side".into())
 }
 
 /// What answered was not `pod`: mostly a shell that prints something when it starts.

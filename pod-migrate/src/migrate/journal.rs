@@ -114,7 +114,17 @@ impl Journal {
         self.write()
     }
 
-    /// The same with the reason.
+    /// This process works on the job from now on; what was decided stays.
+    pub fn take_over(&mut self) -> Result<()> {
+        let _lock = lock(&self.path)?;
+        if let Ok(job) = read_json::<Job>(&self.path) {
+            self.job.phase = job.phase;
+        }
+        self.job.tool = ProcessKey::myself()?;
+        self.write()
+    }
+
+    /// It did not happen, and why.
     pub fn aborted(&mut self, problem: &Problem) -> Result<()> {
         self.job.problem = Some(problem.report());
         self.phase(Phase::Aborted)

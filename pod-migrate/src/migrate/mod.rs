@@ -1,9 +1,19 @@
 //! Moving a pod to another host.
 //!
 //! * [`protocol`]: what is said; [`commit`]: the one instant that decides; [`journal`]: what is written down.
+//! * [`offer`]: what can be known before the pod is touched, on both sides; `pod check` is the same code.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
-//! * [`repair`]: finishing or undoing what dead tools left, cheap enough for every command.
+//! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
 pub mod commit;
+pub mod destination;
 pub mod journal;
+pub mod offer;
+pub mod progress;
 pub mod protocol;
+mod repair;
+pub mod source;
+
+pub use destination::receive;
+pub use repair::{abort, repair, resume};
+pub use source::{Checked, Ended, Failure, Listener, check, migrate};

@@ -16,8 +16,6 @@ pub enum Say {
     Hello(Hello),
     /// What would come; the destination answers with what stands against it, or takes what it needs.
     Offer(Box<Offer>),
-    /// The pod has stopped at the source: draw its frames.
-    Frozen,
     /// Everything was sent.
     Sent,
     /// Run. Said once, after READY.
@@ -36,6 +34,8 @@ pub enum Answer {
     Reserved {
         warnings: Vec<String>,
     },
+    /// The pod is born and empty, and frames for its address come here now: the source may take it off the network.
+    Holding,
     /// All is restored and stopped: the destination can run the pod and waits for COMMIT.
     Ready(Arrival),
     /// The pod runs here: written down before it was said.

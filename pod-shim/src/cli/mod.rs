@@ -1,6 +1,8 @@
 //! The verbs, one a file. A new verb is a `mod` line, a line in [`Command`] and a line in [`Command::run`].
 
 mod attach;
+mod check;
+mod checkpoint;
 mod completion;
 mod cp;
 mod doctor;
@@ -10,11 +12,15 @@ mod exec;
 mod explain;
 mod format;
 mod inspect;
+mod job;
 mod logs;
 mod man;
+mod migrate;
 mod options;
 mod port;
 mod ps;
+mod receive;
+mod restore;
 mod run;
 mod stats;
 mod top;
@@ -76,6 +82,20 @@ pub enum Command {
     Rename(each::Rename),
     /// Copy files into or out of a pod
     Cp(cp::Args),
+    /// Move a pod to another host, live
+    #[command(visible_alias = "move")]
+    Migrate(migrate::Args),
+    /// See what stands against moving a pod
+    Check(check::Args),
+    /// Save pods in files
+    Checkpoint(checkpoint::Args),
+    /// Bring back a saved pod
+    Restore(restore::Args),
+    /// Show, settle or stop moves
+    Job(job::Args),
+    /// The far side of a move
+    #[command(hide = true)]
+    Receive(receive::Args),
     /// Show all that is known of pods
     Inspect(inspect::Args),
     /// Show what pods use
@@ -112,6 +132,12 @@ impl Command {
             Command::Rm(args) => each::remove(args, context),
             Command::Rename(args) => each::rename(args, context),
             Command::Cp(args) => cp::run(args, context),
+            Command::Migrate(args) => migrate::run(args, context),
+            Command::Check(args) => check::run(args, context),
+            Command::Checkpoint(args) => checkpoint::run(args, context),
+            Command::Restore(args) => restore::run(args, context),
+            Command::Job(args) => job::run(args, context),
+            Command::Receive(args) => receive::run(args, context),
             Command::Inspect(args) => inspect::run(args, context),
             Command::Stats(args) => stats::run(args, context),
             Command::Top(args) => top::run(args, context),

@@ -3,6 +3,8 @@
 //! A checkpoint is made in a file without a name and gets its name when it is whole and on the disk, so no half
 //! checkpoint is ever seen and a killed `pod` leaves none. Files are 0600: they hold the memory of the programs.
 
+pub mod restore;
+
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
 use crate::image::{Kind, Reader, Writer, verify};
@@ -63,7 +65,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let mut w = Writer::to_file(file.file.try_clone().doing(|| "copy a descriptor".into())?);
     capture.first_pass(&mut w)?;
     let mut still = capture.freeze()?;
-    let captured = still.dump(&mut w)?;
+    let captured = still.dump(&mut w, || Ok(()))?;
     let bytes;
     let frozen;
     if options.stop {

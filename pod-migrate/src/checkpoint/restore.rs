@@ -1,0 +1,168 @@
+//! From a checkpoint to a pod that runs.
+//!
+//! The file is read through once before anything of it is used. The pod comes back with its own identity, and then
+//! refuses to come back while it still exists, or with a new one (a clone). What an ended pod of the same identity has
+//! in the store is put aside until the restored one runs.
+
+use super::open_verified;
+use crate::arrival::{self, Reservation, origin};
+use crate::image::{Reader, damaged};
+use pod_runtime::lifecycle;
+use pod_runtime::monitor::{self, Beginning, Filled, Launch, Newborn, Size};
+use pod_runtime::network::{self, Claim};
+use pod_runtime::spec::{Address, Spec};
+use pod_runtime::status::{ProcessKey, State, now};
+use pod_runtime::store::{Pod, Store, new_id};
+use pod_runtime::{Doing, Problem, Result};
+use serde::Serialize;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The pod that the checkpoint is of still exists.
+pub const STILL: &str = "E-STILL-RUNNING";
+
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// A new pod of this name with an id of its own, beside the original.
+    pub name: Option<String>,
+    /// Another address.
+    pub address: Option<Address>,
+}
+
+/// The pod that runs again.
+#[derive(Debug, Clone, Serialize)]
+pub struct Restored {
+    pub name: String,
+    pub id: String,
+    pub init: i32,
+    pub total: Duration,
+    pub warnings: Vec<String>,
+}
+
+pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored> {
+    let began = Instant::now();
+    let file = open_verified(path)?;
+    let mut reader = Reader::new(file)?;
+    let origin = origin(&mut reader)?;
+    let (spec, claim) = identity(origin.spec, options)?;
+    let aside = Aside::make(store, &spec)?;
+    let mut reservation = Reservation::take(store, spec, claim).map_err(advise)?;
+    let note = format!("restored from a checkpoint of {}", origin.host);
+    let (moment, _) = arrival::receive_at_rest(&mut reader, &reservation, &note)?;
+    let clocks = arrival::clocks(&moment)?;
+    let (pod, spec) = (reservation.pod()?.clone(), reservation.spec.clone());
+    let (name, id) = (spec.name.clone(), spec.id.clone());
+    reservation.hand_over();
+    let started = monitor::spawn(Launch {
+        pod,
+        spec,
+        beginning: Beginning::Fill(Box::new(move |newborn| fill(reader, newborn))),
+        clocks,
+        size: Size { rows: 24, columns: 80 },
+        attach: false,
+    })?;
+    reservation.keep();
+    aside.forget();
+    Ok(Restored { name, id, init: started.init, total: began.elapsed(), warnings: started.warnings })
+}
+
+/// Whose pod it becomes.
+fn identity(mut spec: Spec, options: &Options) -> Result<(Spec, Claim)> {
+    let mut claim = Claim::Arriving;
+    if let Some(name) = &options.name {
+        spec.id = new_id()?;
+        spec.name = name.clone();
+        spec.network.mac = None;
+        claim = Claim::New;
+    }
+    if let Some(address) = options.address {
+        spec.network.addresses = vec![address];
+        spec.network.gateways.clear();
+        claim = Claim::New;
+    }
+    Ok((spec, claim))
+}
+
+fn advise(problem: Problem) -> Problem {
+    if problem.code() != "E-ADDRESS-TAKEN" || problem.way_out().is_some_and(|fix| fix.contains("--ip")) {
+        return problem;
+    }
+    problem.fix("give it another address: --ip ADDRESS/PREFIX (connections of the old address are closed then)")
+}
+
+/// In the monitor.
+fn fill(mut reader: Reader<File>, newborn: &mut Newborn) -> Result<Filled> {
+    arrival::receive_memory(&mut reader, newborn)?;
+    let restored = arrival::restore(&mut reader, newborn)?;
+    if reader.next()?.is_some() {
+        return Err(damaged("the image goes on after the pod's memory"));
+    }
+    if let Some(attachment) = &newborn.attachment {
+        attachment.join()?;
+        attachment.announce()?;
+    }
+    network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
+    let filled = restored.go()?;
+    let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
+    newborn.pod.update(|status| {
+        status.state = State::Running;
+        status.init = Some(init);
+        status.monitor = Some(monitor);
+        status.started = Some(now());
+    })?;
+    Ok(filled)
+}
+
+/// The folder of an ended pod of the same identity, out of the way; put back when dropped.
+struct Aside {
+    pod: Option<(PathBuf, PathBuf)>,
+}
+
+impl Aside {
+    fn make(store: &Store, spec: &Spec) -> Result<Aside> {
+        let before = store.pods()?.into_iter().find(|pod| pod.id() == spec.id);
+        let Some(pod) = before else { return Ok(Aside { pod: None }) };
+        refuse_if_it_lives(&pod, spec)?;
+        // Its cgroup and cable went when it ended; should something be left, it goes now.
+        lifecycle::give_back(&pod)?;
+        let aside = store.data().join(format!(".aside-{}", spec.id));
+        let _ = fs::remove_dir_all(&aside);
+        fs::rename(pod.dir(), &aside).doing(|| format!("put {} aside", pod.dir().display()))?;
+        Ok(Aside { pod: Some((pod.dir(), aside)) })
+    }
+
+    /// The restored pod runs: the old one is not needed any more.
+    fn forget(mut self) {
+        if let Some((_, aside)) = self.pod.take()
+            && let Err(error) = fs::remove_dir_all(&aside)
+        {
+            tracing::warn!(path = %aside.display(), %error, "what the pod was before could not be removed");
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if let Some((place, aside)) = &self.pod
+            && !place.exists()
+        {
+            let _ = fs::rename(aside, place);
+        }
+    }
+}
+
+fn refuse_if_it_lives(pod: &Pod, spec: &Spec) -> Result<()> {
+    let status = pod.status()?;
+    let name = &spec.name;
+    match status.state {
+        State::Exited | State::Dead => Ok(()),
+        State::Moved => {
+            let to = status.moved_to.unwrap_or_default();
+            let what = format!("pod '{name}' was moved to {to} and may run there");
+            Err(Problem::new(STILL, what).fix("restore it there, or beside it as a new pod: -n NEW"))
+        }
+        state => Err(Problem::new(STILL, format!("pod '{name}' itself is still here, {state}"))
+            .fix(format!("end it first (`pod stop {name}`), or restore beside it as a new pod: -n NEW"))),
+    }
+}

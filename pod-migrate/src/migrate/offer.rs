@@ -1,0 +1,225 @@
+//! What the source offers and what can stand against it at the destination: everything that can be known before the
+//! pod is touched.
+
+use super::protocol::{Cpu, Hello, Offer};
+use crate::storage::volumes;
+use nix::sys::statvfs::statvfs;
+use pod_runtime::cgroup::Cgroup;
+use pod_runtime::spec::{Base, Spec};
+use pod_runtime::status::{State, now};
+use pod_runtime::store::{Pod, Store};
+use pod_runtime::{Doing, Problem, Result};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The destination's clock may differ by this much before somebody should know.
+const SKEW: u64 = 5;
+
+/// Source: what stands against moving the pod at all. Nothing is touched.
+pub fn blockers(pod: &Pod) -> Result<Vec<Problem>> {
+    let (spec, status) = (pod.spec()?, pod.status()?);
+    let mut found = Vec::new();
+    let Some(init) = status.init.filter(|_| status.state == State::Running) else {
+        found.push(pod_runtime::status::wrong_state(&spec.name, status.state, "running"));
+        return Ok(found);
+    };
+    if status.monitor_lost {
+        found.push(Problem::new("E-MONITOR", "the pod's monitor is gone, and with it the pod's terminal or pipes"));
+    }
+    let members = Cgroup::open(pod.id())?.procs()?;
+    let outside = crate::capture::outside_now(pod).unwrap_or_default();
+    found.extend(crate::check::check(&spec, crate::ids::HostPid(init.pid), &members, outside)?);
+    Ok(found)
+}
+
+/// Source: what it would bring.
+pub fn offer(pod: &Pod) -> Result<Offer> {
+    let cgroup = Cgroup::open(pod.id())?;
+    let processes = cgroup.procs()?;
+    let memory = cgroup.stats().ok().and_then(|s| s.memory).unwrap_or_else(|| resident(&processes));
+    Ok(Offer {
+        spec: pod.spec()?,
+        memory,
+        files: disk_usage(&pod.upper_dir()),
+        processes: processes.len() as u64,
+        cpu: cpu(),
+        features: Vec::new(),
+    })
+}
+
+fn resident(processes: &[i32]) -> u64 {
+    let pages = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+        text.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    };
+    processes.iter().map(pages).sum::<u64>() * 4096
+}
+
+fn disk_usage(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    let mut to_read = vec![dir.to_owned()];
+    while let Some(dir) = to_read.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            bytes += meta.blocks() * 512;
+            if meta.is_dir() {
+                to_read.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
+
+/// This host's processor as programs see it.
+pub fn cpu() -> Cpu {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let flags =
+        field("flags").unwrap_or_default().split(' ').filter(|f| is_instruction(f)).map(str::to_owned).collect();
+    Cpu { model: field("model name").unwrap_or_default(), flags }
+}
+
+/// Flags that stand for instructions or register state that a program may use; the rest are hints and kernel features.
+fn is_instruction(flag: &str) -> bool {
+    const PREFIXES: &[&str] = &["sse", "avx", "amx", "bmi", "xsave", "sha", "vaes", "vpcl", "kl", "avx512"];
+    const NAMES: &[&str] = &[
+        "ssse3",
+        "pni",
+        "fma",
+        "f16c",
+        "aes",
+        "pclmulqdq",
+        "gfni",
+        "popcnt",
+        "movbe",
+        "abm",
+        "adx",
+        "rdrand",
+        "rdseed",
+        "fsgsbase",
+        "cx16",
+        "lahf_lm",
+        "pku",
+        "ospke",
+        "clflushopt",
+        "clwb",
+        "movdiri",
+        "movdir64b",
+        "rdpid",
+        "rdtscp",
+        "waitpkg",
+        "serialize",
+        "enqcmd",
+        "rtm",
+        "hle",
+        "mmx",
+        "fxsr",
+        "3dnow",
+        "tbm",
+        "xop",
+        "fma4",
+    ];
+    NAMES.contains(&flag) || PREFIXES.iter().any(|p| flag.starts_with(p))
+}
+
+/// Destination: what stands against taking it, and what somebody should know.
+pub fn against(store: &Store, offer: &Offer, hello: &Hello) -> (Vec<Problem>, Vec<String>) {
+    let mut found: Vec<Problem> = Vec::new();
+    let mut warnings = Vec::new();
+    let spec = &offer.spec;
+    if let Err(problem) = crate::arrival::check_spec(spec) {
+        return (vec![problem], warnings);
+    }
+    found.extend(missing_instructions(&offer.cpu));
+    found.extend(room(store, offer));
+    found.extend(volumes::check(store, spec));
+    found.extend(root(spec));
+    found.extend(taken(store, spec));
+    let skew = now().abs_diff(hello.time);
+    if skew > SKEW {
+        warnings.push(format!("the clocks of the two hosts differ by {skew} s: time in the pod will jump"));
+    }
+    (found, warnings)
+}
+
+fn missing_instructions(theirs: &Cpu) -> Option<Problem> {
+    let ours: BTreeSet<String> = cpu().flags.into_iter().collect();
+    let missing: Vec<&str> = theirs.flags.iter().map(String::as_str).filter(|f| !ours.contains(*f)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    Some(
+        Problem::new("E-CPU", format!("this processor lacks what the pod may be using: {}", missing.join(", ")))
+            .fix("move it to a host with a processor of the same or a newer kind"),
+    )
+}
+
+fn room(store: &Store, offer: &Offer) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    if let Some(available) = available.and_then(|n| n.trim().parse::<u64>().ok()).map(|kib| kib * 1024)
+        && available < offer.memory
+    {
+        let what =
+            format!("the pod uses {} MiB of memory and {} MiB are free here", offer.memory >> 20, available >> 20);
+        found.push(Problem::new("E-MEMORY", what).fix("free memory on that host, or choose another"));
+    }
+    if let Ok(fs) = statvfs(store.data()) {
+        let available = fs.blocks_available() * fs.fragment_size();
+        if available < offer.files {
+            let (needed, free) = (offer.files >> 20, available >> 20);
+            let what =
+                format!("the pod wrote {needed} MiB of files and {free} MiB are free in {}", store.data().display());
+            found.push(Problem::new("E-DISK", what).fix("make room there, or give the host another POD_ROOT"));
+        }
+    }
+    found
+}
+
+fn root(spec: &Spec) -> Option<Problem> {
+    let Base::Directory(path) = &spec.root.base else { return None };
+    if path.is_dir() {
+        return None;
+    }
+    let what = format!("the pod's root file system {} is not on this host", path.display());
+    Some(
+        Problem::new("E-ROOTFS-MISSING", what)
+            .fix(format!("copy it there (rsync -aHAX), under the same path {}", path.display())),
+    )
+}
+
+/// Name and id, without taking them.
+fn taken(store: &Store, spec: &Spec) -> Option<Problem> {
+    for pod in store.pods().ok()? {
+        let state = pod.status().ok()?.state;
+        if state == State::Moved || state == State::Dead {
+            continue;
+        }
+        if pod.id() == spec.id {
+            let what = format!("pod {} ('{}') is on that host already, {state}", spec.id, spec.name);
+            return Some(Problem::new("E-NAME", what).fix(format!("remove it there: pod rm -f {}", spec.id)));
+        }
+        if pod.name().is_ok_and(|name| name == spec.name) {
+            let what = format!("that host has another pod with the name '{}'", spec.name);
+            return Some(Problem::new("E-NAME", what).fix(format!("`pod rename {} NEW` on one of them", spec.name)));
+        }
+    }
+    None
+}
+
+/// Destination: whether the network could be had; for a check, so nothing is kept.
+pub fn network_could(store: &Store, spec: &Spec) -> Result<()> {
+    let dir = store.network_dir().doing(|| "find the network's folder".into())?;
+    let before = pod_runtime::network::leases::of(&dir, &spec.id)?;
+    let could = pod_runtime::network::lease(&dir, &mut spec.clone(), pod_runtime::network::Claim::Arriving);
+    if before.is_none() {
+        pod_runtime::network::leases::forget(&dir, &spec.id)?;
+    }
+    could.map(drop)
+}

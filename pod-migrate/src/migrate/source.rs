@@ -1,0 +1,424 @@
+//! The source of a move: `pod migrate`.
+//!
+//! `Connected → Reserved → Copied → Frozen → Sent → committed`: each phase is a struct that owns what must be undone,
+//! each step takes the phase and gives the next. A step that fails drops its phase, which leaves the pod running here
+//! as if nothing had happened; only [`Sent::commit`] can end otherwise, and says so.
+
+// A failure is made once a move, and read by a person.
+#![allow(clippy::result_large_err)]
+
+use super::commit::{Said, commit};
+use super::journal::{Job, Journal, Phase, Role};
+use super::offer;
+use super::progress::{Event, Report, Step};
+use super::protocol::{Answer, Hello, PROTOCOL as VERSION, Purpose, Say};
+use super::repair;
+use crate::capture::{Capture, Captured, Still};
+use crate::link::ssh::{Remote, Ssh};
+use crate::link::{Interrupt, LINK, Link, PROTOCOL, hear};
+use pod_runtime::problem::Report as ProblemReport;
+use pod_runtime::status::{ProcessKey, now};
+use pod_runtime::store::{Pod, Store, new_id};
+use pod_runtime::{Problem, Result};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Where a move ended that did not succeed: what a script needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Something else went wrong before anything was begun.
+    Unbegun,
+    /// The check found what stands against it; the pod was not touched.
+    Blocked,
+    /// The destination does not take it.
+    Refused,
+    /// The transfer failed; the pod runs on here.
+    TransferFailed,
+    /// It could not be restored there; the pod runs on here.
+    RestoreFailed,
+    /// Nobody knows: the copy here stays frozen until the destination can be asked.
+    Unknown,
+    /// As asked; the pod runs on here.
+    Aborted,
+}
+
+/// A move that did not succeed.
+#[derive(Debug)]
+pub struct Failure {
+    pub ended: Ended,
+    pub problem: Problem,
+    /// What else stands against it.
+    pub more: Vec<Problem>,
+    pub job: Option<String>,
+}
+
+impl Failure {
+    fn new(ended: Ended, problem: Problem) -> Failure {
+        let ended = if problem.code() == "E-ABORTED" { Ended::Aborted } else { ended };
+        Failure { ended, problem, more: Vec::new(), job: None }
+    }
+
+    fn several(ended: Ended, mut problems: Vec<Problem>) -> Failure {
+        let problem = problems.remove(0);
+        Failure { more: problems, ..Failure::new(ended, problem) }
+    }
+}
+
+/// Told what is going on.
+pub type Listener = Rc<RefCell<dyn FnMut(&Event)>>;
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub blockers: Vec<Problem>,
+    /// From the destination.
+    pub refused: Vec<Problem>,
+    pub warnings: Vec<String>,
+    pub peer: Option<Hello>,
+}
+
+/// `pod check`: the first steps of a move, without taking anything.
+pub fn check(pod: &Pod, ssh: Option<&Ssh>) -> Result<Checked> {
+    let mut checked = Checked { blockers: offer::blockers(pod)?, ..Checked::default() };
+    if let Some(ssh) = ssh {
+        let (_remote, mut link, peer) = connect(ssh, Purpose::Check, None)?;
+        checked.peer = Some(peer);
+        link.say(&Say::Offer(Box::new(offer::offer(pod)?)))?;
+        match link.hear()? {
+            Answer::Reserved { warnings } => checked.warnings = warnings,
+            Answer::Refused(reports) => checked.refused = reports.into_iter().map(Problem::from).collect(),
+            _ => return Err(Problem::new(PROTOCOL, "the answer to the offer was something else")),
+        }
+    }
+    Ok(checked)
+}
+
+/// Connects and says hello.
+pub(super) fn connect(ssh: &Ssh, purpose: Purpose, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Hello)> {
+    let (remote, mut link) = ssh.connect(interrupt)?;
+    link.say(&Say::Hello(Hello::new(purpose)))?;
+    match link.hear()? {
+        Answer::Hello(hello) if hello.protocol == VERSION => Ok((remote, link, hello)),
+        Answer::Hello(hello) => {
+            let what = format!("{} has pod {} with protocol {}", hello.host, hello.version, hello.protocol);
+            Err(Problem::new(PROTOCOL, what).fix("use the same version of pod on both hosts"))
+        }
+        _ => Err(Problem::new(PROTOCOL, "the answer to HELLO was something else")),
+    }
+}
+
+/// Moves a pod. `to` is what the tombstone says.
+pub fn migrate(
+    store: &Store,
+    pod: &Pod,
+    ssh: &Ssh,
+    interrupt: &Interrupt,
+    listener: Listener,
+) -> Result<Report, Failure> {
+    let began = Instant::now();
+    let tell = |step, detail: String| (listener.borrow_mut())(&Event::Step { step, detail });
+    tell(Step::Check, String::new());
+    let blockers = offer::blockers(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
+    if !blockers.is_empty() {
+        return Err(Failure::several(Ended::Blocked, blockers));
+    }
+    let capture = Capture::new(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
+    tell(Step::Connect, ssh.target.host.clone());
+    let connected = Connected::new(store, pod, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
+    tell(Step::Reserve, connected.peer.host.clone());
+    let reserved = connected.reserve(store, pod, ssh, capture)?;
+    let job = reserved.journal.job.id.clone();
+    tell(Step::Files, String::new());
+    let result = reserved.copy(&listener).and_then(|copied| {
+        tell(Step::Freeze, String::new());
+        copied.freeze()
+    });
+    let result = result.and_then(|frozen| {
+        let sent = frozen.send()?;
+        tell(Step::Commit, String::new());
+        sent.commit(store, pod, ssh)
+    });
+    let mut report = result.map_err(|failure| Failure { job: Some(job.clone()), ..failure })?;
+    report.total_ms = began.elapsed().as_secs_f64() * 1e3;
+    for text in &report.warnings {
+        (listener.borrow_mut())(&Event::Warning { text: text.clone() });
+    }
+    Ok(report)
+}
+
+/// The far side answers.
+struct Connected {
+    remote: Remote,
+    link: Link,
+    peer: Hello,
+    job: String,
+}
+
+/// The far side holds name, address and ports for us.
+struct Reserved {
+    remote: Remote,
+    link: Link,
+    capture: Capture,
+    journal: Journal,
+    warnings: Vec<String>,
+}
+
+/// The pod runs; its files are there as they were a moment ago.
+struct Copied(Reserved);
+
+/// The pod is held still.
+struct Frozen {
+    remote: Remote,
+    link: Link,
+    journal: Journal,
+    warnings: Vec<String>,
+    still: Still,
+}
+
+/// Everything is there, and READY was said.
+struct Sent {
+    link: Link,
+    journal: Journal,
+    still: Still,
+    report: Report,
+}
+
+impl Connected {
+    fn new(store: &Store, pod: &Pod, ssh: &Ssh, interrupt: &Interrupt) -> Result<Connected> {
+        let _ = (store, pod);
+        let job = new_id()?[..8].to_owned();
+        let (remote, link, peer) = connect(ssh, Purpose::Move { job: job.clone() }, Some(interrupt.clone()))?;
+        Ok(Connected { remote, link, peer, job })
+    }
+
+    fn reserve(mut self, store: &Store, pod: &Pod, ssh: &Ssh, capture: Capture) -> Result<Reserved, Failure> {
+        let failed = |p| Failure::new(Ended::TransferFailed, p);
+        let offer = offer::offer(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
+        self.link.say(&Say::Offer(Box::new(offer))).map_err(failed)?;
+        let warnings = match self.link.hear().map_err(failed)? {
+            Answer::Reserved { warnings } => warnings,
+            Answer::Refused(reports) if !reports.is_empty() => {
+                return Err(Failure::several(Ended::Refused, reports.into_iter().map(Problem::from).collect()));
+            }
+            _ => return Err(failed(Problem::new(PROTOCOL, "the answer to the offer was something else"))),
+        };
+        let journal = Journal::begin(store, job(&self.job, pod, capture.spec().name.clone(), ssh).map_err(failed)?);
+        let Connected { remote, link, .. } = self;
+        Ok(Reserved { remote, link, capture, journal: journal.map_err(failed)?, warnings })
+    }
+}
+
+fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
+    Ok(Job {
+        id: id.to_owned(),
+        role: Role::Source,
+        pod: pod.id().to_owned(),
+        name,
+        peer: ssh.target.host.clone(),
+        port: ssh.target.port,
+        ssh_options: ssh.options.clone(),
+        remote_pod: Some(ssh.remote_pod.clone()),
+        phase: Phase::Copying,
+        tool: ProcessKey::myself()?,
+        started: now(),
+        updated: now(),
+        problem: None,
+    })
+}
+
+impl Reserved {
+    fn copy(mut self, listener: &Listener) -> Result<Copied, Failure> {
+        let listener = Rc::clone(listener);
+        let watched = self.link.writer.sink().map(|sink| {
+            sink.watch(move |bytes| (listener.borrow_mut())(&Event::Sent { bytes }));
+        });
+        let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
+        match sent.and_then(|()| self.link.writer.flush()) {
+            Ok(()) => Ok(Copied(self)),
+            Err(problem) => Err(broken(problem, &mut self.link, &mut self.journal, &self.remote)),
+        }
+    }
+}
+
+impl Copied {
+    fn freeze(self) -> Result<Frozen, Failure> {
+        let Reserved { remote, mut link, capture, mut journal, warnings } = self.0;
+        let still = journal.phase(Phase::Frozen).and_then(|()| capture.freeze());
+        match still {
+            Ok(still) => Ok(Frozen { remote, link, journal, warnings, still }),
+            Err(problem) => Err(gave_up(problem, &mut link, &mut journal)),
+        }
+    }
+}
+
+impl Frozen {
+    fn send(mut self) -> Result<Sent, Failure> {
+        let mut failed = None;
+        let reader = &mut self.link.reader;
+        let holding = || match hear(reader)? {
+            Answer::Holding => Ok(()),
+            Answer::Failed(report) => {
+                failed = Some(report.clone());
+                Err(report.into())
+            }
+            _ => Err(Problem::new(PROTOCOL, "something else came where HOLDING was due")),
+        };
+        let dumped = self.still.dump(&mut self.link.writer, holding);
+        if let Some(report) = failed {
+            drop(self.still);
+            return Err(not_restored(report, &mut self.journal));
+        }
+        let captured = match dumped {
+            Ok(captured) => captured,
+            // Ours: the destination is told, so that it need not wait for its silence to end.
+            Err(problem) if problem.code() != LINK && problem.code() != "E-ABORTED" => {
+                drop(self.still);
+                return Err(gave_up(problem, &mut self.link, &mut self.journal));
+            }
+            Err(problem) => {
+                drop(self.still);
+                return Err(broken(problem, &mut self.link, &mut self.journal, &self.remote));
+            }
+        };
+        let ready = self.link.say(&Say::Sent).and_then(|()| self.link.hear());
+        let arrival = match ready {
+            Ok(Answer::Ready(arrival)) => arrival,
+            other => {
+                drop(self.still);
+                let problem = match other {
+                    Ok(Answer::Failed(report)) => return Err(not_restored(report, &mut self.journal)),
+                    Ok(_) => Problem::new(PROTOCOL, "something else came where READY was due"),
+                    Err(problem) => problem,
+                };
+                return Err(broken(problem, &mut self.link, &mut self.journal, &self.remote));
+            }
+        };
+        let Captured { dump, files, connections } = captured;
+        let mut warnings = self.warnings;
+        warnings.extend(dump.warnings);
+        warnings.extend(arrival.warnings);
+        let report = Report {
+            job: self.journal.job.id.clone(),
+            pod: self.journal.job.name.clone(),
+            to: self.journal.job.peer.clone(),
+            bytes_sent: self.link.writer.bytes(),
+            bytes_raw: self.link.writer.raw_bytes(),
+            connections_kept: connections,
+            processes: dump.processes,
+            files: files.files,
+            file_bytes: files.bytes,
+            warnings,
+            ..Report::default()
+        };
+        let (link, journal, still) = (self.link, self.journal, self.still);
+        Ok(Sent { link, journal, still, report })
+    }
+}
+
+impl Sent {
+    fn commit(mut self, store: &Store, pod: &Pod, ssh: &Ssh) -> Result<Report, Failure> {
+        let since = self.still.since();
+        let job = self.journal.job.id.clone();
+        let to = self.journal.job.peer.clone();
+        if let Err(problem) = self.still.stop_for_good(&job) {
+            drop(self.still);
+            return Err(gave_up(problem, &mut self.link, &mut self.journal));
+        }
+        let said = match commit(&mut self.link, &mut self.journal) {
+            Ok(said) => said,
+            Err(problem) => {
+                let _ = self.still.resume();
+                return Err(gave_up(problem, &mut self.link, &mut self.journal));
+            }
+        };
+        match said {
+            Said::Runs(_) => {
+                self.report.times(Duration::ZERO, since.elapsed());
+                finish(store, pod, &mut self.journal, &mut self.report, |pod_to| self.still.moved(pod_to), &to);
+                Ok(self.report)
+            }
+            Said::Refused(problem) => {
+                let resumed = self.still.resume();
+                let _ = self.journal.aborted(&problem);
+                let problem = resumed.err().unwrap_or(problem);
+                Err(Failure::new(Ended::RestoreFailed, problem))
+            }
+            Said::Unknown(problem) => {
+                // Stays frozen by its cgroup and off the network.
+                self.still.leave();
+                match repair::settle(store, pod, ssh, &mut self.journal) {
+                    Ok(true) => {
+                        self.report.times(Duration::ZERO, since.elapsed());
+                        self.report.warnings.push("the answer to the commit was lost and had to be asked for".into());
+                        Ok(self.report)
+                    }
+                    Ok(false) => Err(Failure::new(Ended::TransferFailed, problem)),
+                    Err(_) => Err(Failure::new(Ended::Unknown, unknown(problem, &job, &to))),
+                }
+            }
+        }
+    }
+}
+
+fn unknown(problem: Problem, job: &str, to: &str) -> Problem {
+    let what =
+        format!("the connection to {to} broke in the commit: the pod runs there or stands still here, never both");
+    Problem::new("E-UNKNOWN", what)
+        .because(problem)
+        .fix(format!("when {to} can be reached again: pod job resume {job}"))
+}
+
+/// The destination runs it: what is left here goes.
+fn finish(
+    store: &Store,
+    pod: &Pod,
+    journal: &mut Journal,
+    report: &mut Report,
+    bury: impl FnOnce(&str) -> Result<()>,
+    to: &str,
+) {
+    if let Ok(spec) = pod.spec() {
+        let _ = crate::storage::volumes::remember(store, &spec);
+    }
+    match bury(to) {
+        Ok(()) => {}
+        Err(problem) => report.warnings.push(format!("not everything here could be removed: {}", problem.chain())),
+    }
+    if let Err(problem) = journal.phase(Phase::Done) {
+        report.warnings.push(problem.chain());
+    }
+}
+
+/// We give up: the destination is told why.
+fn gave_up(problem: Problem, link: &mut Link, journal: &mut Journal) -> Failure {
+    let _ = link.say(&Say::Abort(problem.report()));
+    let _ = journal.aborted(&problem);
+    Failure::new(Ended::TransferFailed, problem)
+}
+
+fn not_restored(report: ProblemReport, journal: &mut Journal) -> Failure {
+    let problem = Problem::from(report);
+    let _ = journal.aborted(&problem);
+    Failure::new(Ended::RestoreFailed, problem)
+}
+
+/// The link broke, or the destination gave up and closed it: then it has said why.
+fn broken(problem: Problem, link: &mut Link, journal: &mut Journal, remote: &Remote) -> Failure {
+    if problem.code() == "E-ABORTED" {
+        return gave_up(problem, link, journal);
+    }
+    link.patience(Duration::from_millis(1500));
+    if let Ok(Answer::Failed(report)) = link.hear() {
+        return not_restored(report, journal);
+    }
+    let words = remote.words();
+    let problem = match words.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+        Some(last) if problem.code() == LINK => {
+            Problem::new(LINK, problem.what().to_owned()).because(last.to_owned()).fix("try again")
+        }
+        _ => problem,
+    };
+    let _ = journal.aborted(&problem);
+    Failure::new(Ended::TransferFailed, problem)
+}

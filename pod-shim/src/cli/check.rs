@@ -1,0 +1,70 @@
+//! `pod check`: what stands against moving a pod. The first step of every move, without touching anything.
+
+use super::migrate::{Reach, exit_of};
+use super::{Context, Exit};
+use crate::output;
+use pod_migrate::migrate::{self, Ended};
+use pod_runtime::{Problem, Result};
+use serde_json::json;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The pod
+    pod: String,
+    /// The host that it would move to
+    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
+    to: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+impl Args {
+    pub fn new(pod: String, to: String, reach: Reach) -> Args {
+        Args { pod, to: Some(to), reach }
+    }
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit> {
+    let store = context.store()?;
+    let pod = store.pod(&args.pod)?;
+    let ssh = args.to.as_deref().map(|to| args.reach.ssh(to)).transpose()?;
+    let checked = migrate::check(&pod, ssh.as_ref())?;
+    let clear = checked.blockers.is_empty() && checked.refused.is_empty();
+    let exit = if clear { Exit::OK } else { Exit(exit_of(Ended::Blocked)) };
+    if context.json {
+        let reports = |problems: &[Problem]| problems.iter().map(|p| json!(p.report())).collect::<Vec<_>>();
+        output::json(&json!({
+            "schema_version": output::SCHEMA_VERSION,
+            "pod": pod.name()?,
+            "to": args.to,
+            "clear": clear,
+            "blockers": reports(&checked.blockers),
+            "refused": reports(&checked.refused),
+            "warnings": checked.warnings,
+        }))?;
+        return Ok(exit);
+    }
+    let mut text = String::new();
+    if let Some(peer) = &checked.peer {
+        text.push_str(&format!("{}: reachable, pod {}, kernel {}\n", peer.host, peer.version, peer.kernel));
+    }
+    for (who, problem) in
+        checked.blockers.iter().map(|p| ("BLOCKER", p)).chain(checked.refused.iter().map(|p| ("REFUSED", p)))
+    {
+        text.push_str(&format!("{who:<9} {:<20} {}\n", problem.code(), problem.chain()));
+        if let Some(fix) = problem.way_out() {
+            text.push_str(&format!("          fix: {fix}\n"));
+        }
+    }
+    for warning in &checked.warnings {
+        text.push_str(&format!("NOTE      {warning}\n"));
+    }
+    let count = checked.blockers.len() + checked.refused.len();
+    text.push_str(&match count {
+        0 => "result: can be moved. Nothing was changed.\n".to_owned(),
+        1 => "result: cannot be moved now (1 blocker). Nothing was changed.\n".to_owned(),
+        n => format!("result: cannot be moved now ({n} blockers). Nothing was changed.\n"),
+    });
+    output::data(&text)?;
+    Ok(exit)
+}

@@ -1,0 +1,233 @@
+//! `pod migrate`: a pod to another host, live.
+
+use super::checkpoint::with_version;
+use super::{Context, Exit};
+use crate::output;
+use indicatif::{ProgressBar, ProgressStyle};
+use pod_migrate::link::Interrupt;
+use pod_migrate::link::ssh::{Ssh, Target};
+use pod_migrate::migrate::progress::{Event, Report, Step};
+use pod_migrate::migrate::{self, Ended, Failure, Listener};
+use pod_runtime::Result;
+use serde_json::json;
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The pod
+    pod: String,
+    /// The host that it moves to, as ssh knows it
+    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
+    to: String,
+    #[command(flatten)]
+    reach: Reach,
+    /// How to show what is going on
+    #[arg(long, value_enum, default_value_t = Progress::Auto)]
+    progress: Progress,
+    /// Only say whether it would work
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// How to reach the other host.
+#[derive(Debug, clap::Args)]
+pub struct Reach {
+    /// An option for ssh, as in ssh_config: Compression=yes
+    #[arg(long = "ssh-option", value_name = "KEY=VALUE")]
+    options: Vec<String>,
+    /// The program on the other host
+    #[arg(long, value_name = "PATH", default_value = "pod")]
+    remote_pod: String,
+}
+
+impl Reach {
+    pub fn ssh(&self, to: &str) -> Result<Ssh> {
+        let target = Target::parse(to)?;
+        Ok(Ssh { target, options: self.options.clone(), remote_pod: self.remote_pod.clone() })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Progress {
+    /// A live line on a terminal, else plain
+    Auto,
+    /// A line a step
+    Plain,
+    /// A JSON object an event, on stderr
+    Json,
+    None,
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit> {
+    if args.dry_run {
+        let check = super::check::Args::new(args.pod, args.to, args.reach);
+        return super::check::run(check, context);
+    }
+    let store = context.store()?;
+    let pod = store.pod(&args.pod)?;
+    let ssh = args.reach.ssh(&args.to)?;
+    let interrupt = Interrupt::catch()?;
+    let name = pod.name()?;
+    let (listener, show) = show(args.progress, context.json);
+    let moved = migrate::migrate(&store, &pod, &ssh, &interrupt, listener);
+    show.borrow_mut().end();
+    match moved {
+        Ok(report) if context.json => {
+            output::json(&with_version(json!(report)))?;
+            Ok(Exit::OK)
+        }
+        Ok(report) => {
+            output::data(&words(&report))?;
+            Ok(Exit::OK)
+        }
+        Err(failure) => Ok(failed(&name, failure, context.json)),
+    }
+}
+
+/// The exit code of a move that did not succeed.
+pub fn exit_of(ended: Ended) -> i32 {
+    match ended {
+        Ended::Unbegun => 1,
+        Ended::Blocked => 10,
+        Ended::Refused => 11,
+        Ended::TransferFailed => 12,
+        Ended::RestoreFailed => 13,
+        Ended::Unknown => 14,
+        Ended::Aborted => 15,
+    }
+}
+
+fn failed(name: &str, failure: Failure, as_json: bool) -> Exit {
+    output::problem(&failure.problem, as_json);
+    for more in &failure.more {
+        output::problem(more, as_json);
+    }
+    if !as_json {
+        let runs = match failure.ended {
+            Ended::Unknown => format!("{name} stands still here until {name}'s fate there is known"),
+            Ended::Unbegun | Ended::Blocked => format!("{name} was not touched"),
+            _ => format!("{name} runs on here"),
+        };
+        let job = failure.job.map_or_else(String::new, |job| format!(" (job {job})"));
+        output::say(format!("{runs}{job}"));
+    }
+    let exit = match failure.ended {
+        Ended::Unbegun => output::exit_code(&failure.problem),
+        ended => exit_of(ended),
+    };
+    Exit(exit)
+}
+
+/// The six lines.
+fn words(report: &Report) -> String {
+    let mut text = format!(
+        "{} moved to {} in {:.2} s, frozen {:.1} ms\n\
+         memory and files  {} sent ({} raw)\n\
+         processes         {}\n\
+         connections       {} kept, {} closed\n\
+         files             {}, {}\n",
+        report.pod,
+        report.to,
+        report.total_ms / 1e3,
+        report.frozen_ms,
+        output::size(report.bytes_sent),
+        output::size(report.bytes_raw),
+        report.processes,
+        report.connections_kept,
+        report.connections_closed,
+        report.files,
+        output::size(report.file_bytes),
+    );
+    match report.warnings.is_empty() {
+        true => text.push_str("warnings          none\n"),
+        false => report.warnings.iter().for_each(|w| text.push_str(&format!("warning           {w}\n"))),
+    }
+    text
+}
+
+/// What shows a move.
+struct Show {
+    how: Progress,
+    bar: Option<ProgressBar>,
+    bytes: u64,
+    began: Instant,
+    said: Instant,
+    step: Option<Step>,
+}
+
+fn show(how: Progress, json: bool) -> (Listener, Rc<RefCell<Show>>) {
+    let how = match how {
+        Progress::Auto if json => Progress::None,
+        Progress::Auto if !std::io::stderr().is_terminal() => Progress::Plain,
+        other => other,
+    };
+    let bar = (how == Progress::Auto).then(|| {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        bar
+    });
+    let now = Instant::now();
+    let show = Rc::new(RefCell::new(Show { how, bar, bytes: 0, began: now, said: now, step: None }));
+    let told = Rc::clone(&show);
+    (Rc::new(RefCell::new(move |event: &Event| told.borrow_mut().event(event))), show)
+}
+
+impl Show {
+    fn event(&mut self, event: &Event) {
+        match (self.how, event) {
+            (Progress::None, _) => {}
+            (Progress::Json, Event::Sent { .. }) if self.said.elapsed() < Duration::from_millis(500) => {}
+            (Progress::Json, event) => {
+                self.said = Instant::now();
+                output::say(json!(event).to_string());
+            }
+            (_, Event::Step { step, detail }) => self.step(*step, detail),
+            (_, Event::Sent { bytes }) => {
+                self.bytes += bytes;
+                if self.said.elapsed() > Duration::from_millis(100) {
+                    self.said = Instant::now();
+                    self.line();
+                }
+            }
+            (_, Event::Warning { .. }) => {} // in the report
+        }
+    }
+
+    fn step(&mut self, step: Step, detail: &str) {
+        self.step = Some(step);
+        let words = match step {
+            Step::Connect => format!("connect to {detail}"),
+            Step::Check => "check".to_owned(),
+            Step::Reserve => format!("reserve on {detail}"),
+            Step::Files => "files, while the pod runs".to_owned(),
+            Step::Freeze => "freeze; memory and the rest".to_owned(),
+            Step::Commit => "commit".to_owned(),
+        };
+        match &self.bar {
+            Some(bar) => bar.set_message(words),
+            None => output::say(words),
+        }
+        self.line();
+    }
+
+    fn line(&self) {
+        if let Some(bar) = &self.bar {
+            let seconds = self.began.elapsed().as_secs_f64().max(0.001);
+            let rate = output::size((self.bytes as f64 / seconds) as u64);
+            let step = self.step.map_or_else(String::new, |s| format!("{s:?}").to_lowercase());
+            bar.set_message(format!("{step:<8} {} sent, {rate}/s", output::size(self.bytes)));
+            bar.tick();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
