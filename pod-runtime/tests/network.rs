@@ -205,7 +205,7 @@ fn a_clashing_route_makes_the_default_network_step_aside() {
     assert_eq!(definition.subnets[0].to_string(), "10.178.0.0/16");
     assert_eq!(named::load(dir.path(), "pod").unwrap(), definition, "written down");
     assert_eq!(named::load(dir.path(), "other").unwrap_err().code(), "E-NETWORK-UNKNOWN");
-    let clash = named::invent("x", "podx", Some("10.77.0.0/16".parse().unwrap()));
+    let clash = named::invent(dir.path(), "x", "podx", Some("10.77.0.0/16".parse().unwrap()));
     assert_eq!(clash.unwrap_err().code(), "E-SUBNET-CLASH");
 }
 

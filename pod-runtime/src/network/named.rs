@@ -165,7 +165,7 @@ pub fn load(dir: &Path, name: &str) -> Result<Definition> {
     if name != DEFAULT {
         return Err(unknown(name));
     }
-    let definition = invent(name, "pod0", None)?;
+    let definition = invent(dir, name, "pod0", None)?;
     save(dir, &definition)?;
     Ok(definition)
 }
@@ -187,15 +187,19 @@ pub fn list(dir: &Path) -> Result<Vec<Definition>> {
     Ok(found)
 }
 
-/// A managed network with NAT: the subnet asked for, or the first candidate that no route of the host overlaps.
-pub fn invent(name: &str, bridge: &str, subnet: Option<Subnet>) -> Result<Definition> {
-    let routes = routes()?;
+/// A managed network with NAT: the subnet asked for, or the first candidate that neither a route of the host nor
+/// another network overlaps.
+pub fn invent(dir: &Path, name: &str, bridge: &str, subnet: Option<Subnet>) -> Result<Definition> {
+    let mut routes = routes()?;
+    for other in list(dir)? {
+        routes.extend(other.subnets.into_iter().map(|subnet| (subnet, None)));
+    }
     let v4 = match subnet {
         Some(subnet) => {
             if let Some(route) = routes.iter().find(|(route, _)| route.overlaps(&subnet)) {
                 return Err(Problem::new(
                     "E-SUBNET-CLASH",
-                    format!("{subnet} overlaps {}, which this host routes", route.0),
+                    format!("{subnet} overlaps {}, which this host routes or another network has", route.0),
                 )
                 .fix("choose another --subnet"));
             }

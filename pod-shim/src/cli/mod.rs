@@ -16,6 +16,7 @@ mod job;
 mod logs;
 mod man;
 mod migrate;
+mod network;
 mod options;
 mod port;
 mod ps;
@@ -104,6 +105,8 @@ pub enum Command {
     Top(top::Args),
     /// Show the published ports of a pod
     Port(port::Args),
+    /// Manage the networks that pods are on
+    Network(network::Args),
     /// Show what happened to pods
     Events(events::Args),
     /// See whether this host has what pods need
@@ -142,6 +145,7 @@ impl Command {
             Command::Stats(args) => stats::run(args, context),
             Command::Top(args) => top::run(args, context),
             Command::Port(args) => port::run(args, context),
+            Command::Network(args) => network::run(args, context),
             Command::Events(args) => events::run(args, context),
             Command::Doctor(args) => doctor::run(args, context),
             Command::Explain(args) => explain::run(args, context),
