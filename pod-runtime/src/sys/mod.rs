@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod daemon;
+pub mod descriptor;
 pub mod inet;
 pub mod interrupt;
 pub mod ipc;

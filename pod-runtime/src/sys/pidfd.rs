@@ -31,3 +31,9 @@ pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// pidfd_open(2) with PIDFD_THREAD: of any thread (Linux 6.9 and later; EINVAL before).
+pub fn open_thread(tid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, libc::O_EXCL) })
+}

@@ -1,22 +1,68 @@
 //! The walk over all descriptor tables.
 //!
 //! Each descriptor is copied into this process (pidfd_getfd), told apart from those already seen by kcmp(2), and dumped
-//! by its kind once. References that need the whole picture (epoll targets, peers of sockets) are resolved in
-//! [`FilesDump::finish`].
+//! by its kind once. References that need the whole picture (epoll targets, terminals, queues of sockets) are resolved
+//! in [`FilesDump::finish`].
 
-use super::{Task, View};
-use crate::ids::{FdTableId, FileId};
-use crate::image::Writer;
-use pod_runtime::{Problem, Result};
+use super::classify::{Class, Look, classify};
+use super::view::Holder;
+use super::{
+    Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, pidfd,
+    pipe, pty, regular, signalfd, socket, timerfd,
+};
+use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
+use crate::image::{Kind, Writer};
+use nix::sys::stat::fstat;
+use pod_runtime::proc::{fdinfo, stat, status};
+use pod_runtime::sys::kcmp::{self, Shared};
+use pod_runtime::sys::{descriptor, pidfd as sys_pidfd};
+use pod_runtime::{Doing, Problem, Result};
+use serde_bytes::ByteBuf;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Collects the files of a frozen pod.
 #[derive(Debug)]
 pub struct FilesDump<'v> {
-    view: &'v View,
+    pub(super) view: &'v View,
     /// What is not kept exactly, a line each.
     pub warnings: Vec<String>,
+    /// By id less one.
+    entries: Vec<Entry>,
+    /// By device and inode: indices into `entries` in the order of kcmp.
+    by_inode: HashMap<(u64, u64), Vec<usize>>,
+    /// References without a descriptor, by inode and access: these share one description.
+    by_path: HashMap<(u64, u64, i32), FileId>,
+    /// Inodes that several descriptions share: the number each has in the image.
+    shared: HashMap<(u64, u64), u64>,
+    /// Seen tables in the order of kcmp.
+    tables: Vec<(HostPid, FdTableId)>,
+    records: BTreeMap<FdTableId, FdTable>,
+    contents: Vec<Contents>,
+    terminals: BTreeMap<u32, Terminal>,
+    /// Process groups by their number on this host.
+    groups: HashMap<i32, PodPid>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    fd: OwnedFd,
+    subject: String,
+    /// None while its kind is being dumped.
+    file: Option<File>,
+    inode: u64,
+}
+
+/// What is known of one pty while the walk goes on.
+#[derive(Debug, Default)]
+struct Terminal {
+    master: Option<usize>,
+    slave: Option<usize>,
+    session: Option<PodPid>,
+    /// On this host.
+    foreground: Option<i32>,
 }
 
 /// Contents that are too large for a record: sent as raw bytes of `Owner::File`, by offset.
@@ -29,27 +75,379 @@ pub struct Contents {
 
 impl<'v> FilesDump<'v> {
     pub fn new(view: &'v View) -> Self {
-        FilesDump { view, warnings: Vec::new() }
+        FilesDump {
+            view,
+            warnings: Vec::new(),
+            entries: Vec::new(),
+            by_inode: HashMap::new(),
+            by_path: HashMap::new(),
+            shared: HashMap::new(),
+            tables: Vec::new(),
+            records: BTreeMap::new(),
+            contents: Vec::new(),
+            terminals: BTreeMap::new(),
+            groups: HashMap::new(),
+        }
     }
 
-    /// The descriptor table of this task; tasks that share a table get the same id. For a thread other than the leader
-    /// only when [`FilesDump::has_own_table`] says so.
+    /// The descriptor table of this task; tasks that share a table get the same id.
     pub fn table(&mut self, task: Task<'_>) -> Result<FdTableId> {
-        let _ = (self.view, task);
-        Err(Problem::new("E-SYSTEM", "descriptors cannot be dumped yet"))
+        let doing = || format!("read the descriptors of pid {} ({})", task.pid, task.comm);
+        self.terminal_of(task).doing(doing)?;
+        let place = search(&self.tables, |(host, _)| kcmp::compare(task.host.0, host.0, Shared::DescriptorTable))
+            .doing(doing)?;
+        let place = match place {
+            Ok(found) => return Ok(self.tables[found].1),
+            Err(place) => place,
+        };
+        let id = FdTableId(self.tables.len() as u64 + 1);
+        self.tables.insert(place, (task.host, id));
+        let mut table = FdTable::default();
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", task.host)).doing(doing)?;
+        let mut numbers: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+        numbers.sort_unstable();
+        for number in numbers {
+            self.descriptor(task, number, &mut table)?;
+        }
+        self.records.insert(id, table);
+        Ok(id)
+    }
+
+    fn descriptor(&mut self, task: Task<'_>, number: i32, table: &mut FdTable) -> Result<()> {
+        let subject = format!("pid {} ({}), fd {number}", task.pid, task.comm);
+        let fd = sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?;
+        let path = format!("/proc/{}/fdinfo/{number}", task.host);
+        let text = std::fs::read(&path).doing(|| format!("read {path}"))?;
+        let info = fdinfo::parse(&String::from_utf8_lossy(&text));
+        let file = self.add(fd, &subject)?;
+        table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec: info.flags & libc::O_CLOEXEC != 0 });
+        table.locks.extend(locks::of_table(TaskFd(number), &info));
+        Ok(())
     }
 
     /// A file that a task refers to without a descriptor: cwd, root, exe, a mapped file. `fd` is opened through
     /// /proc (`/proc/PID/cwd`, `/proc/PID/map_files/…`) with the access that the restored one needs; O_PATH for
     /// directories.
     pub fn path(&mut self, fd: OwnedFd, used_as: &str) -> Result<FileId> {
-        let _ = (fd, used_as);
-        Err(Problem::new("E-SYSTEM", "files cannot be dumped yet"))
+        let stat = fstat(&fd).doing(|| format!("stat a {used_as}"))?;
+        let flags = descriptor::status_flags(fd.as_fd()).doing(|| format!("read the flags of a {used_as}"))?;
+        let key = (stat.st_dev, stat.st_ino, flags & (libc::O_ACCMODE | libc::O_PATH));
+        if let Some(id) = self.by_path.get(&key) {
+            return Ok(*id);
+        }
+        let id = self.insert(fd, stat.st_ino, used_as)?;
+        self.by_path.insert(key, id);
+        Ok(id)
+    }
+
+    /// The id of a description of which we hold a copy, dumping it when it is new.
+    pub(super) fn add(&mut self, fd: OwnedFd, subject: &str) -> Result<FileId> {
+        let stat = fstat(&fd).doing(|| format!("{subject}: stat"))?;
+        let key = (stat.st_dev, stat.st_ino);
+        let known = self.by_inode.entry(key).or_default();
+        let entries = &self.entries;
+        let place = search(known, |index| kcmp::compare_files(fd.as_fd(), entries[*index].fd.as_fd()))
+            .doing(|| format!("{subject}: compare it"))?;
+        match place {
+            Ok(found) => Ok(FileId(known[found] as u64 + 1)),
+            Err(place) => {
+                known.insert(place, entries.len());
+                self.insert(fd, stat.st_ino, subject)
+            }
+        }
+    }
+
+    fn insert(&mut self, fd: OwnedFd, inode: u64, subject: &str) -> Result<FileId> {
+        let index = self.entries.len();
+        self.entries.push(Entry { fd, subject: subject.to_owned(), file: None, inode });
+        let file = self.describe(index)?;
+        self.entries[index].file = Some(file);
+        Ok(FileId(index as u64 + 1))
+    }
+
+    fn describe(&mut self, index: usize) -> Result<File> {
+        let fd = self.copy_of(index)?;
+        let subject = self.entries[index].subject.clone();
+        let look = Look::at(fd.as_fd()).doing(|| subject.clone())?;
+        let class = classify(fd.as_fd(), &look, &subject)?;
+        let state = self.state(index, class, fd.as_fd(), &look, &subject)?;
+        let path_only = look.is_path_only();
+        let position = match class {
+            Class::Regular | Class::Memfd if !path_only => look.info.position,
+            _ => 0,
+        };
+        let (owner, signal) = if path_only { (None, 0) } else { self.owner(fd.as_fd(), &subject)? };
+        Ok(File {
+            state,
+            flags: look.flags,
+            position,
+            owner,
+            signal,
+            locks: locks::of_description(&look.info),
+            name: look.name(),
+        })
+    }
+
+    fn state(
+        &mut self,
+        index: usize,
+        class: Class,
+        fd: BorrowedFd<'_>,
+        look: &Look,
+        subject: &str,
+    ) -> Result<FileState> {
+        let key = (look.stat.st_dev, look.stat.st_ino);
+        Ok(match class {
+            Class::Regular => {
+                let view = self.view;
+                let dumped = regular::dump(fd, look, view, subject, || self.number(key))?;
+                self.warnings.extend(dumped.warning);
+                self.raw(index, dumped.raw);
+                FileState::Regular(dumped.state)
+            }
+            Class::Namespace => FileState::Regular(self.namespace(look, subject)?),
+            Class::Pipe => {
+                let external = self.view.outside.pipes.get(&look.stat.st_ino).copied();
+                if external == Some(Holder::Session) {
+                    self.warnings.push(format!("{subject}: nobody is attached to this pod exec session afterwards"));
+                }
+                FileState::Pipe(pipe::dump(fd, look, self.number(key), external)?)
+            }
+            Class::PtyMaster => FileState::Pty(self.terminal(index, fd, pty::End::Master)),
+            Class::PtySlave => FileState::Pty(self.terminal(index, fd, pty::End::Slave)),
+            Class::Device => FileState::Device(device::dump(look)),
+            Class::Memfd => {
+                let (state, raw) = memfd::dump(fd, look, self.number(key))?;
+                self.raw(index, raw);
+                FileState::Memfd(state)
+            }
+            Class::Eventfd => FileState::Eventfd(eventfd::dump(&look.info).doing(|| subject.to_owned())?),
+            // The targets follow in `finish`, when all files are known.
+            Class::Epoll => FileState::Epoll(epoll::State { targets: Vec::new() }),
+            Class::Timerfd => FileState::Timerfd(timerfd::dump(&look.info).doing(|| subject.to_owned())?),
+            Class::Signalfd => FileState::Signalfd(signalfd::dump(&look.info).doing(|| subject.to_owned())?),
+            Class::Inotify => {
+                let state = inotify::dump(fd, &look.info, self.view, subject)?;
+                if state.events_lost {
+                    self.warnings.push(format!("{subject}: inotify events that were not read yet are lost"));
+                }
+                FileState::Inotify(state)
+            }
+            Class::Pidfd => FileState::Pidfd(pidfd::dump(&look.info, look.flags, subject, self.view.depth)?),
+            Class::Socket => {
+                let mut context = socket::DumpContext { inode: look.stat.st_ino, subject, files: self };
+                FileState::Socket(socket::dump(fd, &mut context)?)
+            }
+        })
+    }
+
+    fn copy_of(&self, index: usize) -> Result<OwnedFd> {
+        self.entries[index].fd.try_clone().doing(|| "copy a descriptor".into())
+    }
+
+    /// The number that an inode has in the image, and whether it is new.
+    fn number(&mut self, key: (u64, u64)) -> (u64, bool) {
+        let next = self.shared.len() as u64 + 1;
+        let number = *self.shared.entry(key).or_insert(next);
+        (number, number == next)
+    }
+
+    fn raw(&mut self, index: usize, raw: Option<(OwnedFd, u64)>) {
+        self.contents.extend(raw.map(|(fd, bytes)| Contents { file: FileId(index as u64 + 1), fd, bytes }));
+    }
+
+    /// One of the pod's own namespaces can be opened again by its path.
+    fn namespace(&self, look: &Look, subject: &str) -> Result<regular::State> {
+        let name = look.name();
+        let kind = name.split_once(':').map_or("", |(kind, _)| kind);
+        let own = std::fs::read_link(format!("/proc/{}/ns/{kind}", self.view.init));
+        if !own.is_ok_and(|own| own.to_string_lossy() == name) {
+            let what = format!("{subject}: {name} is a namespace that the pod made inside");
+            return Err(Problem::new("E-FILE-NAMESPACE", what));
+        }
+        Ok(regular::State {
+            path: ByteBuf::from(format!("/proc/1/ns/{kind}").into_bytes()),
+            mode: look.stat.st_mode,
+            bytes: 0,
+            existence: regular::Existence::Proc,
+        })
+    }
+
+    /// F_SETOWN and F_SETSIG.
+    fn owner(&self, fd: BorrowedFd<'_>, subject: &str) -> Result<(Option<Owner>, i32)> {
+        let doing = || format!("{subject}: read who gets its signals");
+        let signal = descriptor::async_signal(fd).doing(doing)?;
+        let owner = descriptor::async_owner(fd).doing(doing)?;
+        if owner.pid == 0 {
+            return Ok((None, signal));
+        }
+        let kind = match owner.kind {
+            0 => OwnerKind::Thread,
+            1 => OwnerKind::Process,
+            _ => OwnerKind::Group,
+        };
+        let Some(id) = self.view.any_pid_in_pod(owner.pid, kind == OwnerKind::Group) else { return Ok((None, signal)) };
+        let (uid, euid) = descriptor::async_owner_uids(fd).unwrap_or((0, 0));
+        Ok((Some(Owner { kind, id, uid, euid }), signal))
+    }
+
+    /// Notes an end of a pty; what both ends share follows in `finish`.
+    fn terminal(&mut self, index: usize, fd: BorrowedFd<'_>, end: pty::End) -> pty::State {
+        let number = pty::index(fd, end);
+        let hung_up = number.is_none() || descriptor::termios(fd).is_err();
+        let number = number.unwrap_or(u32::MAX);
+        let mut state = pty::State { end, index: number, external: None, session: None, foreground: None, pair: None };
+        if hung_up {
+            state.pair = pty::dump_pair(None, Some(fd)).ok();
+            return state;
+        }
+        let terminal = self.terminals.entry(number).or_default();
+        match end {
+            pty::End::Master => terminal.master.get_or_insert(index),
+            pty::End::Slave => terminal.slave.get_or_insert(index),
+        };
+        state
+    }
+
+    /// Notes which terminal controls the session of this task.
+    fn terminal_of(&mut self, task: Task<'_>) -> Result<()> {
+        let read = |name: &str| std::fs::read(format!("/proc/{}/{name}", task.host));
+        let text = read("stat").doing(|| "read its stat".into())?;
+        let Some(stat) = stat::parse(&String::from_utf8_lossy(&text)) else { return Ok(()) };
+        let text = read("status").doing(|| "read its status".into())?;
+        let status = status::parse(&String::from_utf8_lossy(&text));
+        let depth = self.view.depth;
+        if let Some(group) = status.ns_group.get(depth) {
+            self.groups.insert(stat.group, PodPid(*group));
+        }
+        let Some(index) = pty::index_of_number(stat.terminal) else { return Ok(()) };
+        let terminal = self.terminals.entry(index).or_default();
+        terminal.session = status.ns_session.get(depth).map(|session| PodPid(*session));
+        terminal.foreground = Some(stat.terminal_group);
+        Ok(())
     }
 
     /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES.
-    pub fn finish(self, w: &mut Writer<impl Write>) -> Result<Vec<Contents>> {
-        let _ = w;
-        Ok(Vec::new())
+    pub fn finish(mut self, w: &mut Writer<impl Write>) -> Result<Vec<Contents>> {
+        self.finish_sockets()?;
+        self.finish_terminals()?;
+        self.finish_epolls()?;
+        self.finish_pipes();
+        for (index, entry) in self.entries.iter().enumerate() {
+            w.put(Kind::FILE, index as u64 + 1, &entry.file)?;
+        }
+        for (id, table) in &self.records {
+            w.put(Kind::FD_TABLE, id.0, table)?;
+        }
+        Ok(self.contents)
     }
+
+    /// Queues of sockets can hold files that nobody else has, sockets too: until there is nothing new.
+    fn finish_sockets(&mut self) -> Result<()> {
+        let mut index = 0;
+        while index < self.entries.len() {
+            let Some(FileState::Socket(state)) = self.entries[index].file.as_ref().map(|file| &file.state) else {
+                index += 1;
+                continue;
+            };
+            let mut state = state.clone();
+            let (fd, subject) = (self.copy_of(index)?, self.entries[index].subject.clone());
+            let mut context = socket::DumpContext { inode: self.entries[index].inode, subject: &subject, files: self };
+            socket::finish(&mut state, fd.as_fd(), &mut context)?;
+            if let Some(file) = &mut self.entries[index].file {
+                file.state = FileState::Socket(state);
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn finish_terminals(&mut self) -> Result<()> {
+        for (index, terminal) in std::mem::take(&mut self.terminals) {
+            let monitor = self.view.outside.terminals.get(&index);
+            let master = terminal.master.map(|i| self.entries[i].fd.as_fd()).or(monitor.map(|(_, fd)| fd.as_fd()));
+            let mut slave = terminal.slave;
+            if slave.is_none() && terminal.session.is_some() {
+                let Some(master) = master else { continue };
+                // The session needs a descriptor to take it by, although nobody has one open.
+                let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+                let fd = descriptor::pty_slave(master, flags).doing(|| format!("open terminal {index}"))?;
+                let subject = format!("controlling terminal {index}");
+                slave = Some(self.add(fd, &subject)?.0 as usize - 1);
+            }
+            let master = terminal.master.map(|i| self.entries[i].fd.as_fd()).or(monitor.map(|(_, fd)| fd.as_fd()));
+            let pair = pty::dump_pair(master, slave.map(|i| self.entries[i].fd.as_fd()))
+                .doing(|| format!("read terminal {index}"))?;
+            let foreground = terminal.foreground.and_then(|group| self.groups.get(&group)).copied();
+            let mut pair = Some(pair);
+            for entry in &mut self.entries {
+                if let Some(File { state: FileState::Pty(state), .. }) = &mut entry.file
+                    && state.index == index
+                {
+                    state.external = monitor.map(|(holder, _)| *holder);
+                    state.session = terminal.session;
+                    state.foreground = foreground;
+                    state.pair = pair.take();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_epolls(&mut self) -> Result<()> {
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if !matches!(entry.file.as_ref().map(|file| &file.state), Some(FileState::Epoll(_))) {
+                continue;
+            }
+            let look = Look::at(entry.fd.as_fd())?;
+            let state = epoll::dump(entry.fd.as_fd(), &look.info, &entry.subject, |inode| {
+                let of_inode = self.entries.iter().enumerate().filter(|(_, e)| e.inode == inode);
+                of_inode.map(|(i, e)| (FileId(i as u64 + 1), e.fd.as_fd())).collect()
+            })?;
+            if let Some(file) = &mut self.entries[index].file {
+                file.state = FileState::Epoll(state);
+            }
+        }
+        Ok(())
+    }
+
+    /// A pipe is in packet mode when one of its writing ends is.
+    fn finish_pipes(&mut self) {
+        let pipes = |entries: &[Entry]| -> Vec<(usize, u64, bool)> {
+            let files = entries.iter().enumerate().filter_map(|(i, e)| Some((i, e.file.as_ref()?)));
+            files
+                .filter_map(|(i, file)| match &file.state {
+                    FileState::Pipe(state) => Some((i, state.pipe, file.flags & libc::O_DIRECT != 0)),
+                    _ => None,
+                })
+                .collect()
+        };
+        let all = pipes(&self.entries);
+        for (index, pipe, _) in &all {
+            let packets = all.iter().any(|(_, other, packets)| other == pipe && *packets);
+            if let Some(File { state: FileState::Pipe(state), .. }) = &mut self.entries[*index].file
+                && let Some(buffer) = &mut state.buffer
+            {
+                buffer.packets |= packets;
+            }
+        }
+    }
+}
+
+/// Binary search with an order that can fail.
+fn search<T>(
+    sorted: &[T],
+    order: impl Fn(&T) -> nix::Result<Ordering>,
+) -> nix::Result<std::result::Result<usize, usize>> {
+    let (mut low, mut high) = (0, sorted.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match order(&sorted[middle])? {
+            Ordering::Equal => return Ok(Ok(middle)),
+            Ordering::Less => high = middle,
+            Ordering::Greater => low = middle + 1,
+        }
+    }
+    Ok(Err(low))
 }

@@ -31,7 +31,7 @@ pub mod view;
 pub use classify::check;
 pub use dump::FilesDump;
 pub use opener::{Opener, task_work};
-pub use view::{Outside, Task, View};
+pub use view::{Holder, Outside, Task, View};
 
 use crate::ids::{FdTableId, FileId, PodPid, TaskFd};
 use serde::{Deserialize, Serialize};

@@ -1,10 +1,21 @@
 //! The pod as the dump of its files sees it: its root, its tasks, and what of it ends outside.
 
+use super::classify::Look;
+use super::regular::Identity;
 use crate::ids::{HostPid, PodPid};
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat};
+use pod_runtime::proc::fdinfo;
+use pod_runtime::sys::{descriptor, pidfd};
 use pod_runtime::{Doing, Result};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// One task whose descriptors are read.
 #[derive(Debug, Clone, Copy)]
@@ -17,15 +28,60 @@ pub struct Task<'a> {
     pub comm: &'a str,
 }
 
-/// What the pod's monitor holds of the pod's files.
+/// What belongs to the pod and lies outside of it: mostly what its monitor holds.
 #[derive(Debug, Default)]
 pub struct Outside {
-    /// The monitor, as this host numbers it.
-    pub monitor: Option<HostPid>,
-    /// Inode numbers of the pipes that are the pod's stdin, stdout and stderr.
-    pub stdio: [Option<u64>; 3],
-    /// Index of the pty that is the pod's terminal.
-    pub console: Option<u32>,
+    /// The pod's own layer over its base: a file that is in there travels, one that is not must be the same on the
+    /// other host.
+    pub upper: Option<PathBuf>,
+    /// Pipes whose other end the monitor has, by inode number.
+    pub pipes: HashMap<u64, Holder>,
+    /// Terminals whose master the monitor has, by index, with a copy of the master.
+    pub terminals: HashMap<u32, (Holder, OwnedFd)>,
+}
+
+/// What the monitor's end is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Holder {
+    /// The pod's stdin, stdout, stderr (0, 1, 2); 0 for its terminal.
+    Pod(u8),
+    /// A session of `pod exec`. After a restore nobody is at its other end any more.
+    Session,
+}
+
+impl Outside {
+    /// Looks through the descriptors of the pod's monitor. The pod's own stdio are its oldest: what `pod exec` adds has
+    /// higher numbers. `terminal` is whether the pod has one (then all pipes are of sessions).
+    pub fn of_monitor(monitor: HostPid, init: HostPid, terminal: bool, upper: Option<PathBuf>) -> Result<Outside> {
+        let mut outside = Outside { upper, ..Outside::default() };
+        let doing = || format!("look at the descriptors of the monitor (process {monitor})");
+        let devpts = std::fs::metadata(format!("/proc/{init}/root/dev/pts")).map(|m| m.dev()).ok();
+        let pidfd = pidfd::open(monitor.0).doing(doing)?;
+        let entries = std::fs::read_dir(format!("/proc/{monitor}/fd")).doing(doing)?;
+        let mut numbers: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+        numbers.sort_unstable();
+        let (mut inputs, mut outputs) = (0, 0);
+        for number in numbers {
+            let Ok(fd) = pidfd::get_fd(&pidfd, number) else { continue };
+            let look = Look::at(fd.as_fd())?;
+            if look.link.starts_with(b"pipe:[") && !outside.pipes.contains_key(&look.stat.st_ino) {
+                let (count, first, most) = match look.flags & libc::O_ACCMODE {
+                    libc::O_WRONLY => (&mut inputs, 0, 1),
+                    _ => (&mut outputs, 1, 2),
+                };
+                let holder = if *count < most && !terminal { Holder::Pod(first + *count) } else { Holder::Session };
+                *count += 1;
+                outside.pipes.insert(look.stat.st_ino, holder);
+            } else if let Ok(index) = descriptor::pty_index(fd.as_fd())
+                && Some(look.stat.st_dev) == devpts
+            {
+                let first = outside.terminals.is_empty() && terminal;
+                let holder = if first { Holder::Pod(0) } else { Holder::Session };
+                outside.terminals.entry(index).or_insert((holder, fd));
+            }
+        }
+        Ok(outside)
+    }
 }
 
 /// The pod, seen from this host.
@@ -36,6 +92,13 @@ pub struct View {
     /// The pod's root directory (O_PATH).
     pub root: OwnedFd,
     pub outside: Outside,
+    root_mount: i32,
+    /// How many pid namespaces the pod's lies below ours.
+    pub(super) depth: usize,
+    /// Paths of watched inodes that were found already.
+    pub(super) found_inodes: RefCell<HashMap<(u64, u64), Vec<u8>>>,
+    /// Identities of base files, by device, inode, size and time of change: hashed before the freeze where possible.
+    pub(super) identities: RefCell<HashMap<(u64, u64, i64, i64), Identity>>,
 }
 
 impl View {
@@ -43,6 +106,67 @@ impl View {
         let path = format!("/proc/{init}/root");
         let root = open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .doing(|| format!("open {path}"))?;
-        Ok(View { init, root, outside })
+        let root_mount = mount_of(&root)?;
+        let depth = pids(init).len().saturating_sub(1);
+        let (found_inodes, identities) = (RefCell::default(), RefCell::default());
+        Ok(View { init, root, outside, root_mount, depth, found_inodes, identities })
     }
+
+    /// A path of the pod, opened as a mere reference (O_PATH), the last component not followed.
+    pub fn open_path(&self, path: &[u8]) -> nix::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        openat2(&self.root, Path::new(OsStr::from_bytes(path)), how)
+    }
+
+    pub fn stat(&self, path: &[u8]) -> Option<FileStat> {
+        fstat(self.open_path(path).ok()?).ok()
+    }
+
+    /// The mount that a path of the pod leads to.
+    pub(super) fn mount_at(&self, path: &[u8]) -> Option<i32> {
+        mount_of(&self.open_path(path).ok()?).ok()
+    }
+
+    /// Whether a file of the pod's root lies in the base, which does not travel.
+    pub(super) fn is_of_base(&self, path: &[u8], mount: i32) -> bool {
+        let Some(upper) = &self.outside.upper else { return false };
+        if mount != self.root_mount {
+            return false;
+        }
+        let inner = path.strip_prefix(b"/").unwrap_or(path);
+        std::fs::symlink_metadata(upper.join(OsStr::from_bytes(inner))).is_err()
+    }
+
+    /// A process of this host as the pod numbers it.
+    pub fn pid_in_pod(&self, host: HostPid) -> Option<PodPid> {
+        pids(host).get(self.depth).copied().map(PodPid)
+    }
+
+    /// The same for any thread, or for a process group by its leader's number (which may have ended).
+    pub(super) fn any_pid_in_pod(&self, host: i32, group: bool) -> Option<PodPid> {
+        let text = std::fs::read(format!("/proc/{host}/status")).ok()?;
+        let status = pod_runtime::proc::status::parse(&String::from_utf8_lossy(&text));
+        let numbers = if group { status.ns_group } else { status.ns_pid };
+        numbers.get(self.depth).copied().map(PodPid)
+    }
+
+    /// Directories that the first process works in, where others may well work too.
+    pub(super) fn working_places(&self) -> Vec<Vec<u8>> {
+        let cwd = std::fs::read_link(format!("/proc/{}/cwd", self.init));
+        cwd.map(|path| path.into_os_string().into_vec()).into_iter().collect()
+    }
+}
+
+/// The numbers of a process in our pid namespace and in those below, down to its own.
+fn pids(host: HostPid) -> Vec<i32> {
+    let text = std::fs::read(format!("/proc/{host}/status")).unwrap_or_default();
+    pod_runtime::proc::status::parse(&String::from_utf8_lossy(&text)).ns_tgid
+}
+
+fn mount_of(fd: &OwnedFd) -> Result<i32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+        .doing(|| "read the mount of a file".into())?;
+    Ok(fdinfo::parse(&text).mount)
 }

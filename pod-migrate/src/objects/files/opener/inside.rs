@@ -1,0 +1,263 @@
+//! The opener's own side: runs in the pod's namespaces as a fork of the monitor, with the image in its memory.
+
+use super::super::view::Holder;
+use super::super::{
+    File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, pidfd, pipe, pty, regular,
+    signalfd, socket, timerfd,
+};
+use super::{Answer, Holding, Order};
+use crate::ids::FileId;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Uid, setresuid};
+use pod_runtime::sys::descriptor::{self, AsyncOwner};
+use pod_runtime::{Doing, Result};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Opens everything, answers, and follows orders until told to finish or until nobody is there any more.
+pub(super) fn run(files: &Files, link: UnixStream) -> i32 {
+    // Half of the files of a pod at its limit would not fit under the soft one.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let mut inside = Inside::new(files);
+    let opened = inside.open_all();
+    if answer(&link, opened.map(|()| inside.holding())).is_err() {
+        return 1;
+    }
+    let Ok(copy) = link.try_clone() else { return 1 };
+    for line in BufReader::new(copy).lines() {
+        let Ok(order) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop)) else { return 1 };
+        let done = match order {
+            Order::Connect => inside.connect(),
+            Order::Release => inside.release(),
+            Order::Finish => Ok(()),
+        };
+        if answer(&link, done.map(|()| inside.holding())).is_err() || order == Order::Finish {
+            break;
+        }
+    }
+    0
+}
+
+fn answer(mut link: &UnixStream, done: Result<Holding>) -> std::io::Result<()> {
+    let answer: Answer = done.map_err(|problem| problem.report());
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    link.write_all(&line)
+}
+
+struct Inside<'a> {
+    files: &'a Files,
+    held: BTreeMap<FileId, OwnedFd>,
+    contents: BTreeMap<FileId, OwnedFd>,
+    pipes: Vec<(Holder, OwnedFd)>,
+    terminals: Vec<(Holder, OwnedFd)>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Inside<'a> {
+    fn new(files: &'a Files) -> Self {
+        Inside {
+            files,
+            held: BTreeMap::new(),
+            contents: BTreeMap::new(),
+            pipes: Vec::new(),
+            terminals: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn holding(&self) -> Holding {
+        let numbers = |fds: &BTreeMap<FileId, OwnedFd>| fds.iter().map(|(id, fd)| (*id, fd.as_raw_fd())).collect();
+        let ends = |fds: &[(Holder, OwnedFd)]| fds.iter().map(|(holder, fd)| (*holder, fd.as_raw_fd())).collect();
+        Holding {
+            files: numbers(&self.held),
+            contents: numbers(&self.contents),
+            pipes: ends(&self.pipes),
+            terminals: ends(&self.terminals),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// All that needs no process of the pod.
+    fn open_all(&mut self) -> Result<()> {
+        let files = self.files;
+        let mut pipes: BTreeMap<u64, BTreeMap<FileId, (&pipe::State, &File)>> = BTreeMap::new();
+        let mut terminals = BTreeMap::new();
+        // Firsts before those that share their inode.
+        let (first, others): (Vec<_>, Vec<_>) = files.files.iter().partition(|(_, file)| is_first(file));
+        for (id, file) in first.into_iter().chain(others) {
+            match &file.state {
+                FileState::Pipe(state) => {
+                    pipes.entry(state.pipe).or_default().insert(*id, (state, file));
+                }
+                FileState::Pty(state) => {
+                    terminals.insert(*id, (state, file));
+                }
+                _ => self.open(*id, file).doing(|| format!("restore {}", file.name))?,
+            }
+        }
+        for ends in pipes.values() {
+            let restored = pipe::restore(ends)?;
+            self.pipes.extend(restored.external);
+            self.held.extend(restored.ends);
+        }
+        let restored = pty::restore(&terminals)?;
+        self.terminals.extend(restored.external);
+        self.held.extend(restored.ends);
+        for (id, file) in &files.files {
+            let Some(fd) = self.held.get(id) else { continue };
+            set_flags(file, fd)?;
+            for lock in file.locks.iter().filter(|lock| lock.kind != locks::LockKind::Lease) {
+                locks::restore(lock, fd.as_fd()).doing(|| format!("lock {}", file.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, id: FileId, file: &File) -> Result<()> {
+        let (fd, contents) = match &file.state {
+            // Need processes: see `connect`.
+            FileState::Regular(regular::State { existence: regular::Existence::Proc, .. }) | FileState::Pidfd(_) => {
+                return Ok(());
+            }
+            FileState::Regular(state) => regular::restore(state, file, |inode| self.number_of_inode(inode))?,
+            FileState::Memfd(state) => memfd::restore(state, file, |inode| self.number_of_inode(inode))?,
+            FileState::Device(state) => (device::restore(state, file)?, None),
+            FileState::Eventfd(state) => (eventfd::restore(state)?, None),
+            FileState::Epoll(_) => (epoll::restore()?, None),
+            FileState::Timerfd(state) => (timerfd::restore(state)?, None),
+            FileState::Signalfd(state) => (signalfd::restore(state)?, None),
+            FileState::Inotify(state) => (inotify::restore(state)?, None),
+            FileState::Socket(state) => (socket::restore(state)?, None),
+            FileState::Pipe(_) | FileState::Pty(_) => return Ok(()),
+        };
+        self.held.insert(id, fd);
+        self.contents.extend(contents.map(|fd| (id, fd)));
+        Ok(())
+    }
+
+    /// The first description of a shared inode.
+    fn number_of_inode(&self, inode: u64) -> Option<i32> {
+        let is_it = |file: &File| is_first(file) && inode_of(file) == Some(inode);
+        let (id, _) = self.files.files.iter().find(|(_, file)| is_it(file))?;
+        self.held.get(id).map(|fd| fd.as_raw_fd())
+    }
+
+    /// All processes exist.
+    fn connect(&mut self) -> Result<()> {
+        let files = self.files;
+        for (id, file) in &files.files {
+            let doing = || format!("restore {}", file.name);
+            let fd = match &file.state {
+                FileState::Regular(state) if state.existence == regular::Existence::Proc => {
+                    regular::restore(state, file, |_| None).doing(doing)?.0
+                }
+                FileState::Pidfd(state) => pidfd::restore(state).doing(doing)?,
+                _ => continue,
+            };
+            set_flags(file, &fd)?;
+            self.held.insert(*id, fd);
+        }
+        let held = &self.held;
+        for (id, file) in &files.files {
+            let Some(fd) = held.get(id) else { continue };
+            let doing = || format!("restore {}", file.name);
+            match &file.state {
+                FileState::Epoll(state) => {
+                    epoll::register(state, fd.as_fd(), |id| held.get(&id).map(|fd| fd.as_fd())).doing(doing)?;
+                }
+                FileState::Socket(state) => {
+                    socket::connect(state, fd.as_fd(), &|id| held.get(&id).map(|fd| fd.as_fd())).doing(doing)?;
+                }
+                _ => {}
+            }
+        }
+        for (id, file) in &files.files {
+            let Some(fd) = held.get(id) else { continue };
+            set_owner(file, fd).doing(|| format!("set who gets the signals of {}", file.name))?;
+            for lock in file.locks.iter().filter(|lock| lock.kind == locks::LockKind::Lease) {
+                locks::restore(lock, fd.as_fd()).doing(|| format!("lease {}", file.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<()> {
+        for (id, file) in &self.files.files {
+            let Some(fd) = self.held.get(id) else { continue };
+            match &file.state {
+                FileState::Memfd(state) if state.first => memfd::seal(state, fd.as_fd())?,
+                FileState::Socket(state) => socket::release(state, fd.as_fd())?,
+                _ => {}
+            }
+        }
+        self.contents.clear();
+        Ok(())
+    }
+}
+
+fn inode_of(file: &File) -> Option<u64> {
+    match &file.state {
+        FileState::Memfd(state) => Some(state.inode),
+        FileState::Regular(regular::State { existence: regular::Existence::Deleted(deleted), .. }) => {
+            Some(deleted.inode)
+        }
+        _ => None,
+    }
+}
+
+/// Not to be opened through another description.
+fn is_first(file: &File) -> bool {
+    match &file.state {
+        FileState::Memfd(state) => state.first,
+        FileState::Regular(regular::State { existence: regular::Existence::Deleted(deleted), .. }) => deleted.first,
+        _ => true,
+    }
+}
+
+/// The status flags that can be set after opening, but for O_ASYNC, which needs an owner first.
+fn set_flags(file: &File, fd: &OwnedFd) -> Result<()> {
+    if file.flags & libc::O_PATH != 0 {
+        return Ok(());
+    }
+    let flags = file.flags & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME);
+    let now = descriptor::status_flags(fd.as_fd()).doing(|| format!("read the flags of {}", file.name))?;
+    if now & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME) == flags {
+        return Ok(());
+    }
+    descriptor::set_status_flags(fd.as_fd(), flags).doing(|| format!("set the flags of {}", file.name))
+}
+
+/// The kernel notes who set an owner and lets signals through by that: so it is set as that user.
+fn set_owner(file: &File, fd: &OwnedFd) -> std::io::Result<()> {
+    if file.flags & libc::O_PATH != 0 {
+        return Ok(());
+    }
+    if file.signal != 0 {
+        descriptor::set_async_signal(fd.as_fd(), file.signal)?;
+    }
+    if let Some(owner) = file.owner {
+        let kind = match owner.kind {
+            OwnerKind::Thread => 0,
+            OwnerKind::Process => 1,
+            OwnerKind::Group => 2,
+        };
+        setresuid(Uid::from_raw(owner.uid), Uid::from_raw(owner.euid), Uid::from_raw(0))?;
+        let set = descriptor::set_async_owner(fd.as_fd(), AsyncOwner { kind, pid: owner.id.0 });
+        setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?;
+        match set {
+            // The owner ended before; nobody gets the signals, as before.
+            Err(nix::errno::Errno::ESRCH) => {}
+            other => other?,
+        }
+    }
+    if file.flags & libc::O_ASYNC != 0 {
+        let now = descriptor::status_flags(fd.as_fd())?;
+        descriptor::set_status_flags(fd.as_fd(), now | libc::O_ASYNC)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! The opener: a process of ours inside the pod's namespaces that opens every file and holds it until each task has its
+//! copies.
+//!
+//! Order of a restore:
+//! 1. [`Opener::start`] before the tree is made: everything that needs no other process is open then, terminals too, so
+//!    that session leaders can take theirs (see [`super::Files::controlling_terminals`]).
+//! 2. The tree is made. [`Opener::connect`]: what refers to processes or to other files (pidfds, /proc files, epoll
+//!    registrations, queued messages, owners).
+//! 3. Each task takes its descriptors: `pidfd_open(pid)`, `pidfd_getfd(n)`, `dup3`. Contents arrive as raw bytes.
+//! 4. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
+//!
+//! Dropping an opener kills its process; everything that only it held goes with it. It ends by itself when the process
+//! that started it is gone.
+
+mod inside;
+
+use super::view::Holder;
+use super::{Files, locks};
+use crate::ids::{FdTableId, FileId, PodPid};
+use crate::remote::call::{Arg, RemoteCall};
+use pod_runtime::birth;
+use pod_runtime::cgroup::Cgroup;
+use pod_runtime::problem::Report;
+use pod_runtime::sys::{daemon, pidfd};
+use pod_runtime::{Doing, Problem, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// An answer is a few bytes a file.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// What the pod's new monitor gets: its side of what was the old monitor's.
+#[derive(Debug, Default)]
+pub struct External {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// Master of the pod's terminal.
+    pub console: Option<OwnedFd>,
+    /// The same of `pod exec` sessions, whose client is gone.
+    pub others: Vec<OwnedFd>,
+}
+
+/// What the process is told to do; one line of JSON each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Order {
+    Connect,
+    Release,
+    Finish,
+}
+
+/// What it holds now, by its descriptor numbers.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Holding {
+    files: BTreeMap<FileId, i32>,
+    contents: BTreeMap<FileId, i32>,
+    pipes: Vec<(Holder, i32)>,
+    terminals: Vec<(Holder, i32)>,
+    warnings: Vec<String>,
+}
+
+type Answer = std::result::Result<Holding, Report>;
+
+#[derive(Debug)]
+pub struct Opener {
+    pid: PodPid,
+    process: Process,
+    to: UnixStream,
+    from: BufReader<UnixStream>,
+    holding: Holding,
+}
+
+/// Kills and reaps on drop.
+#[derive(Debug)]
+struct Process {
+    host: i32,
+    pidfd: OwnedFd,
+    reaped: bool,
+}
+
+impl Opener {
+    /// `free_pid` is one that no restored task has. Called in the monitor, whose child the opener is.
+    pub fn start(init: &OwnedFd, cgroup: &Cgroup, free_pid: PodPid, files: &Files) -> Result<Opener> {
+        Opener::start_by(free_pid, files, |f| birth::enter(init, cgroup, Some(free_pid.0), f))
+    }
+
+    /// `spawn` runs the closure in a child and returns its pid on this host.
+    pub fn start_by(
+        pid: PodPid,
+        files: &Files,
+        spawn: impl FnOnce(Box<dyn FnOnce() -> i32 + '_>) -> Result<i32>,
+    ) -> Result<Opener> {
+        let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
+        let ours_in_child = ours.try_clone().doing(|| "copy a socket".into())?;
+        let host = spawn(Box::new(move || {
+            drop(ours_in_child);
+            inside::run(files, theirs)
+        }))?;
+        let pidfd = match pidfd::open(host) {
+            Ok(pidfd) => pidfd,
+            Err(error) => return Err(error).doing(|| "open a pidfd of the opener".into()),
+        };
+        let process = Process { host, pidfd, reaped: false };
+        let from = BufReader::new(ours.try_clone().doing(|| "copy a socket".into())?);
+        let mut opener = Opener { pid, process, to: ours, from, holding: Holding::default() };
+        opener.holding = opener.answer()?;
+        Ok(opener)
+    }
+
+    /// Its pid in the pod: what tasks call pidfd_open with.
+    pub fn pid(&self) -> PodPid {
+        self.pid
+    }
+
+    /// Under which number the opener holds each file. Complete after [`Opener::connect`].
+    pub fn numbers(&self) -> &BTreeMap<FileId, i32> {
+        &self.holding.files
+    }
+
+    /// What could not be restored exactly, a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.holding.warnings
+    }
+
+    /// After all processes of the pod exist.
+    pub fn connect(&mut self) -> Result<()> {
+        self.holding = self.order(Order::Connect)?;
+        Ok(())
+    }
+
+    /// A copy of a file for the engine.
+    pub fn take(&self, file: FileId) -> Result<OwnedFd> {
+        let number = self.holding.files.get(&file).ok_or_else(|| broken(format!("file {file} is not there")))?;
+        self.copy(*number)
+    }
+
+    /// A writable descriptor of a file whose contents come as raw bytes.
+    pub fn contents(&self, file: FileId) -> Result<OwnedFd> {
+        let number = self.holding.contents.get(&file);
+        self.copy(*number.ok_or_else(|| broken(format!("file {file} takes no contents")))?)
+    }
+
+    /// What the new monitor gets. Once.
+    pub fn external(&mut self) -> Result<External> {
+        let mut external = External::default();
+        // In the order of the numbers that the monitor's own descriptors then have: its own stdio first.
+        let mut terminals = std::mem::take(&mut self.holding.terminals);
+        terminals.sort_unstable();
+        let mut pipes = std::mem::take(&mut self.holding.pipes);
+        pipes.sort_unstable();
+        for (holder, number) in terminals {
+            let fd = self.copy(number)?;
+            match holder {
+                Holder::Pod(_) if external.console.is_none() => external.console = Some(fd),
+                _ => external.others.push(fd),
+            }
+        }
+        for (holder, number) in pipes {
+            let fd = self.copy(number)?;
+            match holder {
+                Holder::Pod(0) => external.stdin = Some(fd),
+                Holder::Pod(1) => external.stdout = Some(fd),
+                Holder::Pod(_) => external.stderr = Some(fd),
+                Holder::Session => external.others.push(fd),
+            }
+        }
+        Ok(external)
+    }
+
+    /// The last moment before the tasks go: connections leave repair mode, seals are set.
+    pub fn release(&mut self) -> Result<()> {
+        self.order(Order::Release).map(drop)
+    }
+
+    /// Ends the opener's process and reaps it.
+    pub fn finish(mut self) -> Result<()> {
+        self.order(Order::Finish)?;
+        daemon::reap(self.process.host).doing(|| "wait for the opener".into())?;
+        self.process.reaped = true;
+        Ok(())
+    }
+
+    fn copy(&self, number: i32) -> Result<OwnedFd> {
+        pidfd::get_fd(&self.process.pidfd, number).doing(|| "take a file from the opener".into())
+    }
+
+    fn order(&mut self, order: Order) -> Result<Holding> {
+        let mut line = serde_json::to_vec(&order).doing(|| "tell the opener".into())?;
+        line.push(b'\n');
+        self.to.write_all(&line).doing(|| "tell the opener".into())?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Holding> {
+        let mut line = Vec::new();
+        let read = self.from.by_ref().take(MOST_BYTES).read_until(b'\n', &mut line);
+        read.doing(|| "hear from the opener".into())?;
+        if line.is_empty() {
+            return Err(Problem::new("E-SYSTEM", "the process that opens the pod's files has died"));
+        }
+        let answer: Answer = serde_json::from_slice(&line).doing(|| "understand the opener".into())?;
+        answer.map_err(Problem::from)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _ = daemon::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+            let _ = daemon::reap(self.host);
+        }
+    }
+}
+
+/// An image that contradicts itself.
+pub(super) fn broken(what: String) -> Problem {
+    Problem::new(crate::image::DAMAGED, what)
+}
+
+/// Calls that the task must make itself after its descriptors are in place and all processes exist: POSIX record locks
+/// (they belong to the table: to be run once for each table), and the foreground group by the session's leader.
+pub fn task_work(files: &Files, pid: PodPid, table: FdTableId) -> Vec<RemoteCall> {
+    let mut calls: Vec<RemoteCall> = Vec::new();
+    if let Some(table) = files.tables.get(&table) {
+        calls.extend(table.locks.iter().map(locks::posix_call));
+    }
+    calls.extend(foreground_call(files, pid, table));
+    calls
+}
+
+/// tcsetpgrp(3) through any descriptor of its terminal that the leader has. One that has none keeps its own group in the
+/// foreground.
+fn foreground_call(files: &Files, pid: PodPid, table: FdTableId) -> Option<RemoteCall> {
+    let group = files.controlling_terminals().get(&pid)?.foreground?;
+    let is_own = |file: &FileId| match &files.files.get(file)?.state {
+        super::FileState::Pty(state) => {
+            (state.session == Some(pid) && state.end == super::pty::End::Slave).then_some(())
+        }
+        _ => None,
+    };
+    let fd = files.tables.get(&table)?.fds.iter().find(|fd| is_own(&fd.file).is_some())?;
+    let args = vec![Arg::from(fd.fd.0), Arg::from(libc::TIOCSPGRP as u64), Arg::In(group.0.to_ne_bytes().to_vec())];
+    Some(RemoteCall::new("set the foreground group of a terminal", libc::SYS_ioctl, args).may_fail())
+}

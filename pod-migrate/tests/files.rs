@@ -1,0 +1,254 @@
+//! Open files there and back without a pod: a child sets objects up and stops, its table is dumped from outside, and the
+//! image is opened in a fresh process. What only exists in namespaces of its own is tested by the guests.
+
+use pod_migrate::ids::{FdTableId, FileId, HostPid, PodPid};
+use pod_migrate::image::{Kind, Reader, Writer};
+use pod_migrate::objects::files::{File, FileState, Files, FilesDump, Opener, Outside, Task, View};
+use pod_runtime::sys::daemon::{self, Fork};
+use pod_runtime::sys::{descriptor, pidfd};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// A child that has set something up and waits until it is killed.
+struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    /// `set_up` returns what must stay open; the numbers under which it is are the test's business.
+    fn start<T>(set_up: impl FnOnce() -> T) -> Child {
+        let (mut ready, mut say) = std::io::pipe().unwrap();
+        match daemon::fork().unwrap() {
+            Fork::Child => {
+                let kept = set_up();
+                drop(ready);
+                say.write_all(b"!").unwrap();
+                drop(say);
+                loop {
+                    std::thread::park();
+                    std::hint::black_box(&kept);
+                }
+            }
+            Fork::Parent(pid) => {
+                drop(say);
+                ready.read_exact(&mut [0]).expect("the child has set up");
+                Child { pid, pidfd: pidfd::open(pid).unwrap() }
+            }
+        }
+    }
+
+    fn task(&self) -> Task<'_> {
+        Task { pid: PodPid(self.pid), host: HostPid(self.pid), pidfd: self.pidfd.as_fd(), comm: "child" }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        daemon::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL).unwrap();
+        daemon::reap(self.pid).unwrap();
+    }
+}
+
+struct Dumped {
+    files: Files,
+    table: FdTableId,
+    raw: Vec<(FileId, OwnedFd, u64)>,
+}
+
+fn dump(child: &Child) -> Dumped {
+    let view = View::new(HostPid(std::process::id() as i32), Outside::default()).unwrap();
+    let mut dump = FilesDump::new(&view);
+    let table = dump.table(child.task()).unwrap();
+    let mut writer = Writer::new(Vec::new());
+    let contents = dump.finish(&mut writer).unwrap();
+    let image = writer.finish().unwrap();
+    let mut files = Files::default();
+    let mut reader = Reader::new(&image[..]).unwrap();
+    while let Some(record) = reader.next().unwrap() {
+        match record.kind {
+            Kind::FILE => drop(files.files.insert(FileId(record.id), record.state::<File>().unwrap())),
+            Kind::FD_TABLE => drop(files.tables.insert(FdTableId(record.id), record.state().unwrap())),
+            other => panic!("unexpected {other}"),
+        }
+    }
+    Dumped { files, table, raw: contents.into_iter().map(|c| (c.file, c.fd, c.bytes)).collect() }
+}
+
+impl Dumped {
+    fn id(&self, fd: &impl AsRawFd) -> FileId {
+        let table = &self.files.tables[&self.table];
+        table.fds.iter().find(|entry| entry.fd.0 == fd.as_raw_fd()).expect("the descriptor was dumped").file
+    }
+
+    fn open(&self) -> Opener {
+        let mut opener = Opener::start_by(PodPid(0), &self.files, |f| match daemon::fork().unwrap() {
+            Fork::Child => daemon::exit_now(f()),
+            Fork::Parent(pid) => Ok(pid),
+        })
+        .unwrap();
+        for (id, from, bytes) in &self.raw {
+            let mut data = vec![0; *bytes as usize];
+            let from = std::fs::File::from(from.try_clone().unwrap());
+            from.read_exact_at(&mut data, 0).unwrap();
+            std::fs::File::from(opener.contents(*id).unwrap()).write_all_at(&data, 0).unwrap();
+        }
+        opener.connect().unwrap();
+        opener.release().unwrap();
+        opener
+    }
+}
+
+#[test]
+fn offsets_are_shared_by_copies_and_contents_survive_deletion() {
+    let folder = tempfile::tempdir().unwrap();
+    let (named, gone) = (folder.path().join("named"), folder.path().join("gone"));
+    std::fs::write(&named, b"0123456789").unwrap();
+    let open = |path| std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+    let (mut a, mut d) = (open(&named), open(&gone));
+    let appended = std::fs::File::options().append(true).open(&named).unwrap();
+    let b = a.try_clone().unwrap();
+    a.seek(SeekFrom::Start(4)).unwrap();
+    let child = Child::start(|| {
+        d.write_all(&vec![9; 3 << 20]).unwrap();
+        std::fs::remove_file(&gone).unwrap();
+        let read_only = std::fs::File::open(format!("/proc/self/fd/{}", d.as_raw_fd())).unwrap();
+        // Somewhere known to the parent.
+        descriptor::dup_to(read_only.as_fd(), 200).unwrap();
+        read_only
+    });
+    let dumped = dump(&child);
+    assert_eq!(dumped.id(&a), dumped.id(&b));
+    assert_ne!(dumped.id(&a), dumped.id(&appended));
+    let opener = dumped.open();
+    let mut back = std::fs::File::from(opener.take(dumped.id(&a)).unwrap());
+    assert_eq!(back.stream_position().unwrap(), 4);
+    let flags = descriptor::status_flags(opener.take(dumped.id(&appended)).unwrap().as_fd()).unwrap();
+    assert_eq!(flags & libc::O_APPEND, libc::O_APPEND);
+    let mut deleted = std::fs::File::from(opener.take(dumped.id(&d)).unwrap());
+    assert_eq!(deleted.metadata().unwrap().len(), 3 << 20);
+    assert_eq!(deleted.stream_position().unwrap(), 3 << 20);
+    deleted.write_all_at(b"new", 0).unwrap();
+    let second = std::fs::File::from(opener.take(dumped.id(&200)).unwrap());
+    let mut data = [0; 4];
+    second.read_exact_at(&mut data, 0).unwrap();
+    assert_eq!(&data, b"new\x09");
+    assert!(!gone.exists());
+    back.read_exact(&mut data).unwrap();
+    opener.finish().unwrap();
+}
+
+#[test]
+fn small_kinds() {
+    let (event, timer, signal, epoll) = (
+        descriptor::eventfd(true).unwrap(),
+        descriptor::timerfd(1).unwrap(),
+        descriptor::signalfd(0x202).unwrap(),
+        descriptor::epoll().unwrap(),
+    );
+    descriptor::epoll_add(epoll.as_fd(), event.as_raw_fd(), 1, 42).unwrap();
+    descriptor::epoll_add(epoll.as_fd(), timer.as_raw_fd(), 5, 43).unwrap();
+    nix::unistd::write(&event, &7u64.to_ne_bytes()).unwrap();
+    descriptor::set_timer(timer.as_fd(), 0, 3600 * 1_000_000_000, 5_000_000).unwrap();
+    descriptor::set_timer_ticks(timer.as_fd(), 3).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let status = std::fs::File::open("/proc/self/status").unwrap();
+    let child = Child::start(|| ());
+    let own_pidfd = pidfd::open(child.pid).unwrap();
+    let dumped = dump(&child);
+    let opener = dumped.open();
+    let again = |fd: &OwnedFd| opener.take(dumped.id(fd)).unwrap();
+    let mut count = [0; 8];
+    nix::unistd::read(again(&event), &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 1, "a semaphore counts down");
+    nix::unistd::read(again(&timer), &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 3);
+    drop(own_pidfd);
+    assert!(matches!(&dumped.files.files[&dumped.id(&signal)].state, FileState::Signalfd(s) if s.mask == 0x202));
+    let FileState::Epoll(state) = &dumped.files.files[&dumped.id(&epoll)].state else { panic!("no epoll") };
+    assert_eq!(state.targets.iter().map(|t| t.data).collect::<Vec<_>>(), [42, 43]);
+    // The registration is by number: it can be taken out by it.
+    let fresh = again(&epoll);
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fresh.as_raw_fd())).unwrap();
+    assert!(text.contains(&format!("tfd: {:8} events:", event.as_raw_fd())), "{text}");
+    let _ = (null, status);
+    opener.finish().unwrap();
+}
+
+#[test]
+fn pipes_keep_their_bytes_on_both_sides() {
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"on the way").unwrap();
+    let child = Child::start(|| ());
+    let dumped = dump(&child);
+    let opener = dumped.open();
+    let mut back = [0; 10];
+    std::fs::File::from(opener.take(dumped.id(&reader)).unwrap()).read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"on the way");
+    reader.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"on the way", "the source still has it");
+    opener.finish().unwrap();
+}
+
+#[test]
+fn memfds_are_shared_and_sealed() {
+    let memfd = std::fs::File::from(descriptor::memfd(c"name", libc::MFD_ALLOW_SEALING).unwrap());
+    memfd.write_all_at(&vec![5; 2 << 20], 0).unwrap();
+    descriptor::add_seals(memfd.as_fd(), libc::F_SEAL_SHRINK as u32).unwrap();
+    let second = std::fs::File::open(format!("/proc/self/fd/{}", memfd.as_raw_fd())).unwrap();
+    let child = Child::start(|| ());
+    let dumped = dump(&child);
+    let opener = dumped.open();
+    let back = std::fs::File::from(opener.take(dumped.id(&memfd)).unwrap());
+    let through = std::fs::File::from(opener.take(dumped.id(&second)).unwrap());
+    back.write_all_at(b"!", 0).unwrap();
+    let mut data = [0; 2];
+    through.read_exact_at(&mut data, 0).unwrap();
+    assert_eq!(data, [b'!', 5]);
+    assert!(back.set_len(0).is_err(), "sealed against shrinking");
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", back.as_raw_fd())).unwrap();
+    assert_eq!(link.to_string_lossy(), "/memfd:name (deleted)");
+    opener.finish().unwrap();
+}
+
+#[test]
+fn locks_of_descriptions_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lock");
+    let holder = std::fs::File::create(&path).unwrap();
+    let child = Child::start(|| descriptor::set_flock(holder.as_fd(), true).unwrap());
+    let dumped = dump(&child);
+    let id = dumped.id(&holder);
+    assert_eq!(dumped.files.files[&id].locks.len(), 1);
+    drop(holder);
+    drop(child);
+    let opener = dumped.open();
+    let other = std::fs::File::open(&path).unwrap();
+    assert!(descriptor::set_flock(other.as_fd(), true).is_err(), "the opener holds it");
+    opener.finish().unwrap();
+    descriptor::set_flock(other.as_fd(), true).unwrap();
+}
+
+#[test]
+fn terminals_keep_their_modes() {
+    let master = std::fs::File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+    descriptor::set_pty_locked(master.as_fd(), false).unwrap();
+    descriptor::set_window_size(master.as_fd(), [31, 77, 0, 0]).unwrap();
+    let slave = descriptor::pty_slave(master.as_fd(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC).unwrap();
+    let index = descriptor::pty_index(master.as_fd()).unwrap();
+    let mut termios = descriptor::termios(slave.as_fd()).unwrap();
+    termios[12] &= !2; // no ICANON
+    descriptor::set_termios(slave.as_fd(), &termios).unwrap();
+    let child = Child::start(|| ());
+    let dumped = dump(&child);
+    let (master_id, slave_id) = (dumped.id(&master), dumped.id(&slave));
+    // The number must be free, as it is in a pod that is born.
+    drop((master, slave, child));
+    let opener = dumped.open();
+    let (master, slave) = (opener.take(master_id).unwrap(), opener.take(slave_id).unwrap());
+    assert_eq!(descriptor::pty_index(master.as_fd()).unwrap(), index);
+    assert_eq!(descriptor::window_size(slave.as_fd()).unwrap(), [31, 77, 0, 0]);
+    assert_eq!(descriptor::termios(slave.as_fd()).unwrap(), termios);
+    opener.finish().unwrap();
+}
