@@ -9,7 +9,7 @@ use crate::dump::{DumpReport, dump};
 use crate::freeze::Frozen;
 use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
-use crate::objects::files::Outside;
+use crate::objects::files::{Holder, Outside};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
@@ -24,8 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The log is sent in pieces of this size.
@@ -204,7 +204,7 @@ impl Still {
         may_leave()?;
         self.hold.cut()?;
         let connections = connections(self.capture.init);
-        let outside = outside(&self.hold)?;
+        let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
         let dump = dump(&mut self.frozen, outside, w)?;
         Ok(Captured { dump, files: self.capture.files, connections })
     }
@@ -308,29 +308,22 @@ fn place_of(spec: &Spec, path: &Path) -> (Place, Vec<u8>) {
 }
 
 /// What the monitor holds of the pod's files.
-fn outside(hold: &Hold) -> Result<Outside> {
-    let inode = |number: Option<i32>| -> Result<Option<u64>> {
-        let Some(number) = number else { return Ok(None) };
-        let file = File::from(hold.end(number)?);
-        Ok(Some(file.metadata().doing(|| "look at the pod's stdio".into())?.ino()))
-    };
+fn outside(hold: &Hold, upper: PathBuf) -> Result<Outside> {
+    let mut outside = Outside::new(Some(upper));
     let ends = &hold.ends;
-    Ok(Outside {
-        monitor: Some(HostPid(hold.monitor)),
-        stdio: [inode(ends.stdin)?, inode(ends.stdout)?, inode(ends.stderr)?],
-        console: ends.console.and_then(|number| terminal_index(hold.monitor, number)),
-    })
+    let own = [(ends.console, 0), (ends.stdin, 0), (ends.stdout, 1), (ends.stderr, 2)];
+    for (number, which) in own.into_iter().filter_map(|(number, which)| Some((number?, which))) {
+        outside.add(hold.end(number)?, Holder::Pod(which))?;
+    }
+    for number in &ends.others {
+        outside.add(hold.end(*number)?, Holder::Session)?;
+    }
+    Ok(outside)
 }
 
 /// The same for a look at a pod that runs: held for a moment only.
 pub(crate) fn outside_now(pod: &Pod) -> Result<Outside> {
-    outside(&client::hold(pod, false)?)
-}
-
-/// The number N of /dev/pts/N that a master belongs to.
-fn terminal_index(pid: i32, fd: i32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("tty-index:")?.trim().parse().ok())
+    outside(&client::hold(pod, false)?, pod.upper_dir())
 }
 
 /// The pod's clocks now.

@@ -1,12 +1,11 @@
 //! The pod as the dump of its files sees it: its root, its tasks, and what of it ends outside.
 
-use super::classify::Look;
 use super::regular::Identity;
 use crate::ids::{HostPid, PodPid};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use pod_runtime::proc::fdinfo;
-use pod_runtime::sys::{descriptor, pidfd};
+use pod_runtime::sys::descriptor;
 use pod_runtime::{Doing, Result};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -14,7 +13,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// One task whose descriptors are read.
@@ -50,37 +48,19 @@ pub enum Holder {
 }
 
 impl Outside {
-    /// Looks through the descriptors of the pod's monitor. The pod's own stdio are its oldest: what `pod exec` adds has
-    /// higher numbers. `terminal` is whether the pod has one (then all pipes are of sessions).
-    pub fn of_monitor(monitor: HostPid, init: HostPid, terminal: bool, upper: Option<PathBuf>) -> Result<Outside> {
-        let mut outside = Outside { upper, ..Outside::default() };
-        let doing = || format!("look at the descriptors of the monitor (process {monitor})");
-        let devpts = std::fs::metadata(format!("/proc/{init}/root/dev/pts")).map(|m| m.dev()).ok();
-        let pidfd = pidfd::open(monitor.0).doing(doing)?;
-        let entries = std::fs::read_dir(format!("/proc/{monitor}/fd")).doing(doing)?;
-        let mut numbers: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
-        numbers.sort_unstable();
-        let (mut inputs, mut outputs) = (0, 0);
-        for number in numbers {
-            let Ok(fd) = pidfd::get_fd(&pidfd, number) else { continue };
-            let look = Look::at(fd.as_fd())?;
-            if look.link.starts_with(b"pipe:[") && !outside.pipes.contains_key(&look.stat.st_ino) {
-                let (count, first, most) = match look.flags & libc::O_ACCMODE {
-                    libc::O_WRONLY => (&mut inputs, 0, 1),
-                    _ => (&mut outputs, 1, 2),
-                };
-                let holder = if *count < most && !terminal { Holder::Pod(first + *count) } else { Holder::Session };
-                *count += 1;
-                outside.pipes.insert(look.stat.st_ino, holder);
-            } else if let Ok(index) = descriptor::pty_index(fd.as_fd())
-                && Some(look.stat.st_dev) == devpts
-            {
-                let first = outside.terminals.is_empty() && terminal;
-                let holder = if first { Holder::Pod(0) } else { Holder::Session };
-                outside.terminals.entry(index).or_insert((holder, fd));
-            }
+    pub fn new(upper: Option<PathBuf>) -> Outside {
+        Outside { upper, ..Outside::default() }
+    }
+
+    /// Adds a copy of one of the monitor's ends: of a pipe, or the master of a terminal. Others mean nothing here.
+    pub fn add(&mut self, end: OwnedFd, holder: Holder) -> Result<()> {
+        let stat = fstat(&end).doing(|| "look at the pod's stdio".into())?;
+        if stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+            self.pipes.insert(stat.st_ino, holder);
+        } else if let Ok(index) = descriptor::pty_index(end.as_fd()) {
+            self.terminals.insert(index, (holder, end));
         }
-        Ok(outside)
+        Ok(())
     }
 }
 

@@ -148,18 +148,6 @@ pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
     refusal(Kind::of(fd)?, subject).map_or(Ok(()), Err)
 }
 
-/// What needs all files to be known: queued messages carry descriptors, peers are other sockets of the pod.
-pub fn finish(state: &mut State, fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<()> {
-    let _ = (state, fd, context);
-    Ok(())
-}
-
-/// Whether a socket of this kind can be moved; asked of a pod that runs.
-pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
-    let _ = (fd, subject);
-    Ok(())
-}
-
 /// Makes the socket again; runs in the opener, inside the pod's namespaces. Flags of the description are set by the
 /// caller.
 pub fn restore(state: &State) -> Result<OwnedFd> {
