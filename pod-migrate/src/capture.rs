@@ -18,7 +18,7 @@ use pod_runtime::monitor::client::{self, Hold};
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{State, now, wrong_state};
 use pod_runtime::store::Pod;
-use pod_runtime::{Doing, Result, proc::maps};
+use pod_runtime::{Doing, Problem, Result, proc::maps};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
