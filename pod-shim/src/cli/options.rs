@@ -92,7 +92,7 @@ pub fn size(text: &str) -> Result<u64> {
         _ => return Err(bad()),
     };
     let bytes = value * (1u64 << shift) as f64;
-    if bytes.is_finite() && bytes >= 0.0 && bytes < 9e18 { Ok(bytes as u64) } else { Err(bad()) }
+    if (0.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(bad()) }
 }
 
 /// `--ip A[/N]`; without N the prefix is that of a single address, which the lease replaces by the network's.
