@@ -11,6 +11,7 @@
 //! under one lock, so two pods never get one. A pod whose creator died is recognised ([`Status::corrected`]) and makes
 //! way.
 
+use crate::lifecycle;
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::Spec;
 use crate::status::{State, Status};
@@ -150,6 +151,7 @@ impl Store {
         check_name(&spec.name)?;
         check_id(&spec.id)?;
         let _lock = self.lock()?;
+        self.sweep();
         self.clear_name(&spec.name, Some(&spec.id))?;
         let pod = Pod { id: spec.id.clone(), store: self.clone() };
         if pod.dir().exists() {
@@ -159,7 +161,7 @@ impl Store {
                 return Err(Problem::new("E-NAME", format!("pod {} ('{name}') is on this host already", pod.id))
                     .fix(format!("`pod rm -f {}` removes it", pod.id)));
             }
-            pod.clone().remove()?;
+            lifecycle::remove(&pod)?;
         }
         make_dir(&pod.dir(), 0o700)?;
         make_dir(&pod.run_dir(), 0o700)?;
@@ -192,15 +194,26 @@ impl Store {
         Ok(format!("{}_{}", names::random(random_bytes()?), &new_id()?[..4]))
     }
 
+    /// Finishes removals that were cut short.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let remover = name.strip_prefix(".removed-").and_then(|rest| rest.rsplit_once('-')?.1.parse::<i32>().ok());
+            if remover.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = remove_dir(&entry.path());
+            }
+        }
+    }
+
     /// Fails when a pod other than `but` holds the name. A pod whose making was cut short is removed instead.
     fn clear_name(&self, name: &str, but: Option<&str>) -> Result<()> {
         for pod in self.pods()? {
             if Some(pod.id.as_str()) == but || pod.name()? != name {
                 continue;
             }
-            match pod.status().map(|status| (status.state, status.init)) {
+            match pod.status().map(|status| (status.state, status.started)) {
                 Ok((State::Moved, _)) => {}
-                Ok((State::Dead, None)) => pod.remove()?,
+                Ok((State::Dead, None)) => lifecycle::remove(&pod)?,
                 _ => {
                     return Err(Problem::new("E-NAME", format!("the name '{name}' is taken by pod {}", pod.id))
                         .fix(format!("choose another name, or `pod rm -f {name}`")));
@@ -296,7 +309,7 @@ impl Pod {
     }
 
     /// Takes away the folders of the pod. What else it has on this host (processes, cgroup, links, leases) goes first:
-    /// see `lifecycle::remove`.
+    /// see [`lifecycle::remove`].
     pub fn remove(self) -> Result<()> {
         let run = self.run_dir();
         remove_dir(&run)?;

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 
 /// Run programs in pods, save them, and move them live between hosts
 #[derive(Debug, Parser)]
-#[command(name = "pod", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "pod", version, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

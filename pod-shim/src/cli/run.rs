@@ -52,6 +52,21 @@ pub struct Args {
     /// Add a tiny init as first process, which reaps and passes signals on
     #[arg(long)]
     init: bool,
+    /// A note on the pod, for filters
+    #[arg(short, long, value_name = "K=V")]
+    label: Vec<String>,
+    /// What `pod stop` sends first
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
+    stop_signal: String,
+    /// Seconds that `pod stop` then waits
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    stop_timeout: u32,
+    /// Write the pod's id here
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Write the first process's pid on this host here
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
     #[command(flatten)]
     program: Program,
     #[command(flatten)]
@@ -72,21 +87,6 @@ pub struct Args {
     /// A device of this host
     #[arg(long, value_name = "SRC[:DST[:rwm]]", help_heading = "Files")]
     device: Vec<String>,
-    /// A note on the pod, for filters
-    #[arg(short, long, value_name = "K=V")]
-    label: Vec<String>,
-    /// What `pod stop` sends first
-    #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
-    stop_signal: String,
-    /// Seconds that `pod stop` then waits
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    stop_timeout: u32,
-    /// Write the pod's id here
-    #[arg(long, value_name = "FILE")]
-    cidfile: Option<PathBuf>,
-    /// Write the first process's pid on this host here
-    #[arg(long, value_name = "FILE")]
-    pidfile: Option<PathBuf>,
     /// The program and its arguments
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -104,9 +104,9 @@ struct Program {
     /// Folder to begin in
     #[arg(short, long, value_name = "DIR", default_value = "/")]
     workdir: PathBuf,
-    /// Who the program runs as, by the pod's own passwd file or by number
-    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
-    user: String,
+    /// Who the program runs as, by the pod's own passwd file or by number [default: root]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
     /// Further groups
     #[arg(long, value_name = "GROUP")]
     group_add: Vec<String>,
@@ -317,7 +317,7 @@ fn mounted(volume: spec::Volume) -> Result<spec::Volume> {
 
 fn process(args: &Args, base: &Base, hostname: &str) -> Result<spec::Process> {
     let program = &args.program;
-    let (mut user, home) = user::look_up(base, &program.user)?;
+    let (mut user, home) = user::look_up(base, program.user.as_deref().unwrap_or_default())?;
     for group in &program.group_add {
         let (found, _) = user::look_up(base, &format!("0:{group}"))?;
         user.additional_gids.push(found.gid);
