@@ -33,7 +33,8 @@ impl Hierarchies {
         let mut found = Self::among(&mounts);
         // Freezing goes by v2 wherever there is one: a task that v1 froze answers neither ptrace nor SIGKILL.
         if found.unified.is_none() {
-            found.v1.extend(v1_with(&mounts, &["freezer"]));
+            let known = found.v1.clone();
+            found.v1.extend(v1_with(&mounts, &["freezer"]).into_iter().filter(|v1| !known.contains(v1)));
         }
         Ok(found)
     }
@@ -63,15 +64,17 @@ fn v1_with(mounts: &[Mount], wanted: &[&str]) -> Vec<V1> {
     found
 }
 
-/// All v1 hierarchies, used or not, and their names as folders in /sys/fs/cgroup; for the view inside the pod.
+/// The v1 hierarchies that a pod is in, as (folder in /sys/fs/cgroup, options to mount it); for the view inside the pod.
+/// Of the others it would see the host's groups.
 pub fn visible(mounts: &[Mount]) -> Vec<(String, String)> {
+    let mut used = v1_with(mounts, &USED);
+    if !mounts.iter().any(|mount| mount.kind == "cgroup2") {
+        used.extend(v1_with(mounts, &["freezer"]));
+    }
     let mut found: Vec<(String, String)> = Vec::new();
-    for mount in mounts.iter().filter(|mount| mount.kind == "cgroup") {
-        let names = controllers(mount);
-        let options = names.join(",");
-        let folder = names.iter().map(|n| n.trim_start_matches("name=")).collect::<Vec<_>>().join(",");
-        if !options.is_empty() && !found.iter().any(|(_, o)| *o == options) {
-            found.push((folder, options));
+    for options in used.into_iter().map(|v1| v1.controllers.join(",")) {
+        if !found.iter().any(|(_, known)| *known == options) {
+            found.push((options.clone(), options));
         }
     }
     found
@@ -109,6 +112,6 @@ mod tests {
         assert_eq!(found.v1_of("cpuacct"), found.v1_of("cpu"));
         assert_eq!(found.v1_of("freezer"), None);
         let folders: Vec<_> = visible(&mounts).into_iter().map(|(folder, _)| folder).collect();
-        assert_eq!(folders, ["cpu,cpuacct", "memory", "systemd"]);
+        assert_eq!(folders, ["cpu,cpuacct", "memory"]);
     }
 }

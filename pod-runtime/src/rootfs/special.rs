@@ -176,8 +176,7 @@ pub fn mount_cgroups(tree: &Tree, visible: &[(String, String)], unified: bool, r
     };
     for (name, options) in visible {
         let onto = place(name)?;
-        let options = if options.starts_with("name=") { format!("none,{options}") } else { options.clone() };
-        tree::mount_on("cgroup", "cgroup", &onto, flags, &options).doing(|| format!("mount the cgroup {name}"))?;
+        tree::mount_on("cgroup", "cgroup", &onto, flags, options).doing(|| format!("mount the cgroup {name}"))?;
         for single in name.split(',').filter(|single| *single != name) {
             symlinkat(name.as_str(), &folder, single).doing(|| format!("name the cgroup {single}"))?;
         }

@@ -82,6 +82,8 @@ pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) 
         let done = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) };
         Errno::result(done).map(drop)
     };
+    // The name of the kind stands where a device would in /proc/mounts.
+    configure(SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
     for (key, value) in options {
         match value.is_empty() {
             true => configure(SET_FLAG, key.as_ptr(), std::ptr::null())?,
