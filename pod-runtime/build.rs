@@ -1,5 +1,5 @@
 //! Compiles the pages of `docs/codes/` into the library, so that `pod explain` needs no file beside the program, and
-//! the tiny init, which a pod carries in its own layer.
+//! the tiny programs that run in pods.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::{env, fs};
 fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
     pages(&out);
-    tiny_init(&out);
+    tiny(&out);
 }
 
 fn pages(target: &Path) {
@@ -32,20 +32,20 @@ fn pages(target: &Path) {
     fs::write(target.join("pages.rs"), out).expect("the build folder is writable");
 }
 
-/// No standard library, no start files, one segment: a few hundred bytes that need nothing beside them.
-fn tiny_init(target: &Path) {
-    let source = "tiny-init/main.rs";
+/// No standard library, no start files, one segment: a few kilobytes that need nothing beside them.
+fn tiny(target: &Path) {
+    let source = "tiny/main.rs";
     println!("cargo::rerun-if-changed={source}");
     let status = Command::new(env::var("RUSTC").expect("cargo sets it"))
-        .args(["--edition=2024", "--crate-name=tiny_init", "--crate-type=bin", "-Copt-level=s", "-Cpanic=abort"])
+        .args(["--edition=2024", "--crate-name=tiny", "--crate-type=bin", "-Copt-level=s", "-Cpanic=abort"])
         .args(["-Crelocation-model=static", "-Cstrip=symbols", "-Clink-arg=-nostartfiles", "-Clink-arg=-nostdlib"])
         .args(["-Clink-arg=-static", "-Clink-arg=-no-pie", "-Clink-arg=-Wl,--build-id=none,-z,norelro,-N"])
         .arg("--target")
         .arg(env::var("TARGET").expect("cargo sets it"))
         .arg("-o")
-        .arg(target.join("tiny-init"))
+        .arg(target.join("tiny"))
         .arg(source)
         .status()
         .expect("rustc runs");
-    assert!(status.success(), "the tiny init does not compile");
+    assert!(status.success(), "the tiny programs do not compile");
 }

@@ -2,7 +2,7 @@
 
 use pod_runtime::birth::{self, Born, Clocks, Purpose, Stdio};
 use pod_runtime::cgroup::Cgroup;
-use pod_runtime::init::become_program;
+use pod_runtime::init::{Tell, become_program};
 use pod_runtime::security::capabilities;
 use pod_runtime::spec::*;
 use pod_runtime::store::{Pod, Store};
@@ -390,7 +390,8 @@ fn entering_a_pod() {
                 "echo $$; hostname; grep CapEff /proc/self/status; cat /proc/self/cgroup | cut -d: -f3 | sort -u";
             let process = Process { args: words(&["sh", "-c", script]), ..spec.process.clone() };
             nix::unistd::dup2_stdout(&stdio[1]).unwrap();
-            become_program(spec, &process, &[out]);
+            let tell = Tell { fd: out, words: &|problem| problem.chain().into_bytes() };
+            become_program(spec, &process, &tell);
             99
         })?;
         let code = daemon::reap(child).unwrap().code();
@@ -478,4 +479,44 @@ fn a_privileged_pod_is_not_confined() {
     );
     bed.spec.security.privileged = true;
     assert!(bed.see().starts_with("Seccomp:\t0\nmounted\n"), "{}", bed.see());
+}
+
+/// An image can make the runtime's own file its interpreter; what it gets is a launcher that cannot be written to.
+#[test]
+fn the_runtimes_file_is_out_of_reach() {
+    let mut bed = Bed::new("unused");
+    bed.spec.process.args = words(&["/proc/self/exe", "--help"]);
+    assert_eq!(bed.run(), (125, String::new()));
+    bed = Bed::new("unused");
+    let root = bed.dir.path().join("rootfs");
+    fs::create_dir_all(&root).unwrap();
+    fs::write(root.join("evil"), "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(root.join("evil"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    bed.spec.root.base = Base::Directory(root);
+    bed.spec.process.args = words(&["/evil"]);
+    assert_eq!(bed.run(), (125, String::new()));
+}
+
+/// Descriptors of the host lead neither to a working directory nor to a program.
+#[test]
+fn no_way_out_by_descriptors() {
+    for number in 3..40 {
+        let mut bed = Bed::new("unused");
+        bed.spec.process.cwd = format!("/proc/self/fd/{number}").into();
+        bed.spec.process.args = words(&["pwd"]);
+        let (code, said) = bed.run();
+        assert_eq!(code, 200, "{number}: {said}");
+    }
+    let mut bed = Bed::new("ls /proc/self/fd | wc -l; cat /proc/1/cmdline > /dev/null");
+    bed.spec.process.cwd = "/proc/1/cwd".into();
+    assert_eq!(bed.see(), "4\n");
+}
+
+#[test]
+fn a_user_cannot_push_characters_into_a_terminal_outside() {
+    let bed = Bed::new(
+        "python3 -c 'import fcntl, termios\ntry:\n fcntl.ioctl(1, termios.TIOCSTI, b\"x\")\nexcept OSError as e: print(e.errno)'; ls -l /dev/tty > /dev/null; (: < /dev/tty) 2>/dev/null || echo none",
+    );
+    let said = bed.see();
+    assert!(said.ends_with("none\n"), "{said}");
 }

@@ -4,7 +4,7 @@
 //! answers with lines of JSON ([`News`]), the console going along with "ready". When the monitor dies, the read fails
 //! and the process ends, and the pod with it.
 
-use super::become_program;
+use super::{Tell, become_program, exit_code};
 use crate::birth::{Purpose, Stdio};
 use crate::namespaces::{self, Settings};
 use crate::problem::{Doing, Problem, Report, Result};
@@ -67,14 +67,10 @@ impl First<'_> {
         {
             self.fail(&problem, 125);
         }
-        let keep = self.sync.as_raw_fd();
-        let problem = become_program(self.spec, &self.spec.process, &[keep]);
-        let code = match problem.code() {
-            "E-COMMAND-NOT-FOUND" => 127,
-            "E-COMMAND-NOT-EXECUTABLE" => 126,
-            _ => 125,
-        };
-        self.fail(&problem, code)
+        let words = |problem: &Problem| serde_json::to_vec(&News::Problem(problem.report())).unwrap_or_default();
+        let tell = Tell { fd: self.sync.as_raw_fd(), words: &words };
+        let problem = become_program(self.spec, &self.spec.process, &tell);
+        self.fail(&problem, exit_code(&problem))
     }
 
     fn fail(&mut self, problem: &Problem, code: i32) -> ! {

@@ -1,7 +1,8 @@
 //! What the first process of a pod ([`first`]), and every other that enters it to become a program, does on its way.
 //!
-//! With `--init` the first program is a tiny one that lives in the pod's own layer and starts the user's, so that no
-//! process of a pod ever is a piece of this runtime.
+//! The last steps are those of two tiny programs (`tiny/`), so that no process of a pod ever is a piece of this runtime:
+//! a launcher, from a sealed memory file, for every program; with `--init` also a first process, from the pod's own
+//! layer, that starts the user's.
 
 pub(crate) mod first;
 
@@ -14,52 +15,80 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, faccessat};
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::os::fd::AsFd;
 use std::path::Path;
 
-/// Of `tiny-init/`, as the build made it.
-pub const TINY_INIT_PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tiny-init"));
+/// Of `tiny/`, as the build made it.
+pub const TINY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tiny"));
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where a process says what went wrong, and in what words.
+pub struct Tell<'a> {
+    /// Closes at the program's exec.
+    pub fd: i32,
+    pub words: &'a dyn Fn(&Problem) -> Vec<u8>,
+}
+
 /// Turns the calling process, which is inside the pod already, into `process` under the pod's security: user, groups,
 /// capabilities, seccomp, limits, umask. Returns only when it cannot, with `E-COMMAND-NOT-FOUND` (exit code 127),
-/// `E-COMMAND-NOT-EXECUTABLE` (126) or another code (125).
+/// `E-COMMAND-NOT-EXECUTABLE` (126) or another code (125). When it does not return and yet the program cannot be
+/// executed, the problem is written to `tell` in its words, and the process ends with the code.
 ///
-/// First of all every descriptor above 2 is closed but those in `keep`, which close at exec: a descriptor of the host
-/// must not be there when the working directory and the program are looked up in /proc/self/fd. The caller must not
-/// drop objects that own one of the others, and so leaves by `exit_now`.
-pub fn become_program(spec: &Spec, process: &Process, keep: &[i32]) -> Problem {
-    match try_to_become(spec, process, keep) {
+/// First of all every descriptor above 2 is closed but that one: a descriptor of the host must not be there when the
+/// working directory and the program are looked up in /proc/self/fd. The caller must not drop objects that own one of
+/// the others, and so leaves by `exit_now`.
+pub fn become_program(spec: &Spec, process: &Process, tell: &Tell<'_>) -> Problem {
+    match try_to_become(spec, process, tell) {
         Err(problem) => problem,
         Ok(never) => match never {},
     }
 }
 
-fn try_to_become(spec: &Spec, process: &Process, keep: &[i32]) -> Result<Infallible> {
-    daemon::close_all_but(keep);
+/// The exit code of a process that could not become its program.
+pub fn exit_code(problem: &Problem) -> i32 {
+    match problem.code() {
+        "E-COMMAND-NOT-FOUND" => 127,
+        "E-COMMAND-NOT-EXECUTABLE" => 126,
+        _ => 125,
+    }
+}
+
+fn try_to_become(spec: &Spec, process: &Process, tell: &Tell<'_>) -> Result<Infallible> {
+    daemon::close_all_but(&[tell.fd]);
+    let launcher = own::sealed_file(c"pod-launch", TINY).doing(|| "make the launcher".into())?;
     own::close_on_exec_from(3).doing(|| "mark descriptors to close at exec".into())?;
     own::reset_signals();
     go_to(&process.cwd)?;
     let program = process.args.first().ok_or_else(|| Problem::new("E-USAGE", "no command was given"))?;
-    let args = strings(&process.args, "argument")?;
     let env = strings(&process.env, "environment variable")?;
+    let args = strings(&process.args, "argument")?;
+    let texts = texts(program, tell)?;
     security::confine(spec, process)?;
-    if process.init {
-        return start_tiny_init(program, process, &args, &env);
-    }
-    let mut refused = None;
-    for path in places(program, process) {
-        let path = CString::new(path).doing(|| format!("use '{program}' as a command"))?;
-        match nix::unistd::execve(&path, &args, &env) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(error) => refused = refused.or(Some(error)),
-        }
-    }
-    Err(cannot_execute(program, refused))
+    let (places, args) = match process.init {
+        false => (strings(&places(program, process), "command")?, args),
+        true => through_tiny_init(program, process, args)?,
+    };
+    let fd = CString::new(tell.fd.to_string()).doing(|| "name a descriptor".into())?;
+    let mut all = vec![c"launch".to_owned(), fd];
+    all.extend(texts);
+    all.extend(places);
+    all.push(c"".to_owned());
+    all.extend(args);
+    own::keep_at_exec(tell.fd).doing(|| "keep a descriptor over exec".into())?;
+    Err(own::execute_file(launcher.as_fd(), &all, &env)).doing(|| "start the launcher".into())
+}
+
+/// What the launcher says, in its order.
+fn texts(program: &str, tell: &Tell<'_>) -> Result<Vec<CString>> {
+    [None, Some(Errno::EACCES), Some(Errno::ENOEXEC), Some(Errno::EINVAL)]
+        .into_iter()
+        .map(|error| CString::new((tell.words)(&cannot_execute(program, error))).doing(|| "word a problem".into()))
+        .collect()
 }
 
 /// The program's place must be known before: the tiny init has no way to tell but its exit code.
-fn start_tiny_init(program: &str, process: &Process, args: &[CString], env: &[CString]) -> Result<Infallible> {
+fn through_tiny_init(program: &str, process: &Process, args: Vec<CString>) -> Result<(Vec<CString>, Vec<CString>)> {
     let mut refused = None;
     for path in places(program, process) {
         let at = nix::fcntl::AT_FDCWD;
@@ -68,9 +97,7 @@ fn start_tiny_init(program: &str, process: &Process, args: &[CString], env: &[CS
             Ok(()) => {
                 let init = CString::new(TINY_INIT).doing(|| "name the tiny init".into())?;
                 let path = CString::new(path).doing(|| format!("use '{program}' as a command"))?;
-                let all: Vec<_> = [c"init".to_owned(), path].into_iter().chain(args.iter().cloned()).collect();
-                let error = nix::unistd::execve(&init, &all, env).unwrap_err();
-                return Err(cannot_execute(TINY_INIT, Some(error)));
+                return Ok((vec![init], [c"init".to_owned(), path].into_iter().chain(args).collect()));
             }
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(error) => refused = refused.or(Some(error)),
@@ -84,8 +111,12 @@ fn cannot_execute(program: &str, refused: Option<Errno>) -> Problem {
         None => Problem::new("E-COMMAND-NOT-FOUND", format!("the pod has no command '{program}'"))
             .fix("give its path inside the pod, or a root that has it"),
         Some(error) => {
-            let what = format!("the pod's user may not or cannot execute '{program}'");
-            Problem::new("E-COMMAND-NOT-EXECUTABLE", what).because(error)
+            let why = match error {
+                Errno::EACCES => "the pod's user may not execute it",
+                Errno::ENOEXEC => "it is no program for this machine",
+                _ => "the kernel refuses it",
+            };
+            Problem::new("E-COMMAND-NOT-EXECUTABLE", format!("'{program}' cannot be executed: {why}"))
         }
     }
 }
@@ -129,8 +160,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tiny_init_is_tiny_and_a_program() {
-        assert_eq!(&TINY_INIT_PROGRAM[..4], b"\x7fELF");
-        assert!(TINY_INIT_PROGRAM.len() < 8192, "{} bytes", TINY_INIT_PROGRAM.len());
+    fn the_tiny_programs_are_tiny() {
+        assert_eq!(&TINY[..4], b"\x7fELF");
+        assert!(TINY.len() < 8192, "{} bytes", TINY.len());
     }
 }

@@ -59,11 +59,7 @@ pub fn start(id: u64, spec: &Spec, init: i32, pidfd: &OwnedFd, cgroup: &Cgroup, 
     let (news, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing(|| "make a pipe".into())?;
     let pid = birth::enter(pidfd, cgroup, None, || {
         let problem = become_it(&spec, &process, &given, &tell);
-        let code = match problem.code() {
-            "E-COMMAND-NOT-FOUND" => 127,
-            "E-COMMAND-NOT-EXECUTABLE" => 126,
-            _ => 125,
-        };
+        let code = init::exit_code(&problem);
         let _ = serde_json::to_vec(&problem.report()).map(|text| File::from(tell).write_all(&text));
         code
     })?;
@@ -96,7 +92,10 @@ fn become_it(spec: &Spec, process: &Process, given: &[OwnedFd; 3], tell: &OwnedF
         Ok(())
     };
     match setup() {
-        Ok(()) => init::become_program(spec, process, &[tell.as_raw_fd()]),
+        Ok(()) => {
+            let words = |problem: &Problem| serde_json::to_vec(&problem.report()).unwrap_or_default();
+            init::become_program(spec, process, &init::Tell { fd: tell.as_raw_fd(), words: &words })
+        }
         Err(problem) => problem,
     }
 }

@@ -22,7 +22,7 @@ pub fn write(spec: &Spec, layers: &Layers, own: &[&Path]) -> Result<()> {
         put(layers, "/etc/resolv.conf", &resolver(spec), 0o644)?;
     }
     if spec.process.init {
-        put(layers, TINY_INIT, crate::init::TINY_INIT_PROGRAM, 0o755)?;
+        put(layers, TINY_INIT, crate::init::TINY, 0o755)?;
     }
     if spec.root.base == Base::Host {
         own.iter().try_for_each(|folder| hide(layers, folder))?;

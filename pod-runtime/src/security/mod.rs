@@ -11,10 +11,14 @@ pub mod user;
 
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::{Process, Spec};
+use crate::sys::mount;
 use crate::sys::process::{self, CapabilitySets};
 use capabilities::Set;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use std::fs;
+use std::fs::File;
+use std::io::Write;
 
 /// Gives up everything that `process` must not have. The caller is inside the pod, single-threaded, and execs next.
 ///
@@ -26,7 +30,7 @@ pub fn confine(spec: &Spec, process: &Process) -> Result<()> {
     limits::apply(&process.rlimits)?;
     if let Some(adjustment) = process.oom_score_adj {
         // Lowering it needs CAP_SYS_RESOURCE; a pod without it runs all the same.
-        let _ = fs::write("/proc/self/oom_score_adj", adjustment.to_string());
+        let _ = adjust_oom_score(adjustment);
     }
     let _ = process::new_session_keyring();
     let umask = process.user.umask.unwrap_or(0o022);
@@ -55,6 +59,14 @@ pub fn confine(spec: &Spec, process: &Process) -> Result<()> {
         install(filter.as_deref())?;
     }
     Ok(())
+}
+
+/// Through a procfs of its own: what the pod has at /proc could send the write elsewhere.
+fn adjust_oom_score(adjustment: i32) -> std::io::Result<()> {
+    let proc = mount::new_filesystem(c"proc", &[], 0)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(&proc, "self/oom_score_adj", flags, Mode::empty())?);
+    file.write_all(adjustment.to_string().as_bytes())
 }
 
 fn install(filter: Option<&[process::Instruction]>) -> Result<()> {

@@ -1,15 +1,25 @@
-//! The first process of a pod with `--init`: starts one program, hands signals on to it, reaps what is left to it and
-//! ends as the program ended. `tiny-init PATH ARGV0 ARG…`
+//! Two programs of a few hundred instructions each, in one file, chosen by the first letter of their name.
 //!
-//! A program of its own, without a standard library, so that a checkpoint of the pod holds a few pages and no trace of
-//! the runtime. It has no signal handler and no memory to allocate: all signals are blocked and waited for. Compiled
+//! `init PATH ARGV0 ARG…` is the first process of a pod with `--init`: it starts one program, hands signals on to it,
+//! reaps what is left to it and ends as the program ended. It has no signal handler and no memory to allocate: all
+//! signals are blocked and waited for.
+//!
+//! `launch FD TEXT… PATH… "" ARGV0 ARG…` is the last step before any program of a pod: it tries the paths and, when none
+//! can be executed, writes one of the four texts (not there, not permitted, no program, else) to the descriptor. The
+//! runtime becomes it from a sealed memory file, because an image can name /proc/self/exe as an interpreter: what that
+//! leads to at the moment of the exec must not be the runtime's own file on the host.
+//!
+//! Without a standard library, so that a checkpoint of the pod holds a few pages and no trace of the runtime. Compiled
 //! by the build script of pod-runtime, which carries it inside.
+// The compiler must not turn loops into calls of a C library.
+#![no_builtins]
 #![no_std]
 #![no_main]
 
 use core::arch::{asm, naked_asm};
 
 const WRITE: usize = 1;
+const FCNTL: usize = 72;
 const RT_SIGPROCMASK: usize = 14;
 const IOCTL: usize = 16;
 const FORK: usize = 57;
@@ -28,6 +38,11 @@ const TIOCSPGRP: usize = 0x5410;
 const SIG_SETMASK: usize = 2;
 const WNOHANG: usize = 1;
 const ENOENT: isize = -2;
+const ENOEXEC: isize = -8;
+const EACCES: isize = -13;
+const ENOTDIR: isize = -20;
+const F_SETFD: usize = 2;
+const FD_CLOEXEC: usize = 1;
 
 /// # Safety
 ///
@@ -52,23 +67,87 @@ unsafe extern "C" fn _start() -> ! {
 }
 
 unsafe extern "C" fn begin(stack: *const usize) -> ! {
-    // SAFETY: argc pointers and a null follow, then the environment's; the program is given at least two arguments,
-    // otherwise it leaves.
+    // SAFETY: argc pointers and a null follow, then the environment's; each points to a terminated string.
     unsafe {
         let argc = *stack;
-        if argc < 3 {
-            leave(125);
-        }
         let argv = stack.add(1);
-        let environment = argv.add(argc + 1);
+        let environment = argv.add(argc + 1) as usize;
+        match (argc, *(*argv as *const u8)) {
+            (3.., b'i') => init(argv, environment),
+            (8.., b'l') => launch(argv, environment),
+            _ => leave(125),
+        }
+    }
+}
+
+/// # Safety
+///
+/// `argv` is a process's own, with at least three entries.
+unsafe fn init(argv: *const usize, environment: usize) -> ! {
+    // SAFETY: plain integers, a local, and strings that the kernel gave to this process.
+    unsafe {
         let all: u64 = !0;
         call(RT_SIGPROCMASK, SIG_SETMASK, &raw const all as usize, 0, 8);
         match call(FORK, 0, 0, 0, 0) {
-            0 => become_program(*argv.add(1), argv.add(2) as usize, environment as usize),
+            0 => become_program(*argv.add(1), argv.add(2) as usize, environment),
             child if child > 0 => keep_house(child as i32),
             _ => leave(125),
         }
     }
+}
+
+/// # Safety
+///
+/// `argv` is a process's own, with at least eight entries, one of them after the texts empty.
+unsafe fn launch(argv: *const usize, environment: usize) -> ! {
+    // SAFETY: strings that the kernel gave to this process; the walk ends at the empty one.
+    unsafe {
+        let fd = decimal(*argv.add(1) as *const u8);
+        call(FCNTL, fd, F_SETFD, FD_CLOEXEC, 0);
+        let mut path = argv.add(6);
+        let mut paths = path;
+        while *paths != 0 && *(*paths as *const u8) != 0 {
+            paths = paths.add(1);
+        }
+        let program = paths.add(1) as usize;
+        let mut refused = ENOENT;
+        while path != paths {
+            match call(EXECVE, *path, program, environment, 0) {
+                ENOENT | ENOTDIR => {}
+                error if refused == ENOENT => refused = error,
+                _ => {}
+            }
+            path = path.add(1);
+        }
+        let (which, code) = match refused {
+            ENOENT => (2, 127),
+            EACCES => (3, 126),
+            ENOEXEC => (4, 126),
+            _ => (5, 126),
+        };
+        let text = *argv.add(which);
+        let mut length = 0;
+        while *(text as *const u8).add(length) != 0 {
+            length += 1;
+        }
+        call(WRITE, fd, text, length, 0);
+        leave(code)
+    }
+}
+
+/// # Safety
+///
+/// `text` is terminated.
+unsafe fn decimal(mut text: *const u8) -> usize {
+    let mut value = 0;
+    // SAFETY: the walk ends at the terminator.
+    unsafe {
+        while *text != 0 {
+            value = value * 10 + (*text - b'0') as usize;
+            text = text.add(1);
+        }
+    }
+    value
 }
 
 /// In the child: a process group of its own, in the foreground if there is a terminal.
