@@ -5,10 +5,12 @@
 
 use crate::capture::{Moment, Origin, clock};
 use crate::image::{Kind, Owner, Reader, Record, damaged};
+use crate::objects::files::opener::External;
+use crate::restore::{self, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
 use pod_runtime::birth::Clocks;
-use pod_runtime::monitor::{Newborn, log};
+use pod_runtime::monitor::{Filled, Newborn, log};
 use pod_runtime::spec::{Spec, VERSION};
 use pod_runtime::store::{self, Pod, Store};
 use pod_runtime::{Doing, Problem, Result, lifecycle, network};
@@ -177,18 +179,20 @@ fn note(pod: &Pod, text: &str) -> Result<()> {
     open.and_then(|mut file| file.write_all(&line)).doing(|| format!("write {}", path.display()))
 }
 
-/// Fills the newborn from the records and pages that come now. It stands ready then, all of it stopped.
-pub fn restore<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Result<Restored> {
-    let _ = (reader, newborn);
-    Err(Problem::new("E-SYSTEM", "tasks cannot be restored yet"))
+/// Fills the newborn from the records and pages that come now. It stands ready then, all of it stopped. `until` is
+/// shown each record that is no part of the pod and says whether it is the last.
+pub fn restore<R: Read>(
+    reader: &mut Reader<R>,
+    newborn: &Newborn,
+    until: impl Fn(&Record) -> Result<bool>,
+) -> Result<Restored> {
+    let foreign = |record: &Record| damaged(format!("a {} record among the pod's own", record.kind));
+    let image = Image::collect(reader, |record, _| Err(foreign(record)))?;
+    restore::restore(image, reader, &newborn.born, |record, _| until(record))
 }
 
-/// A pod that stands ready.
-pub struct Restored(());
-
-impl Restored {
-    pub fn go(self) -> Result<pod_runtime::monitor::Filled> {
-        let Restored(()) = self;
-        Err(Problem::new("E-SYSTEM", "tasks cannot be restored yet"))
-    }
+/// What the monitor takes over from a pod that runs.
+pub fn filled(running: Running) -> Filled {
+    let Running { external: External { stdin, stdout, stderr, console }, roots } = running;
+    Filled { console, stdin, stdout, stderr, roots, others: Vec::new() }
 }

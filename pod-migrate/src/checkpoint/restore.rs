@@ -6,7 +6,7 @@
 
 use super::open_verified;
 use crate::arrival::{self, Reservation, origin};
-use crate::image::{Reader, damaged};
+use crate::image::{Reader, Record, damaged};
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, Beginning, Filled, Launch, Newborn, Size};
 use pod_runtime::network::{self, Claim};
@@ -94,16 +94,15 @@ fn advise(problem: Problem) -> Problem {
 /// In the monitor.
 fn fill(mut reader: Reader<File>, newborn: &mut Newborn) -> Result<Filled> {
     arrival::receive_memory(&mut reader, newborn)?;
-    let restored = arrival::restore(&mut reader, newborn)?;
-    if reader.next()?.is_some() {
-        return Err(damaged("the image goes on after the pod's memory"));
-    }
+    // To the trailer, whose digest the reader compares.
+    let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
+    let restored = arrival::restore(&mut reader, newborn, more)?;
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;
     }
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
-    let filled = restored.go()?;
+    let filled = arrival::filled(restored.go()?);
     let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
     newborn.pod.update(|status| {
         status.state = State::Running;

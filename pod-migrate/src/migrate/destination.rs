@@ -9,7 +9,7 @@ use super::journal::{Job, Journal, Phase, Role, ask};
 use super::offer;
 use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, Purpose, Say};
 use crate::arrival::{self, Reservation};
-use crate::image::{Kind, damaged};
+use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
 use pod_runtime::monitor::{self, Beginning, Filled, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
@@ -163,22 +163,14 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
-    let restored = arrival::restore(&mut link.reader, newborn)?;
-    match link.reader.next()? {
-        Some(record) if record.kind == Kind::MESSAGE => match record.state()? {
-            Say::Sent => {}
-            Say::Abort(report) => return Err(report.into()),
-            _ => return Err(out_of_order("SENT")),
-        },
-        _ => return Err(damaged("something else came where SENT was due")),
-    }
+    let restored = arrival::restore(&mut link.reader, newborn, is_sent)?;
     await_commit(link, journal, &arrival)?;
     // The pod is ours. From here on nothing may end it but itself.
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;
     }
-    let filled = restored.go()?;
+    let filled = arrival::filled(restored.go()?);
     if let Some(holder) = &holder {
         holder.inject();
     }
@@ -191,6 +183,18 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
         holder.inject(); // what strayed in meanwhile
     }
     Ok(filled)
+}
+
+/// Whether the source says that it has sent everything.
+fn is_sent(record: &Record) -> Result<bool> {
+    if record.kind != Kind::MESSAGE {
+        return Err(damaged(format!("a {} record where SENT was due", record.kind)));
+    }
+    match record.state()? {
+        Say::Sent => Ok(true),
+        Say::Abort(report) => Err(report.into()),
+        _ => Err(out_of_order("SENT")),
+    }
 }
 
 /// The pod runs here, whatever happens to this monitor.
