@@ -193,6 +193,6 @@ pub fn restore<R: Read>(
 
 /// What the monitor takes over from a pod that runs.
 pub fn filled(running: Running) -> Filled {
-    let Running { external: External { stdin, stdout, stderr, console }, roots } = running;
-    Filled { console, stdin, stdout, stderr, roots, others: Vec::new() }
+    let Running { external: External { stdin, stdout, stderr, console, others }, roots } = running;
+    Filled { console, stdin, stdout, stderr, roots, others }
 }
