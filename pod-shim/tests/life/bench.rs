@@ -60,6 +60,11 @@ impl Bench {
         command
     }
 
+    /// The same store for calls into the library.
+    pub fn store(&self) -> pod_runtime::store::Store {
+        pod_runtime::store::Store::open_at(self.dir().join("data"), self.dir().join("run")).unwrap()
+    }
+
     pub fn pod(&self, args: &[&str]) -> Output {
         self.with_input(args, "")
     }
@@ -123,6 +128,21 @@ impl Drop for Bench {
                 let _ = self.command(&["rm", "-f", id]).output();
             }
         }
+    }
+}
+
+/// Runs on, and tells at its end all that was printed.
+pub trait OutputLater {
+    fn output_later(&mut self) -> std::thread::JoinHandle<String>;
+}
+
+impl OutputLater for Command {
+    fn output_later(&mut self) -> std::thread::JoinHandle<String> {
+        let child = self.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::spawn(move || {
+            let output = child.wait_with_output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+        })
     }
 }
 

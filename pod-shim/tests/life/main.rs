@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod moved;
 
 use bench::{Bench, DETACH, Terminal, eventually};
 use std::fs;
