@@ -9,7 +9,9 @@ use crate::dump::{DumpReport, dump};
 use crate::freeze::Frozen;
 use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
+use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
+use crate::settle::Settling;
 use crate::storage::{self, Inventory, Layer, Place, Sent};
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
@@ -122,13 +124,22 @@ impl Capture {
         self.log(w, length)
     }
 
-    /// Holds the pod still: its stdio is not read any more, then its tasks stop.
-    pub fn freeze(self) -> Result<Still> {
+    /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
+    /// connection is between the kernel and a program, if there is one soon.
+    pub fn freeze(self, leaving: bool) -> Result<Still> {
+        let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
         let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
-        let frozen = Frozen::seize(self.init, || cgroup.procs())?;
+        let frozen = loop {
+            let frozen = Frozen::seize(self.init, || cgroup.procs())?;
+            if settling.as_ref().is_none_or(Settling::ready) {
+                break frozen;
+            }
+            drop(frozen);
+            std::thread::sleep(Duration::from_millis(1));
+        };
         let since = frozen.since();
-        Ok(Still { frozen, hold, capture: self, since })
+        Ok(Still { frozen, hold, settling, capture: self, since })
     }
 
     /// One pass over the layers on disk. The first has no predecessor and is no delta.
@@ -174,6 +185,8 @@ impl Capture {
 pub struct Still {
     frozen: Frozen,
     hold: Hold,
+    /// Of a pod that is to leave.
+    settling: Option<Settling>,
     capture: Capture,
     since: Instant,
 }
@@ -202,10 +215,15 @@ impl Still {
         }
         w.flush()?;
         may_leave()?;
+        let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         self.hold.cut()?;
         let connections = connections(self.capture.init);
         let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
-        let dump = dump(&mut self.frozen, outside, w)?;
+        let mut dump = dump(&mut self.frozen, outside, w)?;
+        if unsaved.closing > 0 {
+            let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
+            dump.warnings.push(lost);
+        }
         Ok(Captured { dump, files: self.capture.files, connections })
     }
 
@@ -232,8 +250,12 @@ impl Still {
     /// The pod runs elsewhere: lets go of the tasks, which the cgroup keeps frozen, and has the monitor bury them.
     pub fn moved(self, to: &str) -> Result<()> {
         let Still { frozen, hold, capture, .. } = self;
+        let silence = silence(&frozen);
         drop(frozen);
-        match hold.moved(to) {
+        let moved = hold.moved(to);
+        // The tasks are gone: the last reference to each connection is ours.
+        drop(silence);
+        match moved {
             Err(problem) if problem.code() == "E-MONITOR" => pod_runtime::lifecycle::moved(&capture.pod, to),
             other => other,
         }
@@ -248,8 +270,10 @@ impl Still {
     pub fn kill(self) -> Result<()> {
         let Still { frozen, hold, capture, .. } = self;
         capture.cgroup.freeze(Duration::from_secs(5))?;
+        let silence = silence(&frozen);
         drop(frozen);
         let killed = pod_runtime::lifecycle::kill_now(&capture.pod);
+        drop(silence);
         drop(hold);
         killed
     }
@@ -344,6 +368,11 @@ fn moment(init: HostPid) -> Result<Moment> {
 pub(crate) fn clock(id: ClockId) -> Result<i64> {
     let time = clock_gettime(id).doing(|| "read a clock".into())?;
     Ok(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+}
+
+/// Its connections end without a word to their peers, who go on with the copy.
+fn silence(frozen: &Frozen) -> Silence {
+    Silence::of(frozen.processes().iter().map(|process| process.host))
 }
 
 /// Established TCP connections of the pod's network.

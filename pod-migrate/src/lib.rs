@@ -18,6 +18,7 @@ pub mod migrate;
 pub mod objects;
 pub mod remote;
 pub mod restore;
+pub mod settle;
 pub mod storage;
 
 pub use pod_runtime::problem::{Doing, Problem, Result};

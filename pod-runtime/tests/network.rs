@@ -348,3 +348,41 @@ fn held_frames_reach_the_pod() {
     let mtu = |text: &str| text.split(" mtu ").nth(1).unwrap().split(' ').next().unwrap().to_string();
     assert_eq!(mtu(&before), mtu(&sh("ip -o link show lan0")));
 }
+
+/// While the gate is closed nobody can begin a connection from outside, and everything else goes on.
+#[test]
+fn a_gate_keeps_new_connections_out() {
+    use pod_runtime::cgroup::Cgroup;
+    use pod_runtime::network::gate::Gate;
+    let dir = host();
+    let init = Init::new();
+    let mut pod = spec("aaaaaaaaaaaa", LAN(), &["10.77.0.100/24", "fd77::100/64"]);
+    plug(dir.path(), &mut pod, &init, false);
+    let id = format!("gate{}", std::process::id());
+    let (cgroup, _) = Cgroup::create(&id, &Resources::default()).unwrap();
+    // A listener belongs to the group of the process that makes it.
+    cgroup.add(0).unwrap();
+    let listeners =
+        init.inside(|| ["10.77.0.100:80", "[fd77::100]:80", "127.0.0.1:81"].map(|at| TcpListener::bind(at).unwrap()));
+    let connect = |to: &str| TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_millis(200));
+    let outside = ["10.77.0.100:80", "[fd77::100]:80"];
+    let mut client = connect(outside[0]).unwrap();
+    let (mut server, _) = listeners[0].accept().unwrap();
+    let Some(gate) = Gate::close(&cgroup) else { panic!("no gate on this kernel") };
+    for to in outside {
+        assert!(connect(to).is_err(), "{to}");
+    }
+    init.inside(|| connect("127.0.0.1:81")).expect("inside the pod");
+    use std::io::{Read, Write};
+    client.write_all(b"on").unwrap();
+    server.read_exact(&mut [0; 2]).unwrap();
+    drop(gate);
+    for to in outside {
+        connect(to).unwrap();
+    }
+    std::fs::write(cgroup.unified().unwrap().join("../../cgroup.procs"), "0").unwrap();
+    for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::write(controller.path().join("cgroup.procs"), "0");
+    }
+    cgroup.remove(Duration::from_secs(1)).unwrap();
+}

@@ -64,7 +64,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let file = Nameless::new(dir)?;
     let mut w = Writer::to_file(file.file.try_clone().doing(|| "copy a descriptor".into())?);
     capture.first_pass(&mut w)?;
-    let mut still = capture.freeze()?;
+    let mut still = capture.freeze(options.stop)?;
     let captured = still.dump(&mut w, || Ok(()))?;
     let bytes;
     let frozen;

@@ -244,7 +244,7 @@ impl Reserved {
 impl Copied {
     fn freeze(self) -> Result<Frozen, Failure> {
         let Reserved { remote, mut link, capture, mut journal, warnings } = self.0;
-        let still = journal.phase(Phase::Frozen).and_then(|()| capture.freeze());
+        let still = journal.phase(Phase::Frozen).and_then(|()| capture.freeze(true));
         match still {
             Ok(still) => Ok(Frozen { remote, link, journal, warnings, still }),
             Err(problem) => Err(gave_up(problem, &mut link, &mut journal)),

@@ -5,6 +5,7 @@
 //! * [`cable`]: the veth pair between the pod's `eth0` and a bridge of the host: attach, join, hold, remove.
 //! * [`announce`]: gratuitous ARP and unsolicited neighbour advertisements, and the probe for a duplicate address.
 //! * [`nat`]: the way outward and published ports, one nftables table `inet pod`.
+//! * [`gate`]: no new connections for a moment, so that the last handshakes can finish before a move.
 //! * [`hold`]: the port of a destination host that keeps a moving pod's frames until its sockets are restored.
 //!
 //! The rule for all of it: whatever a pod has on a host is found again from its id alone (the link is named after it,
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub mod announce;
 pub mod cable;
+pub mod gate;
 pub mod hold;
 pub mod leases;
 pub mod named;

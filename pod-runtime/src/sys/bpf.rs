@@ -1,4 +1,5 @@
-//! bpf(2) as far as a device allow-list on cgroup v2 needs it: load a small program and attach it.
+//! bpf(2) as far as cgroup v2 needs it here, for a device allow-list and for a gate before listeners: load a small
+//! program and attach it.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -6,6 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const PROG_LOAD: u32 = 5;
 const PROG_ATTACH: u32 = 8;
+const LINK_CREATE: u32 = 28;
+const CGROUP_SKB: u32 = 8;
+const ATTACH_CGROUP_INGRESS: u32 = 0;
 const CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
 
@@ -54,17 +58,40 @@ fn bpf<T>(command: u32, attributes: &T) -> nix::Result<i64> {
 
 /// Loads a device filter: returns 1 to allow, 0 to deny.
 pub fn load_device_filter(program: &[EbpfInstruction]) -> nix::Result<OwnedFd> {
+    load(program, CGROUP_DEVICE, ATTACH_CGROUP_DEVICE, *b"pod_devices\0\0\0\0\0")
+}
+
+/// Loads a filter of packets that arrive for sockets of a group: returns 1 to let in, 0 to drop.
+pub fn load_ingress_filter(program: &[EbpfInstruction]) -> nix::Result<OwnedFd> {
+    load(program, CGROUP_SKB, ATTACH_CGROUP_INGRESS, *b"pod_ingress\0\0\0\0\0")
+}
+
+fn load(program: &[EbpfInstruction], kind: u32, expected_attach_type: u32, name: [u8; 16]) -> nix::Result<OwnedFd> {
     let license = c"Apache-2.0";
     let attributes = LoadAttributes {
-        kind: CGROUP_DEVICE,
+        kind,
         count: program.len() as u32,
         instructions: program.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        name: *b"pod_devices\0\0\0\0\0",
-        expected_attach_type: ATTACH_CGROUP_DEVICE,
+        name,
+        expected_attach_type,
         ..LoadAttributes::default()
     };
     let fd = bpf(PROG_LOAD, &attributes)?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Attaches an ingress filter to a cgroup for as long as the returned descriptor is open (Linux >= 5.7).
+pub fn attach_ingress_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    // `link_create` begins with the same four numbers, in another order.
+    let attributes = AttachAttributes {
+        target: program.as_raw_fd() as u32,
+        program: cgroup.as_raw_fd() as u32,
+        kind: ATTACH_CGROUP_INGRESS,
+        flags: 0,
+    };
+    let fd = bpf(LINK_CREATE, &attributes)?;
     // SAFETY: the kernel returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -1,0 +1,157 @@
+//! The moment before a pod leaves: connections that are in a state which nobody can save are given time to leave it.
+//!
+//! * A handshake that is half done, or complete but not accepted by the program, has no descriptor. The
+//!   [`Gate`] keeps new ones out; the others end within a round trip, then the program accepts them, which it can only
+//!   while it runs. So [`Settling::ready`] is asked right after the freeze, and if it says no, the pod is let go for a
+//!   moment and frozen again.
+//! * A connection that the program has closed but whose last bytes are not acknowledged has no descriptor either. The
+//!   kernel finishes it alone, as long as the pod is on the network: [`Settling::drain`] waits for that.
+//!
+//! Both waits are bounded: a client that stalls, or a program that does not accept, does not hold up a move. What is
+//! left then is counted, for the report.
+
+use crate::ids::HostPid;
+use libc::{AF_INET, AF_INET6, IPPROTO_TCP};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
+use pod_runtime::cgroup::Cgroup;
+use pod_runtime::network::gate::Gate;
+use pod_runtime::network::wire::inside;
+use pod_runtime::{Doing, Result};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long handshakes are waited for in all.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long the kernel gets to finish closed connections while the pod is frozen.
+const DRAIN: Duration = Duration::from_millis(40);
+
+const FIN_WAIT1: u32 = 1 << 4;
+const LAST_ACK: u32 = 1 << 9;
+const LISTEN: u32 = 1 << 10;
+const CLOSING: u32 = 1 << 11;
+const SYN_RECV: u32 = 1 << 3 | 1 << 12;
+
+/// What of a pod's TCP nobody could save at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unsaved {
+    /// Handshakes that wait for the client's last segment.
+    pub half_open: u32,
+    /// Connections that no program has accepted.
+    pub waiting: u32,
+    /// Closed by the program, not yet acknowledged by the client.
+    pub closing: u32,
+}
+
+/// The last moments of a pod on a host. Dropping it opens the gate again.
+#[derive(Debug)]
+pub struct Settling {
+    diag: Option<OwnedFd>,
+    end: Instant,
+    _gate: Option<Gate>,
+}
+
+impl Settling {
+    /// Closes the gate, and gives handshakes that are on their way a round trip to finish. The pod runs.
+    pub fn begin(init: HostPid, cgroup: &Cgroup) -> Settling {
+        let gate = Gate::close(cgroup);
+        let diag = open(init).map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
+        let settling = Settling { diag, end: Instant::now() + PATIENCE, _gate: gate };
+        settling.wait(Duration::from_millis(20), |unsaved| unsaved.half_open == 0);
+        settling
+    }
+
+    /// Whether the pod, frozen this moment, has no connection that is not accepted; or waiting longer is no use.
+    pub fn ready(&self) -> bool {
+        let unsaved = self.unsaved();
+        (unsaved.waiting == 0 && unsaved.half_open == 0) || Instant::now() > self.end
+    }
+
+    /// Waits until closed connections are gone; the pod is frozen and still on the network. Returns what is left.
+    pub fn drain(&self) -> Unsaved {
+        self.wait(DRAIN, |unsaved| unsaved.closing == 0)
+    }
+
+    fn wait(&self, patience: Duration, done: impl Fn(&Unsaved) -> bool) -> Unsaved {
+        let end = Instant::now() + patience;
+        loop {
+            let unsaved = self.unsaved();
+            if done(&unsaved) || Instant::now() > end {
+                return unsaved;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Nothing, where the kernel does not tell.
+    pub fn unsaved(&self) -> Unsaved {
+        let Some(diag) = &self.diag else { return Unsaved::default() };
+        let mut unsaved = Unsaved::default();
+        for family in [AF_INET, AF_INET6] {
+            if let Err(problem) = ask(diag, family, &mut unsaved) {
+                tracing::debug!("sock_diag: {}", problem.chain());
+            }
+        }
+        unsaved
+    }
+}
+
+/// A sock_diag socket of the pod's network namespace.
+fn open(init: HostPid) -> Result<OwnedFd> {
+    let path = format!("/proc/{init}/ns/net");
+    let namespace = File::open(&path).doing(|| format!("open {path}"))?;
+    let make = || -> nix::Result<OwnedFd> {
+        let made =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+        bind(made.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        Ok(made)
+    };
+    inside(namespace.as_fd(), make)?.doing(|| "open a sock_diag socket in the pod".into())
+}
+
+/// One dump of the states in question.
+fn ask(diag: &OwnedFd, family: i32, unsaved: &mut Unsaved) -> Result<()> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    // struct nlmsghdr, then struct inet_diag_req_v2: family, protocol, extensions, pad, states, socket id.
+    let mut message = Vec::with_capacity(72);
+    message.extend_from_slice(&72u32.to_ne_bytes());
+    message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(&[family as u8, IPPROTO_TCP as u8, 0, 0]);
+    message.extend_from_slice(&(FIN_WAIT1 | LAST_ACK | LISTEN | CLOSING | SYN_RECV).to_ne_bytes());
+    message.extend_from_slice(&[0; 48]);
+    send(diag.as_raw_fd(), &message, MsgFlags::empty()).doing(|| "ask for the pod's connections".into())?;
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        let length = match recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Err(nix::Error::EINTR) => continue,
+            other => other.doing(|| "hear of the pod's connections".into())?,
+        };
+        let mut rest = &buffer[..length];
+        while let Some(head) = rest.get(..16) {
+            let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+            let kind = u16::from_ne_bytes([head[4], head[5]]);
+            if kind == libc::NLMSG_DONE as u16 || kind == libc::NLMSG_ERROR as u16 {
+                return Ok(());
+            }
+            count(rest.get(16..size.max(16)).unwrap_or_default(), unsaved);
+            rest = rest.get(size.max(16).next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// One `struct inet_diag_msg`: family, state, timer, retransmissions, id (48 bytes), then five words: expiry, read
+/// queue (for a listener, what waits to be accepted), write queue, user, inode (0 without a descriptor).
+fn count(message: &[u8], unsaved: &mut Unsaved) {
+    let word = |at: usize| message.get(at..at + 4).map(|four| u32::from_ne_bytes(four.try_into().expect("four bytes")));
+    let (Some(state), Some(waiting), Some(inode)) = (message.get(1), word(56), word(68)) else { return };
+    match 1u32.checked_shl(u32::from(*state)).unwrap_or(0) {
+        LISTEN => unsaved.waiting += waiting,
+        state if state & SYN_RECV != 0 => unsaved.half_open += 1,
+        state if state & (FIN_WAIT1 | LAST_ACK | CLOSING) != 0 && inode == 0 => unsaved.closing += 1,
+        _ => {}
+    }
+}
