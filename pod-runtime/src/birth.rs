@@ -12,7 +12,7 @@ use crate::namespaces;
 use crate::problem::{Doing, Problem, Result};
 use crate::proc::mountinfo::{self, Mount};
 use crate::spec::{NetworkMode, Spec};
-use crate::store::{Pod, write_json};
+use crate::store::Pod;
 use crate::sys::clone::{self, CLONE_NEWTIME, Cloned};
 use crate::sys::{daemon, process};
 use nix::errno::Errno;
@@ -152,7 +152,9 @@ fn raise(born: &mut Born, pod: &Pod, meanwhile: impl FnOnce(i32) -> Result<()>) 
         News::Ready { warnings } => born.warnings.extend(warnings),
     }
     born.console = console;
-    write_json(&mounts_path(pod), &mounts_of(born.init)?)
+    let mounts = serde_json::to_vec(&mounts_of(born.init)?).doing(|| "write down the pod's mounts".into())?;
+    // Nothing hangs on it after a crash of the host: not synced.
+    fs::write(mounts_path(pod), mounts).doing(|| "write down the pod's mounts".into())
 }
 
 /// One line, and the descriptor that came with it.

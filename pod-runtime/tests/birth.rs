@@ -520,3 +520,42 @@ fn a_user_cannot_push_characters_into_a_terminal_outside() {
     let said = bed.see();
     assert!(said.ends_with("none\n"), "{said}");
 }
+
+/// A volume that somebody else writes to: what is a folder when it is looked at is a way out a moment later.
+#[test]
+fn a_destination_that_is_swapped_leads_nowhere() {
+    let mut bed = Bed::new("true");
+    let (shared, outside) = (bed.dir.path().join("shared"), bed.dir.path().join("outside"));
+    fs::create_dir_all(shared.join("folder")).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, shared.join("link")).unwrap();
+    let volume = |source: PathBuf, destination: &str| Volume {
+        source,
+        destination: destination.into(),
+        read_only: false,
+        shared: false,
+    };
+    bed.spec.volumes =
+        vec![volume(shared.clone(), "/shared"), volume(bed.dir.path().join("inner"), "/shared/folder/made/deep")];
+    let swapper = match daemon::fork().unwrap() {
+        Fork::Child => loop {
+            let exchange = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+            let _ = nix::fcntl::renameat2(
+                nix::fcntl::AT_FDCWD,
+                &shared.join("folder"),
+                nix::fcntl::AT_FDCWD,
+                &shared.join("link"),
+                exchange,
+            );
+        },
+        Fork::Parent(pid) => pid,
+    };
+    for _ in 0..30 {
+        // Mounted inside, or refused: both will do.
+        let _ = bed.run();
+        let _ = fs::remove_dir_all(bed.dir.path().join("data/pods").join(&bed.spec.id));
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(swapper), nix::sys::signal::SIGKILL).unwrap();
+    daemon::reap(swapper).unwrap();
+}
