@@ -147,19 +147,21 @@ pub fn migrate(
     Ok(report)
 }
 
+// The fields of each phase are in the order in which they are let go: the pod, the link, then ssh.
+
 /// The far side answers.
 struct Connected {
-    remote: Remote,
     link: Link,
+    remote: Remote,
     peer: Hello,
     job: String,
 }
 
 /// The far side holds name, address and ports for us.
 struct Reserved {
-    remote: Remote,
-    link: Link,
     capture: Capture,
+    link: Link,
+    remote: Remote,
     journal: Journal,
     warnings: Vec<String>,
 }
@@ -169,18 +171,20 @@ struct Copied(Reserved);
 
 /// The pod is held still.
 struct Frozen {
-    remote: Remote,
+    still: Still,
     link: Link,
+    remote: Remote,
     journal: Journal,
     warnings: Vec<String>,
-    still: Still,
 }
 
 /// Everything is there, and READY was said.
 struct Sent {
-    link: Link,
-    journal: Journal,
     still: Still,
+    link: Link,
+    /// ssh ends with it.
+    _remote: Remote,
+    journal: Journal,
     report: Report,
 }
 
@@ -295,7 +299,7 @@ impl Frozen {
             }
         };
         let Captured { dump, files, connections } = captured;
-        let mut warnings = self.warnings;
+        let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(dump.warnings);
         warnings.extend(arrival.warnings);
         let report = Report {
@@ -311,8 +315,8 @@ impl Frozen {
             warnings,
             ..Report::default()
         };
-        let (link, journal, still) = (self.link, self.journal, self.still);
-        Ok(Sent { link, journal, still, report })
+        let Frozen { still, link, remote, journal, .. } = self;
+        Ok(Sent { still, link, _remote: remote, journal, report })
     }
 }
 

@@ -472,7 +472,9 @@ fn wait_parked(task: HostPid) -> Result<()> {
     loop {
         let text = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
         let number = text.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
-        if number.is_some_and(|number| [libc::SYS_read, libc::SYS_recvfrom, libc::SYS_pause, libc::SYS_ppoll].contains(&number)) {
+        if number.is_some_and(|number| {
+            [libc::SYS_read, libc::SYS_recvfrom, libc::SYS_pause, libc::SYS_ppoll].contains(&number)
+        }) {
             return Ok(());
         }
         if std::time::Instant::now() > until {
