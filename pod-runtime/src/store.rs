@@ -151,7 +151,7 @@ impl Store {
         check_name(&spec.name)?;
         check_id(&spec.id)?;
         let _lock = self.lock()?;
-        self.sweep();
+        self.sweep_locked();
         self.clear_name(&spec.name, Some(&spec.id))?;
         let pod = Pod { id: spec.id.clone(), store: self.clone() };
         if pod.dir().exists() {
@@ -163,12 +163,14 @@ impl Store {
             }
             lifecycle::remove(&pod)?;
         }
-        make_dir(&pod.dir(), 0o700)?;
-        make_dir(&pod.run_dir(), 0o700)?;
-        make_dir(&pod.upper_dir(), 0o755)?;
-        make_dir(&pod.work_dir(), 0o700)?;
-        pod.set_status(&Status::creating()?)?;
-        pod.set_spec(spec)?;
+        // Made aside and renamed: a kill half way leaves no pod without a spec.
+        let aside = self.data.join(format!(".new-{}-{}", pod.id, std::process::id()));
+        for (dir, mode) in [("", 0o700), ("upper", 0o755), ("work", 0o700)] {
+            make_dir(&aside.join(dir), mode)?;
+        }
+        write_json(&aside.join("status.json"), &Status::creating()?)?;
+        write_json(&aside.join("spec.json"), spec)?;
+        fs::rename(&aside, pod.dir()).doing(|| format!("make the folder {}", pod.dir().display()))?;
         Ok(pod)
     }
 
@@ -194,30 +196,38 @@ impl Store {
         Ok(format!("{}_{}", names::random(random_bytes()?), &new_id()?[..4]))
     }
 
-    /// Finishes removals that were cut short.
-    fn sweep(&self) {
+    /// Takes away what killed commands left: folders of pods half made or half removed, and pods that never began.
+    pub fn sweep(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.sweep_locked();
+        Ok(())
+    }
+
+    fn sweep_locked(&self) {
         for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let remover = name.strip_prefix(".removed-").and_then(|rest| rest.rsplit_once('-')?.1.parse::<i32>().ok());
-            if remover.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let rest = name.strip_prefix(".removed-").or_else(|| name.strip_prefix(".new-"));
+            let maker = rest.and_then(|rest| rest.rsplit_once('-')?.1.parse::<i32>().ok());
+            if maker.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 let _ = remove_dir(&entry.path());
+            }
+        }
+        for pod in self.pods().unwrap_or_default() {
+            if pod.status().is_ok_and(|status| status.state == State::Dead && status.started.is_none()) {
+                let _ = lifecycle::remove(&pod);
             }
         }
     }
 
-    /// Fails when a pod other than `but` holds the name. A pod whose making was cut short is removed instead.
+    /// Fails when a pod other than `but` holds the name.
     fn clear_name(&self, name: &str, but: Option<&str>) -> Result<()> {
         for pod in self.pods()? {
             if Some(pod.id.as_str()) == but || pod.name()? != name {
                 continue;
             }
-            match pod.status().map(|status| (status.state, status.started)) {
-                Ok((State::Moved, _)) => {}
-                Ok((State::Dead, None)) => lifecycle::remove(&pod)?,
-                _ => {
-                    return Err(Problem::new("E-NAME", format!("the name '{name}' is taken by pod {}", pod.id))
-                        .fix(format!("choose another name, or `pod rm -f {name}`")));
-                }
+            if !pod.is_tombstone() {
+                return Err(Problem::new("E-NAME", format!("the name '{name}' is taken by pod {}", pod.id))
+                    .fix(format!("choose another name, or `pod rm -f {name}`")));
             }
         }
         Ok(())

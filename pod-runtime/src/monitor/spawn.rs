@@ -17,10 +17,10 @@ use crate::sys::daemon::{self, Fork};
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -291,7 +291,7 @@ fn end_it(born: &Born) {
 /// The control socket. Bound by a short way, because a socket's path may be no longer than 107 bytes.
 fn listen(pod: &Pod) -> Result<UnixListener> {
     let dir = pod.run_dir();
-    std::fs::create_dir_all(&dir).doing(|| format!("make {}", dir.display()))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).doing(|| format!("make {}", dir.display()))?;
     let opened = File::open(&dir).doing(|| format!("open {}", dir.display()))?;
     let path = format!("/proc/self/fd/{}/ctl.sock", opened.as_raw_fd());
     let _ = std::fs::remove_file(pod.socket_path());

@@ -41,6 +41,7 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let filters = options::filters(&args.filter, &["id", "name", "status", "label", "network"])?;
     let store = context.store()?;
+    store.sweep()?;
     let mut rows = Vec::new();
     for pod in store.pods()? {
         // A pod may be removed while we look.
