@@ -5,7 +5,7 @@ use pod_migrate::ids::{FdTableId, FileId, HostPid, PodPid};
 use pod_migrate::image::{Kind, Reader, Writer};
 use pod_migrate::objects::files::{File, FileState, Files, FilesDump, Opener, Outside, Task, View};
 use pod_runtime::sys::daemon::{self, Fork};
-use pod_runtime::sys::{descriptor, pidfd};
+use pod_runtime::sys::{descriptor, pidfd, unix};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -25,7 +25,7 @@ impl Child {
                 let kept = set_up();
                 drop(ready);
                 say.write_all(b"!").unwrap();
-                drop(say);
+                // From here on its descriptors stay as they are.
                 loop {
                     std::thread::park();
                     std::hint::black_box(&kept);
@@ -167,7 +167,9 @@ fn small_kinds() {
     drop(own_pidfd);
     assert!(matches!(&dumped.files.files[&dumped.id(&signal)].state, FileState::Signalfd(s) if s.mask == 0x202));
     let FileState::Epoll(state) = &dumped.files.files[&dumped.id(&epoll)].state else { panic!("no epoll") };
-    assert_eq!(state.targets.iter().map(|t| t.data).collect::<Vec<_>>(), [42, 43]);
+    let mut data: Vec<_> = state.targets.iter().map(|target| target.data).collect();
+    data.sort_unstable();
+    assert_eq!(data, [42, 43]);
     // The registration is by number: it can be taken out by it.
     let fresh = again(&epoll);
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fresh.as_raw_fd())).unwrap();
@@ -250,5 +252,98 @@ fn terminals_keep_their_modes() {
     assert_eq!(descriptor::pty_index(master.as_fd()).unwrap(), index);
     assert_eq!(descriptor::window_size(slave.as_fd()).unwrap(), [31, 77, 0, 0]);
     assert_eq!(descriptor::termios(slave.as_fd()).unwrap(), termios);
+    opener.finish().unwrap();
+}
+
+#[test]
+fn unix_streams_keep_queues_descriptors_and_halves() {
+    use std::os::unix::net::UnixStream;
+    let (a, mut b) = UnixStream::pair().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    unix::send(a.as_fd(), b"pipe", &[], &[writer.as_raw_fd()], None).unwrap();
+    a.shutdown(std::net::Shutdown::Write).unwrap();
+    let (lonely, gone) = UnixStream::pair().unwrap();
+    unix::send(gone.as_fd(), b"last words", &[], &[], None).unwrap();
+    drop(gone);
+    let child = Child::start(|| ());
+    let dumped = dump(&child);
+    let opener = dumped.open();
+    let mut again = UnixStream::from(opener.take(dumped.id(&b)).unwrap());
+    let mut bytes = [0; 4];
+    let message = unix::peek(again.as_fd(), 100).unwrap();
+    assert_eq!((message.bytes.as_slice(), message.fds.len()), (&b"pipe"[..], 1));
+    nix::unistd::write(&message.fds[0], b"x").unwrap();
+    let mut out = std::fs::File::from(opener.take(dumped.id(&reader)).unwrap());
+    out.read_exact(&mut [0]).unwrap();
+    let mut rest = Vec::new();
+    again.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"pipe", "and an end of file, for the other end was shut down");
+    again.write_all(b"back").unwrap();
+    let mut there = UnixStream::from(opener.take(dumped.id(&a)).unwrap());
+    there.read_exact(&mut bytes).unwrap();
+    let mut words = String::new();
+    UnixStream::from(opener.take(dumped.id(&lonely)).unwrap()).read_to_string(&mut words).unwrap();
+    assert_eq!(words, "last words");
+    b.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"pipe", "the source still has it");
+    opener.finish().unwrap();
+}
+
+#[test]
+fn unix_listeners_keep_their_name_and_those_that_wait() {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    client.write_all(b"hi").unwrap();
+    let waiting = UnixStream::connect(&path).unwrap();
+    let child = Child::start(|| ());
+    let dumped = dump(&child);
+    let (listener_id, client_id, accepted_id, waiting_id) =
+        (dumped.id(&listener), dumped.id(&client), dumped.id(&accepted), dumped.id(&waiting));
+    drop((listener, client, accepted, waiting, child));
+    let opener = dumped.open();
+    let take = |id| opener.take(id).unwrap();
+    let listener = UnixListener::from(take(listener_id));
+    assert_eq!(listener.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+    let accepted = UnixStream::from(take(accepted_id));
+    assert_eq!(accepted.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+    let client = UnixStream::from(take(client_id));
+    assert_eq!(client.peer_addr().unwrap().as_pathname(), Some(path.as_path()));
+    let mut hi = [0; 2];
+    (&accepted).read_exact(&mut hi).unwrap();
+    let (mut second, _) = listener.accept().unwrap();
+    UnixStream::from(take(waiting_id)).write_all(b"ok").unwrap();
+    second.read_exact(&mut hi).unwrap();
+    assert_eq!(&hi, b"ok");
+    UnixStream::connect(&path).unwrap();
+    opener.finish().unwrap();
+}
+
+#[test]
+fn unix_datagrams_keep_senders_and_peers() {
+    use std::os::unix::net::UnixDatagram;
+    let folder = tempfile::tempdir().unwrap();
+    let (server_path, client_path) = (folder.path().join("server"), folder.path().join("client"));
+    let server = UnixDatagram::bind(&server_path).unwrap();
+    let client = UnixDatagram::bind(&client_path).unwrap();
+    client.connect(&server_path).unwrap();
+    client.send(b"first").unwrap();
+    client.send(b"second one").unwrap();
+    let child = Child::start(|| ());
+    let dumped = dump(&child);
+    let (server_id, client_id) = (dumped.id(&server), dumped.id(&client));
+    drop((server, client, child));
+    let opener = dumped.open();
+    let server = UnixDatagram::from(opener.take(server_id).unwrap());
+    let mut bytes = [0; 20];
+    let (length, from) = server.recv_from(&mut bytes).unwrap();
+    assert_eq!((&bytes[..length], from.as_pathname()), (&b"first"[..], Some(client_path.as_path())));
+    assert_eq!(server.recv(&mut bytes).unwrap(), 10);
+    let client = UnixDatagram::from(opener.take(client_id).unwrap());
+    client.send(b"3").unwrap();
+    assert_eq!(server.recv(&mut bytes).unwrap(), 1);
     opener.finish().unwrap();
 }

@@ -19,4 +19,5 @@ pub mod process;
 pub mod ptrace;
 pub mod task;
 pub mod tty;
+pub mod unix;
 pub mod xattr;

@@ -19,7 +19,7 @@ use pod_runtime::sys::{descriptor, pidfd as sys_pidfd};
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -44,6 +44,7 @@ pub struct FilesDump<'v> {
     terminals: BTreeMap<u32, Terminal>,
     /// Process groups by their number on this host.
     groups: HashMap<i32, PodPid>,
+    pub(super) unix_sockets: socket::unix::Sockets,
 }
 
 #[derive(Debug)]
@@ -87,6 +88,7 @@ impl<'v> FilesDump<'v> {
             contents: Vec::new(),
             terminals: BTreeMap::new(),
             groups: HashMap::new(),
+            unix_sockets: socket::unix::Sockets::default(),
         }
     }
 
@@ -358,6 +360,20 @@ impl<'v> FilesDump<'v> {
                 file.state = FileState::Socket(state);
             }
             index += 1;
+        }
+        self.peers_are_inside()
+    }
+
+    fn peers_are_inside(&self) -> Result<()> {
+        let sockets = |entry: &Entry| match entry.file.as_ref().map(|file| &file.state) {
+            Some(FileState::Socket(socket::State::Unix(state))) => Some(state.inode),
+            _ => None,
+        };
+        let inside: HashSet<u64> = self.entries.iter().filter_map(sockets).collect();
+        for entry in &self.entries {
+            if let Some(File { state: FileState::Socket(socket::State::Unix(state)), .. }) = &entry.file {
+                socket::unix::must_be_inside(state, &entry.subject, |inode| inside.contains(&inode))?;
+            }
         }
         Ok(())
     }

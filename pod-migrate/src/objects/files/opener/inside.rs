@@ -1,5 +1,6 @@
 //! The opener's own side: runs in the pod's namespaces as a fork of the monitor, with the image in its memory.
 
+use super::super::socket::unix;
 use super::super::view::Holder;
 use super::super::{
     File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, pidfd, pipe, pty, regular,
@@ -55,6 +56,7 @@ struct Inside<'a> {
     contents: BTreeMap<FileId, OwnedFd>,
     pipes: Vec<(Holder, OwnedFd)>,
     terminals: Vec<(Holder, OwnedFd)>,
+    unix: unix::restore::Restored,
     warnings: Vec<String>,
 }
 
@@ -66,6 +68,7 @@ impl<'a> Inside<'a> {
             contents: BTreeMap::new(),
             pipes: Vec::new(),
             terminals: Vec::new(),
+            unix: unix::restore::Restored::default(),
             warnings: Vec::new(),
         }
     }
@@ -108,6 +111,8 @@ impl<'a> Inside<'a> {
         let restored = pty::restore(&terminals)?;
         self.terminals.extend(restored.external);
         self.held.extend(restored.ends);
+        self.unix = unix::restore::open(&self.unix_sockets())?;
+        self.held.extend(std::mem::take(&mut self.unix.ends));
         for (id, file) in &files.files {
             let Some(fd) = self.held.get(id) else { continue };
             set_flags(file, fd)?;
@@ -132,12 +137,21 @@ impl<'a> Inside<'a> {
             FileState::Timerfd(state) => (timerfd::restore(state)?, None),
             FileState::Signalfd(state) => (signalfd::restore(state)?, None),
             FileState::Inotify(state) => (inotify::restore(state)?, None),
+            FileState::Socket(socket::State::Unix(_)) => return Ok(()),
             FileState::Socket(state) => (socket::restore(state)?, None),
             FileState::Pipe(_) | FileState::Pty(_) => return Ok(()),
         };
         self.held.insert(id, fd);
         self.contents.extend(contents.map(|fd| (id, fd)));
         Ok(())
+    }
+
+    fn unix_sockets(&self) -> unix::restore::All<'a> {
+        let sockets = self.files.files.iter().filter_map(|(id, file)| match &file.state {
+            FileState::Socket(socket::State::Unix(state)) => Some((*id, state)),
+            _ => None,
+        });
+        sockets.collect()
     }
 
     /// The first description of a shared inode.
@@ -165,17 +179,13 @@ impl<'a> Inside<'a> {
         let held = &self.held;
         for (id, file) in &files.files {
             let Some(fd) = held.get(id) else { continue };
-            let doing = || format!("restore {}", file.name);
-            match &file.state {
-                FileState::Epoll(state) => {
-                    epoll::register(state, fd.as_fd(), |id| held.get(&id).map(|fd| fd.as_fd())).doing(doing)?;
-                }
-                FileState::Socket(state) => {
-                    socket::connect(state, fd.as_fd(), &|id| held.get(&id).map(|fd| fd.as_fd())).doing(doing)?;
-                }
-                _ => {}
+            if let FileState::Epoll(state) = &file.state {
+                epoll::register(state, fd.as_fd(), |id| held.get(&id).map(|fd| fd.as_fd()))
+                    .doing(|| format!("restore {}", file.name))?;
             }
         }
+        let mut sockets = std::mem::take(&mut self.unix);
+        unix::restore::connect(&self.unix_sockets(), &mut sockets, &|id| self.held.get(&id).map(|fd| fd.as_fd()))?;
         for (id, file) in &files.files {
             let Some(fd) = held.get(id) else { continue };
             set_owner(file, fd).doing(|| format!("set who gets the signals of {}", file.name))?;

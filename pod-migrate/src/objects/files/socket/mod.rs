@@ -139,8 +139,10 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
 
 /// What needs all files to be known: queued messages carry descriptors, peers are other sockets of the pod.
 pub fn finish(state: &mut State, fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<()> {
-    let _ = (state, fd, context);
-    Ok(())
+    match state {
+        State::Unix(state) => unix::finish(state, fd, context),
+        State::Tcp(_) | State::Udp(_) | State::Raw(_) | State::Packet(_) | State::Netlink(_) => Ok(()),
+    }
 }
 
 /// Whether a socket of this kind can be moved; asked of a pod that runs.
@@ -152,23 +154,14 @@ pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
 /// caller.
 pub fn restore(state: &State) -> Result<OwnedFd> {
     match state {
-        State::Unix(state) => unix::restore(state),
+        // Made all together: see `unix::restore`.
+        State::Unix(_) => Err(Problem::new("E-INTERNAL", "a unix socket is made with its peers")),
         State::Tcp(state) => tcp::restore(state),
         State::Udp(state) => udp::restore(state),
         State::Raw(state) => raw::restore_raw(state),
         State::Packet(state) => raw::restore_packet(state),
         State::Netlink(state) => netlink::restore(state),
     }
-}
-
-/// After all files are open and all processes exist; runs in the opener. `held` gives any file of the image.
-pub fn connect<'a>(
-    state: &State,
-    fd: BorrowedFd<'_>,
-    held: &dyn Fn(crate::ids::FileId) -> Option<BorrowedFd<'a>>,
-) -> Result<()> {
-    let _ = (state, fd, held);
-    Ok(())
 }
 
 /// The last moment before the tasks go; runs in the opener.
