@@ -7,8 +7,9 @@ use crate::problem::{Doing, Problem, Result};
 use crate::proc::mountinfo::{self, Mount};
 use std::path::PathBuf;
 
-/// v1 controllers that a pod uses when the host has them there.
-const USED: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "devices"];
+/// v1 controllers that a pod uses when the host has them there. cpuset only because a JVM that does not find it takes
+/// itself to be outside of any container and sizes its heap by the host's memory.
+const USED: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "devices", "cpuset"];
 
 /// One mounted hierarchy of cgroup v1.
 #[derive(Debug, Clone, PartialEq, Eq)]
