@@ -56,6 +56,7 @@ impl Rootfs {
         let own = [pod.store().data(), pod.store().run()];
         let layers = Layers::decide(&spec.root.base, &pod.upper_dir(), &pod.work_dir(), &own)?;
         layers.make()?;
+        can_hold_layers(&pod.dir())?;
         files::write(spec, &layers, &own)?;
         let staging = pod.dir().join("root");
         fs::create_dir_all(&staging).doing(|| format!("make {}", staging.display()))?;
@@ -101,6 +102,19 @@ impl Rootfs {
         nix::unistd::chdir("/").doing(|| "enter the pod's root".into())
     }
 }
+
+/// The upper side of an overlay cannot be on another one, and the kernel's error would not say so.
+fn can_hold_layers(dir: &Path) -> Result<()> {
+    let found = nix::sys::statfs::statfs(dir).doing(|| format!("look at {}", dir.display()))?;
+    if found.filesystem_type() != nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
+        return Ok(());
+    }
+    let what = format!("{} is on an overlay, which cannot hold what a pod writes", dir.display());
+    Err(Problem::new("E-ROOTFS", what).fix(FIX_STORAGE))
+}
+
+const FIX_STORAGE: &str =
+    "keep the runtime's data on a file system that can take overlays (ext4, xfs, btrfs, tmpfs): set POD_ROOT";
 
 fn mount_layers(
     layers: &Layers,
@@ -159,8 +173,7 @@ fn overlay_options(layer: &Layer, lower: &Path, short_lived: bool) -> String {
 fn root_refused(root: &Layer, error: nix::Error) -> Problem {
     let (lower, upper) = (root.lower.display(), root.upper.display());
     let what = format!("this host mounts no overlay of {lower} with what the pod writes in {upper}");
-    let fix = "keep the runtime's data on a file system that can take overlays (ext4, xfs, btrfs, tmpfs): set POD_ROOT";
-    Problem::new("E-ROOTFS", what).fix(fix).because(error)
+    Problem::new("E-ROOTFS", what).fix(FIX_STORAGE).because(error)
 }
 
 /// A volume's source as it is now, made when it is not there.
