@@ -2,7 +2,7 @@
 //! pages last, because all else must be there when they arrive.
 
 use crate::freeze::{Frozen, Process};
-use crate::ids::{FileId, HostPid, PodPid};
+use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::dump::Contents;
 use crate::objects::files::{FilesDump, Outside, Task, View};
@@ -11,7 +11,7 @@ use crate::objects::namespaces::ipc;
 use crate::objects::task::check;
 use crate::objects::task::dump::{self as task, Parts};
 use crate::objects::task::{Life, Node, Tree};
-use crate::remote::{Borrowed, maps_of};
+use crate::remote::{Borrowed, RemoteCall, maps_of};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pod_runtime::{Doing, Problem, Result};
@@ -112,12 +112,33 @@ fn one(
         root: root(process, init, files)?,
     };
     let mut borrowed = Borrowed::enter(process, &maps_of(process)?)?;
+    let table = parts.fd_table;
     let (state, brk) = task::dump(process, &mut borrowed, parts)?;
+    ask_close_on_exec(process, &mut borrowed, table, files)?;
     borrowed.leave()?;
     // After the borrowed memory was given back: it is no part of the program.
     let space = spaces.space(process, brk, files)?;
     w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
     w.put(Kind::MM, space.id.0, &space)
+}
+
+/// Asks the process itself which of the descriptors that look so are really closed by exec.
+fn ask_close_on_exec(
+    process: &Process,
+    borrowed: &mut Borrowed<'_>,
+    table: FdTableId,
+    files: &mut FilesDump<'_>,
+) -> Result<()> {
+    let numbers = files.unsure(table);
+    let call = |fd: &TaskFd| RemoteCall::new("fcntl", libc::SYS_fcntl, vec![fd.0.into(), libc::F_GETFD.into()]);
+    let mut calls: Vec<RemoteCall> = numbers.iter().map(call).collect();
+    if !calls.is_empty() {
+        borrowed.run(process.leader(), &mut calls)?;
+    }
+    for (fd, call) in numbers.iter().zip(&calls) {
+        files.close_on_exec(table, *fd, call.result & i64::from(libc::FD_CLOEXEC) != 0);
+    }
+    Ok(())
 }
 
 fn directory(process: &Process, name: &str) -> Result<OwnedFd> {

@@ -12,6 +12,8 @@ use super::{
 };
 use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Writer};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::stat::fstat;
 use pod_runtime::proc::{fdinfo, stat, status};
 use pod_runtime::sys::kcmp::{self, Shared};
@@ -40,6 +42,7 @@ pub struct FilesDump<'v> {
     /// Seen tables in the order of kcmp.
     tables: Vec<(HostPid, FdTableId)>,
     records: BTreeMap<FdTableId, FdTable>,
+    unsure: BTreeMap<FdTableId, Vec<TaskFd>>,
     contents: Vec<Contents>,
     terminals: BTreeMap<u32, Terminal>,
     /// Process groups by their number on this host.
@@ -85,6 +88,7 @@ impl<'v> FilesDump<'v> {
             shared: HashMap::new(),
             tables: Vec::new(),
             records: BTreeMap::new(),
+            unsure: BTreeMap::new(),
             contents: Vec::new(),
             terminals: BTreeMap::new(),
             groups: HashMap::new(),
@@ -109,20 +113,40 @@ impl<'v> FilesDump<'v> {
         let mut numbers: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
         numbers.sort_unstable();
         for number in numbers {
-            self.descriptor(task, number, &mut table)?;
+            self.descriptor(task, id, number, &mut table)?;
         }
         self.records.insert(id, table);
         Ok(id)
     }
 
-    fn descriptor(&mut self, task: Task<'_>, number: i32, table: &mut FdTable) -> Result<()> {
+    /// Descriptors of which only the task itself can tell whether they are closed by exec. Asked once.
+    pub fn unsure(&mut self, id: FdTableId) -> Vec<TaskFd> {
+        self.unsure.remove(&id).unwrap_or_default()
+    }
+
+    /// What the task told of one of them.
+    pub fn close_on_exec(&mut self, id: FdTableId, number: TaskFd, close: bool) {
+        let table = self.records.get_mut(&id);
+        if let Some(fd) = table.and_then(|table| table.fds.iter_mut().find(|fd| fd.fd == number)) {
+            fd.close_on_exec = close;
+        }
+    }
+
+    fn descriptor(&mut self, task: Task<'_>, id: FdTableId, number: i32, table: &mut FdTable) -> Result<()> {
         let subject = format!("pid {} ({}), fd {number}", task.pid, task.comm);
         let fd = sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?;
         let path = format!("/proc/{}/fdinfo/{number}", task.host);
         let text = std::fs::read(&path).doing(|| format!("read {path}"))?;
         let info = fdinfo::parse(&String::from_utf8_lossy(&text));
+        // fdinfo(5) shows the flag also when the file was once opened with it and this descriptor of it is another.
+        let close_on_exec = info.flags & libc::O_CLOEXEC != 0;
+        if close_on_exec
+            && fcntl(&fd, FcntlArg::F_GETFL).doing(|| format!("{subject}: read its flags"))? & libc::O_CLOEXEC != 0
+        {
+            self.unsure.entry(id).or_default().push(TaskFd(number));
+        }
         let file = self.add(fd, &subject)?;
-        table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec: info.flags & libc::O_CLOEXEC != 0 });
+        table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec });
         table.locks.extend(locks::of_table(TaskFd(number), &info));
         Ok(())
     }
