@@ -8,7 +8,7 @@
 
 use crate::ids::{HostPid, PodPid, TaskFd};
 use crate::objects::task::{Life, interrupted};
-use pod_runtime::proc::{stat, status};
+use pod_runtime::proc::{self, stat, status};
 use pod_runtime::sys::pidfd;
 use pod_runtime::sys::ptrace::{self, Regs, Wait};
 use pod_runtime::{Doing, Problem, Result};
@@ -92,8 +92,8 @@ impl Process {
 
     /// The text of such a file.
     pub fn text(&self, name: &str) -> Result<String> {
-        let bytes = fs::read(self.proc(name)).doing(|| format!("read {}", self.proc(name).display()))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let path = self.proc(name);
+        proc::read(&path).doing(|| format!("read {}", path.display()))
     }
 
     /// A copy of one of its descriptors.
@@ -238,6 +238,8 @@ impl Hunt {
         match ptrace::seize(tid, OPTIONS) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
+            // An earlier attempt could not let go of a task that was too busy to stop.
+            Err(_) if read_status(tid).is_ok_and(|status| status.tracer == std::process::id() as i32) => {}
             Err(error) => return refuse_seize(tid, error),
         }
         self.caught.insert(tid, None);
@@ -429,9 +431,9 @@ fn children_of(pid: i32, tid: i32) -> Vec<i32> {
 }
 
 fn read_status(tid: i32) -> io::Result<status::Status> {
-    Ok(status::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/status"))?)))
+    Ok(status::parse(&proc::read(format!("/proc/{tid}/status"))?))
 }
 
 fn read_stat(pid: i32) -> Option<stat::Stat> {
-    stat::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
+    stat::parse(&proc::read(format!("/proc/{pid}/stat")).ok()?)
 }

@@ -1,4 +1,4 @@
-//! Text of /proc into structs. Pure: no file is opened here, anything that does not parse is `None` or left out, and
+//! Text of /proc into structs. Pure but for [`read`]: anything that does not parse is `None` or left out, and
 //! nothing panics whatever the text (a process chooses its own name and its mapped paths).
 
 pub mod fdinfo;
@@ -8,3 +8,23 @@ pub mod mountinfo;
 pub mod stat;
 pub mod status;
 pub mod timers;
+
+/// The text of a file in /proc. The kernel makes the text anew for each read, so one with much room is cheaper than many
+/// that grow (as std's, which trusts the size of 0 that such files have). What is not UTF-8 is replaced.
+pub fn read(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let mut bytes = vec![0; 16 << 10];
+    let mut length = 0;
+    loop {
+        match file.read(&mut bytes[length..])? {
+            0 => break,
+            count => length += count,
+        }
+        if bytes.len() - length < 4096 {
+            bytes.resize(bytes.len() * 4, 0);
+        }
+    }
+    bytes.truncate(length);
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}

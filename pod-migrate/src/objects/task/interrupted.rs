@@ -7,7 +7,7 @@
 //! Calls with a relative time-out begin again with the whole of it, unless the time that remains is in memory.
 
 use crate::remote::stranded;
-use pod_runtime::proc::status;
+use pod_runtime::proc::{self, status};
 use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs};
 use pod_runtime::{Doing, Result};
@@ -70,8 +70,8 @@ pub(crate) fn heal(tid: i32) -> Result<Option<Regs>> {
 
 /// Whether a signal is about to be handled: then EINTR is the truth.
 fn signalled(tid: i32) -> bool {
-    let text = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
-    let status = status::parse(&String::from_utf8_lossy(&text));
+    let text = proc::read(format!("/proc/{tid}/status")).unwrap_or_default();
+    let status = status::parse(&text);
     (status.pending | status.shared_pending) & !status.blocked != 0
 }
 
