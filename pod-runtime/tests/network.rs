@@ -317,7 +317,9 @@ fn held_frames_reach_the_pod() {
     let attachment = plug(dir.path(), &mut pod, &init, true);
     assert!(!sh("bridge link").contains("podaaaaaaaaaaaa"), "quiet");
     let before = sh("ip -o link show lan0");
+    let began = Instant::now();
     let holder = Holder::start(&attachment).unwrap().expect("a pod with a bridge");
+    eprintln!("holding port made in {:?}", began.elapsed());
     holder.announce().unwrap();
     assert!(sh("bridge fdb").contains("02:aa:aa:aa:aa:aa dev pdhaaaaaaaaaaaa"), "{}", sh("bridge fdb"));
     let sender = client.inside(|| UdpSocket::bind("10.77.0.9:1000").unwrap());
