@@ -6,6 +6,7 @@
 use crate::capture::{Moment, Origin, clock};
 use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::objects::files::opener::External;
+use crate::objects::files::{FileState, socket};
 use crate::restore::{self, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
@@ -188,6 +189,11 @@ pub fn restore<R: Read>(
 ) -> Result<Restored> {
     let foreign = |record: &Record| damaged(format!("a {} record among the pod's own", record.kind));
     let image = Image::collect(reader, |record, _| Err(foreign(record)))?;
+    for file in image.files.files.values() {
+        if let FileState::Socket(state) = &file.state {
+            socket::permitted(state, &newborn.spec.security)?;
+        }
+    }
     restore::restore(image, reader, &newborn.born, |record, _| until(record))
 }
 

@@ -17,6 +17,7 @@ pub mod unix;
 use super::dump::FilesDump;
 use address::Family;
 use libc::{SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, c_int};
+use pod_runtime::spec::Security;
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -148,6 +149,33 @@ pub fn finish(state: &mut State, fd: BorrowedFd<'_>, context: &mut DumpContext<'
 /// Whether a socket of this kind can be moved; asked of a pod that runs.
 pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
     refusal(Kind::of(fd)?, subject).map_or(Ok(()), Err)
+}
+
+/// Whether a pod with these rights could have made the socket itself: an image can be anybody's, and the opener has
+/// more rights than the pod.
+pub fn permitted(state: &State, security: &Security) -> Result<()> {
+    let may = |name: &str| security.privileged || security.capabilities.iter().any(|held| held == name);
+    let options = match state {
+        State::Tcp(state) => Some(&state.options),
+        State::Udp(state) => Some(&state.options),
+        State::Netlink(state) => Some(&state.options),
+        State::Raw(_) | State::Packet(_) | State::Unix(_) => None,
+    };
+    let set = |name: &str| options.and_then(|o| o.values.get(name)).is_some_and(|value| value.iter().any(|b| *b != 0));
+    let needs = match state {
+        State::Raw(_) => Some("a raw socket"),
+        State::Packet(_) => Some("a packet socket"),
+        _ if set("mark") => Some("a socket with a mark"),
+        _ if set("transparent") || set("v6_transparent") => Some("a transparent socket"),
+        _ => None,
+    };
+    match needs {
+        Some(what) if !may("NET_RAW") && !may("NET_ADMIN") => {
+            Err(Problem::new("E-IMAGE-RIGHTS", format!("the image has {what}, which its pod has no right to"))
+                .fix("restore images of a source that you trust; its spec must have --cap-add NET_RAW"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes the socket again; runs in the opener, inside the pod's namespaces. Flags of the description are set by the
