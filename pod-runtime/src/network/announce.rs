@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(format_mac(&mac), "02:0a:ff:00:10:01");
         assert!(parse_mac("02:0a:ff:00:10").is_none());
         assert!(parse_mac("02:0a:ff:00:10:01:02").is_none());
-        assert_eq!(link_local(&mac).to_string(), "fe80::aff:fe00:1001");
+        assert_eq!(link_local(&mac).to_string(), "fe80::a:ffff:fe00:1001");
     }
 
     #[test]

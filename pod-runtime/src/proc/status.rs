@@ -115,7 +115,8 @@ mod tests {
         let status = parse(&std::fs::read_to_string("/proc/self/status").unwrap());
         assert_eq!(status.tgid, std::process::id() as i32);
         assert_eq!(status.ns_tgid.last().copied().map(|pid| pid > 0), Some(true));
-        assert_eq!(status.state, 'R');
+        // The test's own thread runs, the leader that /proc/self shows may sleep.
+        assert!(matches!(status.state, 'R' | 'S'));
     }
 
     #[test]
