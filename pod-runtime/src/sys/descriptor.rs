@@ -373,3 +373,10 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Resul
     let n = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), bytes, libc::SPLICE_F_NONBLOCK) };
     Errno::result(n).map(|n| n as usize)
 }
+
+/// TIOCSTI: one byte as if it had been typed, taken in before this returns. Needs CAP_SYS_ADMIN when the terminal is not
+/// the caller's own.
+pub fn type_byte(slave: BorrowedFd<'_>, byte: u8) -> nix::Result<()> {
+    let mut byte = byte;
+    ioctl_with(slave, libc::TIOCSTI as c_ulong, &mut byte).map(drop)
+}

@@ -44,7 +44,6 @@ impl Sockets {
         let message = [ControlMessage::ScmRights(&fds)];
         sendmsg::<()>(self.carrier.0.as_raw_fd(), &[IoSlice::new(b"f")], &message, MsgFlags::empty(), None)?;
         self.waiting = UnixStream::connect(PATH)?;
-        self.waiting.write_all(b"let me in")?;
         self.sender.send_to(b"to a name", NAMED)?;
         Ok(())
     }
@@ -126,6 +125,8 @@ impl Guest for Sockets {
         self.half.1.write_all(b"x")?;
         ensure!(self.half.0.read(&mut text)? == 1, "its other half is closed");
         let (mut accepted, _) = self.listener.accept()?;
+        // Not before: what is written to a connection that nobody accepted refuses the move (E-UNIX-QUEUE).
+        self.waiting.write_all(b"let me in")?;
         let mut text = [0; 9];
         accepted.read_exact(&mut text)?;
         ensure!(&text == b"let me in", "the waiting connection says {text:?}");

@@ -22,6 +22,7 @@ pub mod opener;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;
+mod queue;
 pub mod regular;
 pub mod signalfd;
 pub mod socket;

@@ -123,8 +123,8 @@ pub(super) fn restore(ends: &BTreeMap<FileId, (&State, &File)>) -> Result<Restor
     }
     let mut restored = Restored::default();
     for (id, (_, file)) in ends {
-        let keep = libc::O_ACCMODE | libc::O_DIRECT;
-        let flags = OFlag::from_bits_retain(file.flags & keep) | nonblocking;
+        // Packet mode is set after: open(2) takes O_DIRECT for what it means on files.
+        let flags = OFlag::from_bits_retain(file.flags & libc::O_ACCMODE) | nonblocking;
         let from = if file.flags & libc::O_ACCMODE == libc::O_WRONLY { &writer } else { &reader };
         let link = format!("/proc/self/fd/{}", from.as_raw_fd());
         restored.ends.push((*id, open(link.as_str(), flags, Mode::empty()).doing(doing)?));

@@ -3,10 +3,10 @@
 //! A pair is stored with its first description. It comes back under its number: numbers are given out from the lowest
 //! free one, so pairs are made in ascending order and the numbers in between are held until all are there.
 //!
-//! Termios, size and modes are read by ioctls that change nothing.
+//! Termios, size and modes are read by ioctls that change nothing; bytes on their way by [`queue`].
 
-use super::File;
 use super::view::Holder;
+use super::{File, queue};
 use crate::ids::{FileId, PodPid};
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -115,6 +115,11 @@ pub(super) fn dump_pair(master: Option<BorrowedFd<'_>>, slave: Option<BorrowedFd
         let stat = fstat(slave).doing(doing)?;
         pair.owner = Some((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777));
     }
+    if let (Some(master), Some(slave)) = (master, slave) {
+        let packet_mode = descriptor::pty_packet_mode(master).doing(doing)?;
+        let queues = queue::copy(master, slave, packet_mode).doing(|| "read what is on its way".into())?;
+        (pair.input, pair.output) = (queues.input, queues.output);
+    }
     if let Some(master) = master {
         pair.packet_mode = descriptor::pty_packet_mode(master).doing(doing)?;
         pair.locked = descriptor::pty_locked(master).doing(doing)?;
@@ -189,7 +194,7 @@ fn restore_pair(master: OwnedFd, ends: &[(FileId, &State, &File)], restored: &mu
     if has_slave || pair.slave_closed {
         let slave =
             descriptor::pty_slave(master.as_fd(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC).doing(doing)?;
-        put_back(&master, &slave, pair).doing(doing)?;
+        put_back(&slave, pair).doing(doing)?;
         if let Some((uid, gid, mode)) = pair.owner {
             fchown(&slave, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).doing(doing)?;
             fchmod(&slave, Mode::from_bits_truncate(mode)).doing(doing)?;
@@ -223,8 +228,14 @@ fn set_modes(end: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
 }
 
 /// Modes, and what was on its way in both directions.
-fn put_back(_master: &OwnedFd, slave: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
-    set_modes(slave, pair)
+fn put_back(slave: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
+    set_modes(slave, pair)?;
+    if !pair.input.is_empty() || !pair.output.is_empty() {
+        let queues = queue::Queues { input: pair.input.clone(), output: pair.output.clone() };
+        queue::put(slave.as_fd(), &descriptor::termios(slave.as_fd())?, &queues)?;
+        set_modes(slave, pair)?;
+    }
+    Ok(())
 }
 
 fn slave_without_master(file: &File) -> std::io::Result<OwnedFd> {

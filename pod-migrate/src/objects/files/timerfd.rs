@@ -3,6 +3,7 @@
 //! The pod's monotonic clocks go on where they stopped, so what remained until an expiry still remains. An absolute time
 //! on the wall clock stays that time: it can be over when the pod runs again, and then the timer fires at once.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pod_runtime::proc::fdinfo::FdInfo;
 use pod_runtime::sys::descriptor;
 use pod_runtime::{Doing, Problem, Result};
@@ -61,6 +62,11 @@ pub(super) fn restore(state: &State) -> Result<OwnedFd> {
     };
     if value > 0 {
         descriptor::set_timer(fd.as_fd(), flags, value, *interval_ns).doing(doing)?;
+    } else if *ticks > 0 && *interval_ns > 0 {
+        // A periodic timer rests after its first expiry until it is read: make it expire.
+        descriptor::set_timer(fd.as_fd(), 0, 1, *interval_ns).doing(doing)?;
+        let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::from(1000u16)).doing(doing)?;
     }
     if *ticks > 0 {
         descriptor::set_timer_ticks(fd.as_fd(), *ticks).doing(|| "set the expiries of a timerfd".into())?;
