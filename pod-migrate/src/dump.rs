@@ -15,6 +15,7 @@ use crate::remote::{Borrowed, RemoteCall, maps_of};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pod_runtime::{Doing, Problem, Result};
+use serde_bytes::ByteBuf;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,6 +83,7 @@ fn tree(frozen: &Frozen) -> Tree {
             exit_signal: process.exit_signal,
             life: process.life,
             threads: process.threads.iter().map(|thread| thread.tid).collect(),
+            comm: ByteBuf::new(),
         })
         .chain(frozen.zombies().iter().map(|zombie| Node {
             pid: zombie.pid,
@@ -91,6 +93,7 @@ fn tree(frozen: &Frozen) -> Tree {
             exit_signal: zombie.exit_signal,
             life: Life::Zombie(zombie.status),
             threads: Vec::new(),
+            comm: ByteBuf::from(zombie.comm.clone().into_bytes()),
         }))
         .collect();
     processes.sort_by_key(|node| node.pid);

@@ -190,6 +190,11 @@ fn zombies(image: &Image, grown: &mut Grown) -> Result<()> {
     for node in image.nodes() {
         let Life::Zombie(status) = node.life else { continue };
         let Some(stub) = grown.stubs.remove(&node.pid) else { continue };
+        let mut name = node.comm.to_vec();
+        name.truncate(15);
+        name.push(0);
+        let args = vec![libc::PR_SET_NAME.into(), Arg::In(name)];
+        stub.run(&mut [RemoteCall::new("name it", libc::SYS_prctl, args)])?;
         let signal = status & 0x7f;
         if signal == 0 {
             stub.end(RemoteCall::new("exit", libc::SYS_exit_group, vec![(status >> 8 & 0xff).into()]))?;

@@ -567,6 +567,7 @@ mod tests {
             exit_signal: libc::SIGCHLD,
             life: Life::Running,
             threads: vec![PodPid(pid)],
+            comm: Default::default(),
         }
     }
 

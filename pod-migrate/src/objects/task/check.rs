@@ -9,6 +9,8 @@ use std::fs;
 
 /// A program for 32-bit x86.
 pub const NARROW: &str = "E-PROGRAM-32BIT";
+/// The first thread of a process ended before the others.
+pub const LEADER: &str = "E-THREAD-LEADER";
 /// A thread does not share what threads share.
 pub const THREAD: &str = "E-THREAD-APART";
 /// Processes share one address space.
@@ -41,6 +43,10 @@ pub fn process(host: HostPid, init: HostPid) -> Vec<Problem> {
     let Ok(text) = fs::read(format!("/proc/{pid}/status")) else { return Vec::new() };
     let status = status::parse(&String::from_utf8_lossy(&text));
     let mut found = Vec::new();
+    if status.state == 'Z' && fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1) {
+        let what = format!("the first thread of {} has ended while others run on", name(pid, &status));
+        found.push(Problem::new(LEADER, what).fix("end the program before the move"));
+    }
     let own = std::process::id() as i32;
     if status.tracer != 0 && status.tracer != own {
         let what = format!("{} is being traced by process {} of the host", name(pid, &status), status.tracer);

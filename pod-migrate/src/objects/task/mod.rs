@@ -35,8 +35,11 @@ pub struct Node {
     /// The signal its parent gets when it ends.
     pub exit_signal: i32,
     pub life: Life,
-    /// All living threads, the leader first (unless it has ended before the others).
+    /// All living threads, the leader first.
     pub threads: Vec<PodPid>,
+    /// Name of one that ended; the others have it in their state.
+    #[serde(default)]
+    pub comm: ByteBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
