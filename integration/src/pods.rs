@@ -147,11 +147,14 @@ pub fn rounds() -> usize {
 }
 
 impl Bed {
-    /// A census of each of the first two hosts, after they have what the first pod of a host makes for good: the
-    /// default network and the folders of the store.
+    /// A census of each of the first two hosts, after they have what the first pod and the first checkpoint of a host
+    /// make for good: the default network and the folders of the store.
     pub fn census(&self) -> Result<[Census; 2]> {
         for host in [self.a(), self.b()] {
-            host.pod(&["run", "--rm", "--", "true"])?;
+            host.pod(&["run", "-d", "--name", "first", "--", "sleep", "1000"])?;
+            host.pod(&["checkpoint", "create", "first", "first"])?;
+            host.pod(&["checkpoint", "rm", "first"])?;
+            host.pod(&["rm", "-f", "first"])?;
         }
         let taken = [Census::of(self.a())?, Census::of(self.b())?];
         Ok(taken)
