@@ -163,12 +163,18 @@ fn loops(host: &Host) -> BTreeSet<String> {
     backing.filter(|file| file.contains(&ours)).map(|file| file.trim().to_string()).collect()
 }
 
+/// What `pod` keeps for good, below `/var/lib`: the journal that `pod job ls` shows and that settles a lost answer, and
+/// which volumes came from where.
+const KEPT: [&str; 2] = ["pod/jobs", "pod/volumes."];
+
 /// Everything below a folder, by path.
 fn files(top: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk(top, &mut |path, _| {
-        let path = path.strip_prefix(top).unwrap_or(path);
-        found.insert(path.display().to_string());
+        let path = path.strip_prefix(top).unwrap_or(path).display().to_string();
+        if !KEPT.iter().any(|kept| path.starts_with(kept)) {
+            found.insert(path);
+        }
     });
     found
 }
