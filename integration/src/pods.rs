@@ -127,18 +127,27 @@ pub fn move_around(bed: &Bed, pod: &str, moves: usize) -> Result<Vec<Duration>> 
     Ok(times)
 }
 
-/// Checkpoint, kill and restore on the host where it runs, that many times.
-pub fn save_and_restore(host: &Host, pod: &str, times: usize) -> Result<()> {
+/// Saves a pod and stops it with that, so that its clients hear nothing of it, and restores it; that many times.
+pub fn stop_and_restore(host: &Host, pod: &str, times: usize) -> Result<()> {
     for round in 1..=times {
         let name = format!("{pod}-{round}");
-        host.pod(&["checkpoint", "create", pod, &name]).with_context(|| format!("checkpoint {round}"))?;
-        ensure!(host.runs(pod), "{pod} does not run after its checkpoint");
-        host.pod(&["rm", "-f", pod])?;
+        host.pod(&["checkpoint", "create", pod, &name, "--stop"]).with_context(|| format!("checkpoint {round}"))?;
+        ensure!(!host.runs(pod), "{pod} runs after it was saved and stopped");
         host.pod(&["restore", &name]).with_context(|| format!("restore {round}"))?;
         ensure!(host.runs(pod), "{pod} does not run after its restore");
         host.pod(&["checkpoint", "rm", &name])?;
     }
     Ok(())
+}
+
+/// Saves a pod, which runs on, kills and removes it, and restores it to what it was.
+pub fn kill_and_restore(host: &Host, pod: &str) -> Result<()> {
+    host.pod(&["checkpoint", "create", pod, pod])?;
+    ensure!(host.runs(pod), "{pod} does not run after its checkpoint");
+    host.pod(&["rm", "-f", pod])?;
+    host.pod(&["restore", pod])?;
+    ensure!(host.runs(pod), "{pod} does not run after its restore");
+    host.pod(&["checkpoint", "rm", pod]).map(drop)
 }
 
 /// How often a workload goes there and back: `$MOVES` by hand, fewer in CI.
