@@ -172,22 +172,23 @@ pub fn bury(pod: &Pod, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// Ends the source of a finished move: by the pod's monitor, or in the place of a lost one.
+/// Ends the source of a finished move: by the pod's monitor, or in the place of a lost one. Doing it again finishes
+/// what a monitor that was killed in the middle of it left.
 pub fn moved(pod: &Pod, to: &str) -> Result<()> {
-    if pod.status()?.state == State::Moved {
+    if pod.status()?.state != State::Moved {
+        match client::moved(pod, to) {
+            Err(problem) if problem.code() == "E-MONITOR" => {}
+            other => return other,
+        }
+    } else if !pod.run_dir().exists() {
         return Ok(());
     }
-    match client::moved(pod, to) {
-        Err(problem) if problem.code() == "E-MONITOR" => {
-            let status = pod.status()?;
-            Cgroup::open(pod.id())?.kill()?;
-            if let Some(pidfd) = status.init.map(|key| key.pidfd()).transpose()?.flatten() {
-                ended_within(&pidfd, DYING)?;
-            }
-            bury(pod, to)
-        }
-        other => other,
+    let status = pod.status()?;
+    Cgroup::open(pod.id())?.kill()?;
+    if let Some(pidfd) = status.init.map(|key| key.pidfd()).transpose()?.flatten() {
+        ended_within(&pidfd, DYING)?;
     }
+    bury(pod, to)
 }
 
 /// A descriptor of the pod's first process, when it is live.

@@ -20,8 +20,8 @@ use std::time::Duration;
 /// How often the destination is asked before the person is.
 const ATTEMPTS: u32 = 3;
 
-/// Undoes what dead tools left before their commit, on either side, and removes pods that never came to life. Returns
-/// the jobs that only the other host can settle.
+/// Undoes what dead tools left before their commit, on either side. Returns the jobs that only the other host can
+/// settle. (Pods that never came to life are swept up by the store.)
 pub fn repair(store: &Store) -> Result<Vec<Job>> {
     let mut pending = Vec::new();
     for job in jobs(store)? {
@@ -40,13 +40,6 @@ pub fn repair(store: &Store) -> Result<Vec<Job>> {
             (Role::Destination, _) => {
                 Journal::open(store, &job.id)?.decide(Phase::Aborted)?;
             }
-        }
-    }
-    for pod in store.pods()? {
-        let status = pod.status()?;
-        // Reserved by a command that died; it never ran.
-        if status.state == State::Dead && status.started.is_none() && status.exit_code.is_none() {
-            lifecycle::remove(&pod)?;
         }
     }
     Ok(pending)

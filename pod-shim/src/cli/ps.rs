@@ -42,6 +42,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let filters = options::filters(&args.filter, &["id", "name", "status", "label", "network"])?;
     let store = context.store()?;
     store.sweep()?;
+    for job in pod_migrate::migrate::repair(&store)? {
+        let (name, peer, id) = (job.name, job.peer, job.id);
+        output::say(format!("note: whether {name} moved to {peer} is not known yet: pod job resume {id}"));
+    }
     let mut rows = Vec::new();
     for pod in store.pods()? {
         // A pod may be removed while we look.
