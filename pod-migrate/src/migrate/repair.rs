@@ -29,7 +29,17 @@ pub fn repair(store: &Store) -> Result<Vec<Job>> {
             continue;
         }
         match (job.role, job.phase) {
-            (Role::Source, Phase::Committing) => pending.push(job),
+            (Role::Source, Phase::Committing) => {
+                let status = store.pod(&job.pod).and_then(|pod| pod.status());
+                let waits =
+                    status.as_ref().is_ok_and(|s| s.state == State::Migrating && s.job.as_ref() == Some(&job.id));
+                if waits {
+                    pending.push(job);
+                } else {
+                    // The tool was killed after the pod had been buried and before it wrote that down.
+                    Journal::open(store, &job.id)?.phase(Phase::Done)?;
+                }
+            }
             (Role::Source, _) => {
                 let mut journal = Journal::open(store, &job.id)?;
                 if let Ok(pod) = store.pod(&job.pod) {

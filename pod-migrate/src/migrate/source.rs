@@ -16,6 +16,7 @@ use super::repair;
 use crate::capture::{Capture, Captured, Still};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{Interrupt, LINK, Link, PROTOCOL, hear};
+use nix::unistd::alarm;
 use pod_runtime::problem::Report as ProblemReport;
 use pod_runtime::status::{ProcessKey, now};
 use pod_runtime::store::{Pod, Store, new_id};
@@ -62,6 +63,33 @@ impl Failure {
     fn several(ended: Ended, mut problems: Vec<Problem>) -> Failure {
         let problem = problems.remove(0);
         Failure { more: problems, ..Failure::new(ended, problem) }
+    }
+}
+
+/// A pod must not stand still because we do: without a byte in or out for this long the kernel ends this process, and
+/// with it the freeze.
+const STALL: u32 = 45;
+
+/// Runs while the pod is held still by nothing but this process; ends with it.
+struct Watchdog;
+
+impl Watchdog {
+    fn start() -> Watchdog {
+        alarm::set(STALL);
+        Watchdog
+    }
+
+    /// Something went out: still alive.
+    fn fed() {
+        if alarm::cancel().is_some() {
+            alarm::set(STALL);
+        }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        alarm::cancel();
     }
 }
 
@@ -172,6 +200,7 @@ struct Copied(Reserved);
 /// The pod is held still.
 struct Frozen {
     still: Still,
+    watchdog: Watchdog,
     link: Link,
     remote: Remote,
     journal: Journal,
@@ -235,7 +264,10 @@ impl Reserved {
     fn copy(mut self, listener: &Listener) -> Result<Copied, Failure> {
         let listener = Rc::clone(listener);
         let watched = self.link.writer.sink().map(|sink| {
-            sink.watch(move |bytes| (listener.borrow_mut())(&Event::Sent { bytes }));
+            sink.watch(move |bytes| {
+                Watchdog::fed();
+                (listener.borrow_mut())(&Event::Sent { bytes });
+            });
         });
         let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
         match sent.and_then(|()| self.link.writer.flush()) {
@@ -248,9 +280,10 @@ impl Reserved {
 impl Copied {
     fn freeze(self) -> Result<Frozen, Failure> {
         let Reserved { remote, mut link, capture, mut journal, warnings } = self.0;
+        let watchdog = Watchdog::start();
         let still = journal.phase(Phase::Frozen).and_then(|()| capture.freeze(true));
         match still {
-            Ok(still) => Ok(Frozen { remote, link, journal, warnings, still }),
+            Ok(still) => Ok(Frozen { still, watchdog, link, remote, journal, warnings }),
             Err(problem) => Err(gave_up(problem, &mut link, &mut journal)),
         }
     }
@@ -315,7 +348,9 @@ impl Frozen {
             warnings,
             ..Report::default()
         };
-        let Frozen { still, link, remote, journal, .. } = self;
+        let Frozen { still, watchdog, link, remote, journal, .. } = self;
+        // What comes now outlives us on purpose.
+        drop(watchdog);
         Ok(Sent { still, link, _remote: remote, journal, report })
     }
 }
