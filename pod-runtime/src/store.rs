@@ -168,8 +168,8 @@ impl Store {
         for (dir, mode) in [("", 0o700), ("upper", 0o755), ("work", 0o700)] {
             make_dir(&aside.join(dir), mode)?;
         }
-        write_json(&aside.join("status.json"), &Status::creating()?)?;
-        write_json(&aside.join("spec.json"), spec)?;
+        write(&aside.join("status.json"), &Status::creating()?, false)?;
+        write(&aside.join("spec.json"), spec, false)?;
         fs::rename(&aside, pod.dir()).doing(|| format!("make the folder {}", pod.dir().display()))?;
         Ok(pod)
     }
@@ -255,8 +255,9 @@ impl Pod {
         read_json(&self.dir().join("spec.json"))
     }
 
+    /// Not synced: a pod does not outlive the power cut that would lose it.
     pub fn set_spec(&self, spec: &Spec) -> Result<()> {
-        write_json(&self.dir().join("spec.json"), spec)
+        write(&self.dir().join("spec.json"), spec, false)
     }
 
     /// The status as it is now: the file, held against the kernel.
@@ -393,17 +394,24 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a file so that after a crash it has the old or the new content, and the new one once this returns.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    write(path, value, true)
+}
+
+/// The same; without `synced` the content may be the old one after a power cut, but never half of one.
+fn write<T: Serialize>(path: &Path, value: &T, synced: bool) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).doing(|| format!("put {} into words", path.display()))?;
     text.push(b'\n');
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let write = || -> std::io::Result<()> {
+    let replace = || -> std::io::Result<()> {
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
         file.write_all(&text)?;
-        file.sync_all()?;
+        if synced {
+            file.sync_all()?;
+        }
         fs::rename(&beside, path)
     };
-    write().doing(|| format!("write {}", path.display()))
+    replace().doing(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]
