@@ -559,3 +559,25 @@ fn a_destination_that_is_swapped_leads_nowhere() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(swapper), nix::sys::signal::SIGKILL).unwrap();
     daemon::reap(swapper).unwrap();
 }
+
+/// A layer that came from another host, at a path that this one does not have; and folders that were used before by a
+/// pod whose files are not synced.
+#[test]
+fn a_layer_from_elsewhere() {
+    let mut bed = Bed::new("cat /not/there/file; echo more >> /not/there/file");
+    bed.spec.auto_remove = true;
+    let (code, said) = bed.monitor(|spec, pod, stdio| {
+        let layer = pod.upper_dir().join("+not+there");
+        fs::create_dir_all(&layer).unwrap();
+        fs::write(layer.join("file"), "came along\n").unwrap();
+        for _ in 0..2 {
+            let stdio = Stdio::Files([0, 1, 2].map(|at: usize| stdio[at].try_clone().unwrap()));
+            let born = bear(spec, pod, Purpose::Run, stdio)?;
+            born.start()?;
+            assert_eq!(daemon::reap(born.init).unwrap().code(), 0);
+            born.cgroup.remove(Duration::from_secs(5))?;
+        }
+        Ok(0)
+    });
+    assert_eq!((code, said.as_str()), (0, "came along\ncame along\nmore\n"));
+}

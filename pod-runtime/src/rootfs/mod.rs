@@ -160,7 +160,7 @@ fn overlay_options(layer: &Layer, lower: &Path, short_lived: bool) -> String {
         text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
     };
     // An earlier birth in these folders has left the mark that refuses a second one.
-    let _ = fs::remove_dir(layer.work.join("work/incompat/volatile"));
+    let _ = fs::remove_dir_all(layer.work.join("work/incompat"));
     format!(
         "lowerdir={},upperdir={},workdir={},index=off,redirect_dir=off,metacopy=off{}",
         escape(lower),
