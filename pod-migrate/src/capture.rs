@@ -231,7 +231,7 @@ impl Still {
     pub fn stop_for_good(&mut self, job: &str) -> Result<()> {
         self.capture.cgroup.freeze(Duration::from_secs(5))?;
         let job = job.to_owned();
-        let written = self.capture.pod.update(|status| {
+        let written = self.capture.pod.update_quickly(|status| {
             status.state = State::Migrating;
             status.job = Some(job);
         });
@@ -307,7 +307,7 @@ fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
 
 /// Lets a pod go on that was stopped for a commit which did not happen.
 pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup) -> Result<()> {
-    pod.update(|status| {
+    pod.update_quickly(|status| {
         status.state = State::Running;
         status.job = None;
     })?;

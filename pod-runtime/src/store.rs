@@ -282,6 +282,15 @@ impl Pod {
         Ok(status)
     }
 
+    /// As [`Pod::update`], without waiting for the disk: for a state that ends with the host's processes anyway.
+    pub fn update_quickly(&self, change: impl FnOnce(&mut Status)) -> Result<Status> {
+        let _lock = lock_file(&self.dir().join("lock"))?;
+        let mut status = self.written_status()?;
+        change(&mut status);
+        write_json_quickly(&self.dir().join("status.json"), &status)?;
+        Ok(status)
+    }
+
     /// DATA/pods/ID, 0700.
     pub fn dir(&self) -> PathBuf {
         self.store.pods_dir().join(&self.id)
@@ -395,6 +404,12 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Writes a file so that after a crash it has the old or the new content, and the new one once this returns.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     write(path, value, true)
+}
+
+/// The same for what only matters while the host is up (a process that is killed loses nothing of it): not waited for
+/// to be on the disk, which takes 5 to 50 ms.
+pub fn write_json_quickly<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    write(path, value, false)
 }
 
 /// The same; without `synced` the content may be the old one after a power cut, but never half of one.

@@ -104,7 +104,7 @@ fn fill(mut reader: Reader<File>, newborn: &mut Newborn) -> Result<Filled> {
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
     let filled = arrival::filled(restored.go()?);
     let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
-    newborn.pod.update(|status| {
+    newborn.pod.update_quickly(|status| {
         status.state = State::Running;
         status.init = Some(init);
         status.monitor = Some(monitor);

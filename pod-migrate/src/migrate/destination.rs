@@ -200,7 +200,7 @@ fn is_sent(record: &Record) -> Result<bool> {
 /// The pod runs here, whatever happens to this monitor.
 fn written(newborn: &Newborn) -> Result<()> {
     let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
-    newborn.pod.update(|status| {
+    newborn.pod.update_quickly(|status| {
         status.state = State::Running;
         status.init = Some(init);
         status.monitor = Some(monitor);

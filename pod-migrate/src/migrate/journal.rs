@@ -1,13 +1,14 @@
 //! What became of each move, on disk: `DATA/jobs/ID.json` on both hosts, under the same id.
 //!
 //! The destination's entry decides. It goes from `Receiving` to `Running` when the COMMIT arrives or to `Aborted` when
-//! anything else happens, once, under a lock, and is on the disk before anybody is told. Who asks about a job that is
+//! anything else happens, once, under a lock, and is on the disk before anybody is told. All other entries only matter
+//! as long as the host is up (with it go the processes that they are about), so they are not waited for. Who asks about a job that is
 //! still `Receiving` makes it `Aborted`.
 
 use nix::fcntl::{Flock, FlockArg};
 use pod_runtime::problem::Report;
 use pod_runtime::status::{ProcessKey, now};
-use pod_runtime::store::{Store, read_json, write_json};
+use pod_runtime::store::{Store, read_json, write_json_quickly};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -107,7 +108,7 @@ impl Journal {
         Ok(Journal { job: read_json(&path)?, path })
     }
 
-    /// Writes down that the job is in another phase. It is on the disk when this returns.
+    /// Writes down that the job is in another phase.
     pub fn phase(&mut self, phase: Phase) -> Result<()> {
         let _lock = lock(&self.path)?;
         self.job.phase = phase;
@@ -139,15 +140,23 @@ impl Journal {
         if !self.job.phase.is_over() {
             self.job.phase = wanted;
             self.write()?;
+            if wanted == Phase::Running {
+                self.sync()?;
+            }
         }
         Ok(self.job.phase)
     }
 
     fn write(&self) -> Result<()> {
         let job = Job { updated: now(), ..self.job.clone() };
-        write_json(&self.path, &job)?;
+        write_json_quickly(&self.path, &job)
+    }
+
+    /// Has the disk hold it.
+    fn sync(&self) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        File::open(dir).and_then(|d| d.sync_all()).doing(|| format!("write {}", dir.display()))
+        let sync = || File::open(&self.path)?.sync_all().and_then(|()| File::open(dir)?.sync_all());
+        sync().doing(|| format!("write {}", self.path.display()))
     }
 }
 
