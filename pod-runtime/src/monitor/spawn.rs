@@ -188,6 +188,11 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         }
     };
     let Newborn { pod, spec, born, attachment } = newborn;
+    // A fill has brought the log of the pod's life so far. The pod may run already: nothing may fail any more.
+    let log = Log::open(&pod.log_path()).unwrap_or_else(|error| {
+        tracing::error!(%error, "the log that arrived cannot be opened");
+        log
+    });
     // It holds the pod's network namespace; found again by name when it is needed.
     drop(attachment);
     let Born { init, pidfd, cgroup, sync, warnings, .. } = born;

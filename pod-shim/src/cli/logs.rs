@@ -115,11 +115,16 @@ impl Printer<'_> {
                 line.extend(record.time.as_bytes());
                 line.push(b' ');
             }
+            if record.stream == Stream::Note {
+                line.extend(b"[pod] ");
+            } else {
+                self.fresh_line = record.bytes.ends_with(b"\n");
+            }
             line.extend(&record.bytes);
-            self.fresh_line = record.bytes.ends_with(b"\n");
         }
         let done = match record.stream {
-            Stream::Stderr if !self.json => std::io::stderr().write_all(&line),
+            // Our own words are no data either.
+            Stream::Stderr | Stream::Note if !self.json => std::io::stderr().write_all(&line),
             _ => {
                 let mut out = std::io::stdout().lock();
                 out.write_all(&line).and_then(|()| out.flush())

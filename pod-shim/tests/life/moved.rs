@@ -143,3 +143,21 @@ fn a_restored_pod_may_have_ended_before_it_is_watched() {
     bench.ok(&["rm", "-f", "p"]);
     assert!(bench.is_empty(), "{:?}", bench.files());
 }
+
+#[test]
+fn the_log_that_arrives_is_gone_on_with() {
+    let bench = Bench::new();
+    let launch = arriving(&bench, "p");
+    let pod = launch.pod.clone();
+    let fill = |newborn: &mut monitor::Newborn| {
+        let before = monitor::log::encode(1, monitor::log::Stream::Stdout, b"there\n");
+        std::fs::write(newborn.pod.log_path(), before).unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        nix::unistd::write(&write, b"here\n").unwrap();
+        Ok(Filled { stdout: Some(read), ..Filled::default() })
+    };
+    monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(fill)), ..launch }).unwrap();
+    eventually("both lines", || bench.ok(&["logs", pod.id()]) == "there\nhere\n");
+    bench.ok(&["rm", "-f", "p", "p-copy"]);
+    assert!(bench.is_empty(), "{:?}", bench.files());
+}
