@@ -35,7 +35,7 @@ move() { # FROM TO
 }
 
 demo() {
-    local work summary status
+    local summary status
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     "$BED" status | while read -r host _ address _; do echo "   $host $address"; done

@@ -74,12 +74,11 @@ pub fn attach(dir: &Path, spec: &Spec, pod_id: &str, init_pid: i32, quiet: bool)
         let (mut wire, device, socket) = inside(netns.as_fd(), || prepare_namespace(Some(INSIDE)))??;
         wire.batch(configure(spec, device, &mac))?;
         drop(socket);
-        // Only a pod that arrives has somebody to tell; a packet socket can be bound only after its device is up, and
-        // closing it waits for the whole kernel (10 ms).
-        let speaker = match quiet {
-            true => Some(speaker(&netns)?),
-            false => None,
-        };
+        // A pod that arrives has neighbours to tell, and so has one on the LAN: its address may have been another's a
+        // moment ago. On a network of our own nobody asks. A packet socket can be bound only after its device is up,
+        // and closing it waits for the whole kernel (10 ms).
+        let on_the_lan = matches!(spec.network.mode, NetworkMode::Bridge(_));
+        let speaker = if quiet || on_the_lan { Some(speaker(&netns)?) } else { None };
         let attachment = Attachment {
             host_link: Some(link.clone()),
             bridge: Some(bridge.clone()),

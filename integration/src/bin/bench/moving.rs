@@ -32,6 +32,8 @@ pub fn redis() -> Result<()> {
         "",
         "--dir",
         "/tmp",
+        "--enable-debug-command",
+        "yes",
     ])?;
     let cli = |words: &[&str]| timed(&[&["ssh", "client", "redis-cli", "-h", ADDRESS], words].concat());
     integration::wait::until_true("redis to answer", integration::wait::SOON, || {
