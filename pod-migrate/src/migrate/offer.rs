@@ -21,7 +21,10 @@ pub fn blockers(pod: &Pod) -> Result<Vec<Problem>> {
     let (spec, status) = (pod.spec()?, pod.status()?);
     let mut found = Vec::new();
     let Some(init) = status.init.filter(|_| status.state == State::Running) else {
-        found.push(pod_runtime::status::wrong_state(&spec.name, status.state, "running"));
+        found.push(match &status.moved_to {
+            Some(to) if status.state == State::Moved => pod_runtime::monitor::moved_problem(&spec.name, to),
+            _ => pod_runtime::status::wrong_state(&spec.name, status.state, "running"),
+        });
         return Ok(found);
     };
     if status.monitor_lost {

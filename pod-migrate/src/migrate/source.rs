@@ -147,11 +147,11 @@ pub fn migrate(
     let began = Instant::now();
     let tell = |step, detail: String| (listener.borrow_mut())(&Event::Step { step, detail });
     tell(Step::Check, String::new());
+    let capture = Capture::new(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
     let blockers = offer::blockers(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
     if !blockers.is_empty() {
         return Err(Failure::several(Ended::Blocked, blockers));
     }
-    let capture = Capture::new(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
     tell(Step::Connect, ssh.target.host.clone());
     let connected = Connected::new(store, pod, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
     tell(Step::Reserve, connected.peer.host.clone());
