@@ -267,7 +267,7 @@ fn last(grown: &Grown, state: &ProcessState) -> Result<()> {
     let at = leader.scratch(&trap)?;
     let action = leader.single(libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8, 0, 0])?;
     check_single("set the handler of SIGTRAP", libc::SYS_rt_sigaction, action, leader.task)?;
-    each_thread(grown, state, |stub, thread| register_rseq(stub, thread))?;
+    each_thread(grown, state, register_rseq)?;
     leader.remove()?;
     each_thread(grown, state, |stub, thread| {
         let what = || format!("set the registers of thread {}", thread.tid);

@@ -184,14 +184,14 @@ impl Mapper<'_> {
                     let what = format!("process {} maps shared memory from its middle only", self.pid);
                     return Err(Problem::new("E-SHARED-MEMORY-PART", what));
                 }
-                Some((home, at)) => self.from_home(map, *home, &at.clone(), offset),
+                Some((home, at)) => self.share_home(map, *home, &at.clone(), offset),
             },
         }
         Ok(())
     }
 
     /// Opens memory that another process has mapped already.
-    fn from_home(&mut self, map: &Map, home: PodPid, at: &Map, offset: u64) {
+    fn share_home(&mut self, map: &Map, home: PodPid, at: &Map, offset: u64) {
         let path = format!("/proc/{home}/map_files/{:x}-{:x}\0", at.start, at.end);
         let fd = 1 + self.fds.len() as i32;
         let args = vec![libc::AT_FDCWD.into(), Arg::In(path.into_bytes()), (libc::O_RDWR | libc::O_CLOEXEC).into()];

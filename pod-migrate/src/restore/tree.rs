@@ -440,7 +440,7 @@ fn take_terminal(stub: &Stub, opener: &Opener, file: FileId) -> Result<()> {
         RemoteCall::new(
             "make it the controlling one",
             libc::SYS_ioctl,
-            vec![1.into(), Arg::Value(libc::TIOCSCTTY as u64), 0.into()],
+            vec![1.into(), Arg::Value(libc::TIOCSCTTY), 0.into()],
         ),
         RemoteCall::new("close it", libc::SYS_close, vec![1.into()]),
         RemoteCall::new("close the opener", libc::SYS_close, vec![0.into()]),

@@ -73,7 +73,7 @@ pub fn busy(catch_all: bool, killed: bool) {
 /// A thousand threads that do nothing.
 pub fn crowd() {
     for _ in 0..1000 {
-        std::thread::Builder::new().stack_size(64 << 10).spawn(|| std::thread::park()).unwrap();
+        std::thread::Builder::new().stack_size(64 << 10).spawn(std::thread::park).unwrap();
     }
     println!("ready");
     std::thread::park();

@@ -105,7 +105,7 @@ fn regular(fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<Class> {
     if look.link.starts_with(b"/[aio]") {
         return refuse("E-FILE-KIND", "a ring of asynchronous I/O (io_setup) cannot move");
     }
-    let magic = fstatfs(fd).map(|s| s.filesystem_type().0 as i64).unwrap_or(0);
+    let magic = fstatfs(fd).map(|s| s.filesystem_type().0).unwrap_or(0);
     if magic == MQUEUE_MAGIC {
         return refuse("E-FILE-MQUEUE", &format!("POSIX message queue {} cannot move", look.name()));
     }

@@ -91,7 +91,7 @@ pub(super) fn copy(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: b
             // A key pressed at the terminal of the one who dumps does not reach it.
             let _ = nix::unistd::setsid();
             let said = take_and_put_back(master, slave, &termios, packet_mode)
-                .and_then(|queues| Ok(to.write_all(&serde_json::to_vec(&queues)?)?));
+                .and_then(|queues| to.write_all(&serde_json::to_vec(&queues)?));
             daemon::exit_now(i32::from(said.is_err()));
         }
         Fork::Parent(child) => {

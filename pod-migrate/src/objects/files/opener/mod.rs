@@ -242,6 +242,6 @@ fn foreground_call(files: &Files, pid: PodPid, table: FdTableId) -> Option<Remot
         _ => None,
     };
     let fd = files.tables.get(&table)?.fds.iter().find(|fd| is_own(&fd.file).is_some())?;
-    let args = vec![Arg::from(fd.fd.0), Arg::from(libc::TIOCSPGRP as u64), Arg::In(group.0.to_ne_bytes().to_vec())];
+    let args = vec![Arg::from(fd.fd.0), Arg::from(libc::TIOCSPGRP), Arg::In(group.0.to_ne_bytes().to_vec())];
     Some(RemoteCall::new("set the foreground group of a terminal", libc::SYS_ioctl, args).may_fail())
 }

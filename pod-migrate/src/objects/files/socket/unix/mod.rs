@@ -198,7 +198,7 @@ fn bound_file(fd: BorrowedFd<'_>, context: &DumpContext<'_, '_>) -> Result<Bound
     let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).doing(doing)?;
     let link = link.into_os_string().into_vec();
     let there = context.files.view.stat(&link);
-    let deleted = !there.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
+    let deleted = there.is_none_or(|s| (s.st_dev, s.st_ino) != (stat.st_dev, stat.st_ino));
     let path = if deleted { link.strip_suffix(b" (deleted)").unwrap_or(&link).to_vec() } else { link };
     Ok(BoundFile {
         path: ByteBuf::from(path),
