@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 /// Connects to the pod's monitor.
 pub fn connect(pod: &Pod) -> Result<UnixStream> {
@@ -21,9 +22,23 @@ pub fn connect(pod: &Pod) -> Result<UnixStream> {
     attempt.map_err(|error| no_monitor(pod).unwrap_or_else(|problem| problem).because(error))
 }
 
+/// A monitor that hung up is about to write down how the pod ended, or was killed: which of them is told.
+fn settled<T>(pod: &Pod, answer: Result<T>) -> Result<T> {
+    answer.map_err(|problem| if problem.code() == "E-MONITOR" { no_monitor(pod).unwrap_or(problem) } else { problem })
+}
+
 /// Why there is nobody to talk to.
 fn no_monitor(pod: &Pod) -> Result<Problem> {
-    let (name, status) = (pod.name()?, pod.status()?);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let name = pod.name()?;
+    // One that is alive and does not listen is closing up; the file says how, in a moment.
+    let status = loop {
+        let status = pod.status()?;
+        if !status.state.is_live() || status.monitor_lost || Instant::now() > deadline {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
     Ok(match (status.state, &status.moved_to) {
         (State::Moved, Some(to)) => moved_problem(&name, to),
         (State::Running | State::Paused | State::Migrating, _) => {
@@ -64,20 +79,20 @@ pub fn ping(pod: &Pod) -> Result<i32> {
 /// Becomes a client of the pod's stdio: frames from now on.
 pub fn attach(pod: &Pod, size: Option<Size>) -> Result<UnixStream> {
     let mut stream = connect(pod)?;
-    ask(&mut stream, &Request::Attach { size })?;
+    settled(pod, ask(&mut stream, &Request::Attach { size }))?;
     Ok(stream)
 }
 
 /// Starts a process in the pod; frames of its stdio from now on, unless it is detached.
 pub fn exec(pod: &Pod, exec: Exec) -> Result<(UnixStream, i32)> {
     let mut stream = connect(pod)?;
-    let reply = ask(&mut stream, &Request::Exec(exec))?;
+    let reply = settled(pod, ask(&mut stream, &Request::Exec(exec)))?;
     Ok((stream, reply.pid.unwrap_or_default()))
 }
 
 /// Waits for the pod's end: its exit code.
 pub fn wait(pod: &Pod) -> Result<i32> {
-    let reply = ask(&mut connect(pod)?, &Request::Wait)?;
+    let reply = settled(pod, ask(&mut connect(pod)?, &Request::Wait))?;
     reply.exit_code.ok_or_else(|| Problem::new("E-MONITOR", "the monitor does not say how the pod ended"))
 }
 

@@ -184,8 +184,9 @@ impl Monitor {
         self.ended = true;
         self.held = None;
         let killed = self.kill_all();
-        self.close_shop();
+        // Written down before the door closes: who comes too late reads it there.
         let buried = killed.and_then(|()| lifecycle::bury(&self.pod, to));
+        self.close_shop();
         let reply = buried.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
         self.answer(id, Role::Closing, &reply);
         let name = self.spec.name.clone();

@@ -140,7 +140,7 @@ fn follow(pod: &Pod, file: &File, at: &mut u64, printer: &mut Printer<'_>) -> Re
     watch.add_watch(&pod.log_path(), AddWatchFlags::IN_MODIFY).doing(|| "watch the log".into())?;
     let end = match client::wait_later(pod) {
         Ok(end) => end,
-        Err(problem) if problem.code() == "E-MONITOR" => {
+        Err(problem) if ["E-MONITOR", "E-MOVED"].contains(&problem.code()) => {
             printer.catch_up(file, at)?;
             return Err(problem);
         }
