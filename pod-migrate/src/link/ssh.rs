@@ -70,7 +70,7 @@ impl Ssh {
             memfd_create(c"ssh-stderr", MFdFlags::MFD_CLOEXEC).doing(|| "make a file in memory".into())?.into();
         let program = std::env::var_os("POD_SSH").filter(|p| !p.is_empty()).unwrap_or_else(|| OsString::from("ssh"));
         let mut command = Command::new(&program);
-        for option in ["ServerAliveInterval=5", "ServerAliveCountMax=3", "ForwardX11=no", "ForwardAgent=no"] {
+        for option in ["ServerAliveInterval=3", "ServerAliveCountMax=3", "ForwardX11=no", "ForwardAgent=no"] {
             command.args(["-o", option]);
         }
         for option in &self.options {
