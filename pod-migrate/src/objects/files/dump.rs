@@ -14,6 +14,7 @@ use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Writer};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::fstat;
 use pod_runtime::proc::{fdinfo, stat, status};
 use pod_runtime::sys::kcmp::{self, Shared};
@@ -78,7 +79,13 @@ pub struct Contents {
 }
 
 impl<'v> FilesDump<'v> {
+    /// Raises this process's limit of descriptors: it holds a copy of every open file of the pod.
     pub fn new(view: &'v View) -> Self {
+        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+            && soft < hard
+        {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        }
         FilesDump {
             view,
             warnings: Vec::new(),
@@ -435,6 +442,10 @@ impl<'v> FilesDump<'v> {
     }
 
     fn finish_epolls(&mut self) -> Result<()> {
+        let mut of_inode: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            of_inode.entry(entry.inode).or_default().push(index);
+        }
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
             if !matches!(entry.file.as_ref().map(|file| &file.state), Some(FileState::Epoll(_))) {
@@ -442,8 +453,8 @@ impl<'v> FilesDump<'v> {
             }
             let look = Look::at(entry.fd.as_fd())?;
             let state = epoll::dump(entry.fd.as_fd(), &look.info, &entry.subject, |inode| {
-                let of_inode = self.entries.iter().enumerate().filter(|(_, e)| e.inode == inode);
-                of_inode.map(|(i, e)| (FileId(i as u64 + 1), e.fd.as_fd())).collect()
+                let indices = of_inode.get(&inode).map_or(&[][..], |indices| &indices[..]);
+                indices.iter().map(|i| (FileId(*i as u64 + 1), self.entries[*i].fd.as_fd())).collect()
             })?;
             if let Some(file) = &mut self.entries[index].file {
                 file.state = FileState::Epoll(state);
@@ -454,22 +465,17 @@ impl<'v> FilesDump<'v> {
 
     /// A pipe is in packet mode when one of its writing ends is.
     fn finish_pipes(&mut self) {
-        let pipes = |entries: &[Entry]| -> Vec<(usize, u64, bool)> {
-            let files = entries.iter().enumerate().filter_map(|(i, e)| Some((i, e.file.as_ref()?)));
-            files
-                .filter_map(|(i, file)| match &file.state {
-                    FileState::Pipe(state) => Some((i, state.pipe, file.flags & libc::O_DIRECT != 0)),
-                    _ => None,
-                })
-                .collect()
-        };
-        let all = pipes(&self.entries);
-        for (index, pipe, _) in &all {
-            let packets = all.iter().any(|(_, other, packets)| other == pipe && *packets);
-            if let Some(File { state: FileState::Pipe(state), .. }) = &mut self.entries[*index].file
-                && let Some(buffer) = &mut state.buffer
+        let mut packets: HashSet<u64> = HashSet::new();
+        for file in self.entries.iter().filter_map(|entry| entry.file.as_ref()) {
+            if let FileState::Pipe(state) = &file.state
+                && file.flags & libc::O_DIRECT != 0
             {
-                buffer.packets |= packets;
+                packets.insert(state.pipe);
+            }
+        }
+        for file in self.entries.iter_mut().filter_map(|entry| entry.file.as_mut()) {
+            if let FileState::Pipe(pipe::State { pipe, buffer: Some(buffer), .. }) = &mut file.state {
+                buffer.packets |= packets.contains(pipe);
             }
         }
     }

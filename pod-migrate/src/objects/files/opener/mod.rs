@@ -21,12 +21,12 @@ use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::birth;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::problem::Report;
-use pod_runtime::sys::{daemon, pidfd};
+use pod_runtime::sys::{daemon, descriptor, pidfd};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// An answer is a few bytes a file.
@@ -94,9 +94,10 @@ impl Opener {
         spawn: impl FnOnce(Box<dyn FnOnce() -> i32 + '_>) -> Result<i32>,
     ) -> Result<Opener> {
         let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
-        let ours_in_child = ours.try_clone().doing(|| "copy a socket".into())?;
+        let ours_number = ours.as_raw_fd();
         let host = spawn(Box::new(move || {
-            drop(ours_in_child);
+            // The child's own copy of our end, which nothing in it owns: with it the link would never end.
+            descriptor::close_number(ours_number);
             inside::run(files, theirs)
         }))?;
         let pidfd = match pidfd::open(host) {
