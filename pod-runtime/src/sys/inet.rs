@@ -98,9 +98,15 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<usize> {
     queue(fd, libc::TIOCOUTQ)
 }
 
+/// Bytes that were not sent yet (SIOCOUTQNSD); a FIN counts as one.
+pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+    queue(fd, SIOCOUTQNSD)
+}
+
 fn queue(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<usize> {
     let mut bytes: c_int = 0;
-    // SAFETY: both requests write one int.
+    // SAFETY: all these requests write one int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), request, &mut bytes) })?;
     Ok(bytes.max(0) as usize)
 }

@@ -94,6 +94,8 @@ pub struct Connection {
     pub unread: ByteBuf,
     /// Written by the program, not acknowledged by the peer.
     pub unacknowledged: ByteBuf,
+    /// So many of them had been sent: the peer may have them and say so at any moment.
+    pub sent: u64,
     pub received_fin: bool,
     pub sent_fin: bool,
     /// CLOSING: our FIN was first.
@@ -315,12 +317,13 @@ fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &s
     let sent_fin = matches!(info.state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
     let fin_acknowledged = info.state == FIN_WAIT2;
     let hung_up = inet::poll_now(fd, libc::POLLRDHUP).doing(|| "poll a socket".into())? & libc::POLLRDHUP != 0;
-    let unread = peek_received(fd)?;
     let peer = peer(fd, subject)?;
 
     let repair = Repair::enter(fd, subject)?;
-    let receive_next = repair.sequence(RECEIVE_QUEUE)?;
+    let (unread, receive_next) = received(&repair, fd, subject)?;
     let write_sequence = repair.sequence(SEND_QUEUE)?;
+    // The unsent part first: what is sent or acknowledged meanwhile makes the sent part larger than it is, never smaller.
+    let unsent = inet::unsent(fd).doing(|| "size the send queue".into())?;
     let outstanding = inet::unacknowledged(fd).doing(|| "size the send queue".into())?;
     let fin_outstanding = usize::from(sent_fin && !fin_acknowledged);
     let unacknowledged = peek_sent(fd, outstanding.saturating_sub(fin_outstanding))?;
@@ -342,6 +345,7 @@ fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &s
         send_sequence,
         receive_sequence: received.wrapping_sub(unread.len() as u32),
         unread: ByteBuf::from(unread),
+        sent: outstanding.saturating_sub(unsent).min(unacknowledged.len()) as u64,
         unacknowledged: ByteBuf::from(unacknowledged),
         received_fin,
         sent_fin,
@@ -353,6 +357,32 @@ fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &s
         window_scale: (info.options & 4 != 0).then_some((info.window_scale & 15, info.window_scale >> 4)),
         timestamp: timestamp.map(|value| if microsecond_bit() { value } else { value & !1 }),
     })
+}
+
+/// What waits to be read, and the sequence number behind it. A segment that was on its way before the cable was cut may
+/// still come in between the two: then both are read again.
+fn received(repair: &Repair<'_>, fd: BorrowedFd<'_>, subject: &str) -> Result<(Vec<u8>, u32)> {
+    const ATTEMPTS: u32 = 100;
+    for _ in 0..ATTEMPTS {
+        let before = repair.sequence(RECEIVE_QUEUE)?;
+        let unread = peek_received(fd)?;
+        if repair.sequence(RECEIVE_QUEUE)? == before {
+            return Ok((unread, before));
+        }
+    }
+    Err(Problem::new("E-TCP-STATE", format!("{subject}: more and more arrives while the connection is read")))
+}
+
+/// How many of the unacknowledged bytes are put back as sent already.
+///
+/// An acknowledgement of more than was sent is thrown away, with all that comes along in its segment. So what the peer may
+/// acknowledge must be sent again at once, which an initial congestion window allows for some ten segments: then the
+/// peer answers within a round trip, also when it never got them. More than that is put back as sent; the probe of
+/// [`release_connection`] makes the peer say how much of it it has.
+fn sent_before(connection: &Connection) -> usize {
+    const SENT_AT_ONCE: u64 = 8;
+    let sent = connection.sent.min(connection.unacknowledged.len() as u64);
+    if sent <= SENT_AT_ONCE * u64::from(connection.mss.max(1)) { 0 } else { sent as usize }
 }
 
 /// The unacknowledged bytes. The first segment of the queue may begin before them: the peer has acknowledged a part of
@@ -422,7 +452,7 @@ pub fn restore(state: &State) -> Result<OwnedFd> {
             options.after_bind(fd)?;
         }
         Phase::Connected(connection) => {
-            restore_connection(fd, connection)
+            restore_connection(fd, connection, options)
                 .doing(|| format!("restore {} to {}", connection.local, connection.peer))?;
             options.after_bind(fd)?;
         }
@@ -454,7 +484,7 @@ fn set_sequence(fd: BorrowedFd<'_>, queue: i32, sequence: u32) -> Result<()> {
     inet::set_number(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, sequence as i32).doing(|| "set a sequence number".into())
 }
 
-fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection) -> Result<()> {
+fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Options) -> Result<()> {
     set_sequence(fd, SEND_QUEUE, connection.send_sequence)?;
     set_sequence(fd, RECEIVE_QUEUE, connection.receive_sequence)?;
     bind(fd, &connection.local)?;
@@ -462,24 +492,26 @@ fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection) -> Result<()>
     let _ = inet::set_number(fd, IPPROTO_TCP, libc::TCP_MAXSEG, connection.mss.min(32767) as i32);
     inet::connect(fd, &connection.peer.bytes()).doing(|| "connect in repair mode".into())?;
 
-    let mut options = vec![(OPTION_MSS, connection.mss)];
+    let mut negotiated = vec![(OPTION_MSS, connection.mss)];
     if let Some((send, receive)) = connection.window_scale {
-        options.push((OPTION_WINDOW_SCALE, u32::from(send) | u32::from(receive) << 16));
+        negotiated.push((OPTION_WINDOW_SCALE, u32::from(send) | u32::from(receive) << 16));
     }
     if connection.sack {
-        options.push((OPTION_SACK, 0));
+        negotiated.push((OPTION_SACK, 0));
     }
     if connection.timestamp.is_some() {
-        options.push((OPTION_TIMESTAMPS, 0));
+        negotiated.push((OPTION_TIMESTAMPS, 0));
     }
-    let options: Vec<u8> =
-        options.iter().flat_map(|(code, value)| [code.to_ne_bytes(), value.to_ne_bytes()].concat()).collect();
-    inet::set_option(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, &options).doing(|| "set the negotiated options".into())?;
+    let negotiated: Vec<u8> =
+        negotiated.iter().flat_map(|(code, value)| [code.to_ne_bytes(), value.to_ne_bytes()].concat()).collect();
+    inet::set_option(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, &negotiated).doing(|| "set the negotiated options".into())?;
     if let Some(timestamp) = connection.timestamp {
         let value = if microsecond_bit() { timestamp } else { timestamp & !1 };
         inet::set_number(fd, IPPROTO_TCP, TCP_TIMESTAMP, value as i32).doing(|| "set the connection's clock".into())?;
     }
     fill_received(fd, &connection.unread)?;
+    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE).doing(|| "choose the send queue".into())?;
+    send_again(fd, &connection.unacknowledged[..sent_before(connection)], options)?;
 
     // A FIN that is to be handed in again has not been received yet, and so it has not been acknowledged.
     let received = connection.receive_sequence.wrapping_add(connection.unread.len() as u32);
@@ -566,7 +598,7 @@ fn release_connection(connection: &Connection, options: &Options, fd: BorrowedFd
     if connection.received_fin && !connection.sent_fin_first {
         hand_in_fin(connection)?;
     }
-    send_again(fd, &connection.unacknowledged, options)?;
+    send_again(fd, &connection.unacknowledged[sent_before(connection)..], options)?;
     options.last(fd)?;
     if connection.sent_fin {
         shutdown(fd.as_raw_fd(), Shutdown::Write).doing(|| "shut down for writing".into())?;
