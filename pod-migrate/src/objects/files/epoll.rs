@@ -4,11 +4,17 @@
 //! A target stays registered when its number was closed but its description lives on elsewhere (dup, fork, a queue), and
 //! the number may name another file by now. So each target is told by the kernel (KCMP_EPOLL_TFD), not by its number.
 //!
+//! A signalfd wakes whoever *added* it: the kernel hangs the registration on the signals of the process that calls
+//! EPOLL_CTL_ADD. Registered by the opener it would never be heard of again, so the process itself does it
+//! ([`own_calls`]). Which one it was the kernel does not tell; it is taken to be the first that has both, which is the
+//! one that made them unless it has ended.
+//!
 //! A one-shot registration that has fired is registered again with no events; the kernel adds errors and hang-ups to any
 //! registration, so a target that hangs up can be reported once more than before.
 
-use super::opener;
-use crate::ids::{FileId, TaskFd};
+use super::{FdTable, FileState, Files, opener};
+use crate::ids::{FdTableId, FileId, TaskFd};
+use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::proc::fdinfo::FdInfo;
 use pod_runtime::sys::{descriptor, kcmp};
 use pod_runtime::{Doing, Problem, Result};
@@ -63,14 +69,15 @@ pub(super) fn restore() -> Result<OwnedFd> {
     descriptor::epoll().doing(|| "make an epoll".into())
 }
 
-/// Registers the targets. A number that the opener uses for something else is put aside meanwhile: what is registered is
+/// Registers the targets but for those that a process must register itself. A number that the opener uses for something else is put aside meanwhile: what is registered is
 /// the description, so this does not touch other registrations.
 pub(super) fn register<'a>(
     state: &State,
     epoll: BorrowedFd<'_>,
     number_of: impl Fn(FileId) -> Option<BorrowedFd<'a>>,
+    by_itself: impl Fn(&Target) -> bool,
 ) -> Result<()> {
-    for target in &state.targets {
+    for target in state.targets.iter().filter(|target| !by_itself(target)) {
         let Target { fd, file, events, data } = target;
         let source = number_of(*file).ok_or_else(|| opener::broken(format!("an epoll watches file {file}")))?;
         // The loop below must not move the two descriptors that it uses itself.
@@ -87,6 +94,67 @@ pub(super) fn register<'a>(
         added.doing(doing)?;
     }
     Ok(())
+}
+
+/// The table whose process registers this target itself; none when the opener can do it.
+pub(super) fn registers_itself(files: &Files, epoll: FileId, target: &Target) -> Option<FdTableId> {
+    if !matches!(files.files.get(&target.file)?.state, FileState::Signalfd(_)) {
+        return None;
+    }
+    let has = |table: &FdTable, file| table.fds.iter().any(|fd| fd.file == file);
+    files.tables.iter().find(|(_, table)| has(table, epoll) && has(table, target.file)).map(|(id, _)| *id)
+}
+
+/// The registrations that a process makes itself, once its descriptors are in place. Run once for each table, before
+/// its record locks: closing a descriptor ends those.
+pub(super) fn own_calls(files: &Files, id: FdTableId) -> Vec<RemoteCall> {
+    let Some(table) = files.tables.get(&id) else { return Vec::new() };
+    let mut calls = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for epoll in &table.fds {
+        let Some(FileState::Epoll(state)) = files.files.get(&epoll.file).map(|file| &file.state) else { continue };
+        if seen.insert(epoll.file) {
+            let own = |target: &&Target| registers_itself(files, epoll.file, target) == Some(id);
+            state.targets.iter().filter(own).for_each(|target| calls.extend(add(table, epoll.fd, target)));
+        }
+    }
+    calls
+}
+
+/// EPOLL_CTL_ADD under the number of old, which by now may be closed or name another file.
+fn add(table: &FdTable, epoll: TaskFd, target: &Target) -> Vec<RemoteCall> {
+    let Target { fd, file, events, data } = target;
+    let event = [&events.to_ne_bytes()[..], &data.to_ne_bytes()].concat();
+    // Both numbers are put above everything while the one of old is borrowed.
+    let high = table.fds.iter().map(|fd| fd.fd.0).max().unwrap_or(0).max(fd.0).saturating_add(1);
+    let (set, aside) = (high, high.saturating_add(1));
+    let dup = |from: i32, to: i32, close_on_exec: bool| {
+        let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+        RemoteCall::new("dup3", libc::SYS_dup3, vec![from.into(), to.into(), flags.into()]).returns(to.into())
+    };
+    let close = |number: i32| RemoteCall::new("close", libc::SYS_close, vec![number.into()]);
+    let add = |epoll: i32| {
+        let args = vec![epoll.into(), libc::EPOLL_CTL_ADD.into(), fd.0.into(), Arg::In(event.clone())];
+        RemoteCall::new(format!("register descriptor {fd} in an epoll"), libc::SYS_epoll_ctl, args)
+    };
+    let now = table.fds.iter().find(|entry| entry.fd == *fd);
+    if now.is_some_and(|entry| entry.file == *file) {
+        return vec![add(epoll.0)];
+    }
+    let Some(source) = table.fds.iter().find(|entry| entry.file == *file) else { return Vec::new() };
+    let mut calls = vec![dup(epoll.0, set, true)];
+    match now {
+        None => calls.extend([dup(source.fd.0, fd.0, true), add(set), close(fd.0)]),
+        Some(entry) => calls.extend([
+            dup(fd.0, aside, true),
+            dup(source.fd.0, fd.0, true),
+            add(set),
+            dup(aside, fd.0, entry.close_on_exec),
+            close(aside),
+        ]),
+    }
+    calls.push(close(set));
+    calls
 }
 
 fn aside(number: i32) -> nix::Result<OwnedFd> {
@@ -116,7 +184,7 @@ mod tests {
 
         let again = restore().unwrap();
         let held = BTreeMap::from([(FileId(2), kept.as_fd())]);
-        register(&state, again.as_fd(), |id| held.get(&id).copied()).unwrap();
+        register(&state, again.as_fd(), |id| held.get(&id).copied(), |_| false).unwrap();
         assert!(!descriptor::is_open(registered));
         let look = Look::at(again.as_fd()).unwrap();
         assert_eq!(dump(again.as_fd(), &look.info, "test", |_| all()).unwrap(), state);

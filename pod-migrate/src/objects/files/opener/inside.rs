@@ -180,7 +180,8 @@ impl<'a> Inside<'a> {
         for (id, file) in &files.files {
             let Some(fd) = held.get(id) else { continue };
             if let FileState::Epoll(state) = &file.state {
-                epoll::register(state, fd.as_fd(), |id| held.get(&id).map(|fd| fd.as_fd()))
+                let by_itself = |target: &epoll::Target| epoll::registers_itself(files, *id, target).is_some();
+                epoll::register(state, fd.as_fd(), |id| held.get(&id).map(|fd| fd.as_fd()), by_itself)
                     .doing(|| format!("restore {}", file.name))?;
             }
         }

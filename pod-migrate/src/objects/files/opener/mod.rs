@@ -15,7 +15,7 @@
 mod inside;
 
 use super::view::Holder;
-use super::{Files, locks};
+use super::{Files, epoll, locks};
 use crate::ids::{FdTableId, FileId, PodPid};
 use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::birth;
@@ -221,10 +221,10 @@ pub(super) fn broken(what: String) -> Problem {
     Problem::new(crate::image::DAMAGED, what)
 }
 
-/// Calls that the task must make itself after its descriptors are in place and all processes exist: POSIX record locks
-/// (they belong to the table: to be run once for each table), and the foreground group by the session's leader.
+/// Calls that the task must make itself after its descriptors are in place and all processes exist: epoll registrations
+/// of signalfds and POSIX record locks (they belong to the table: to be run once for each table), and the foreground group by the session's leader.
 pub fn task_work(files: &Files, pid: PodPid, table: FdTableId) -> Vec<RemoteCall> {
-    let mut calls: Vec<RemoteCall> = Vec::new();
+    let mut calls = epoll::own_calls(files, table);
     if let Some(table) = files.tables.get(&table) {
         calls.extend(table.locks.iter().map(locks::posix_call));
     }
