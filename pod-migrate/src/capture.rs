@@ -217,14 +217,13 @@ impl Still {
         may_leave()?;
         let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         self.hold.cut()?;
-        let connections = connections(self.capture.init);
         let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
         let mut dump = dump(&mut self.frozen, outside, w)?;
         if unsaved.closing > 0 {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);
         }
-        Ok(Captured { dump, files: self.capture.files, connections })
+        Ok(Captured { connections: dump.connections, dump, files: self.capture.files })
     }
 
     /// Stops the pod in a way that outlives this process: for the commit.
@@ -373,15 +372,6 @@ pub(crate) fn clock(id: ClockId) -> Result<i64> {
 /// Its connections end without a word to their peers, who go on with the copy.
 fn silence(frozen: &Frozen) -> Silence {
     Silence::of(frozen.processes().iter().map(|process| process.host))
-}
-
-/// Established TCP connections of the pod's network.
-fn connections(init: HostPid) -> u64 {
-    let count = |file: &str| {
-        let text = fs::read_to_string(format!("/proc/{init}/net/{file}")).unwrap_or_default();
-        text.lines().skip(1).filter(|line| line.split_ascii_whitespace().nth(3) == Some("01")).count() as u64
-    };
-    count("tcp") + count("tcp6")
 }
 
 pub(crate) fn host_name() -> String {

@@ -4,13 +4,13 @@
 use crate::freeze::{Frozen, Process};
 use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Owner, Writer};
-use crate::objects::files::dump::Contents;
+use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::{self as memory, Spaces};
 use crate::objects::namespaces::ipc;
 use crate::objects::task::check;
 use crate::objects::task::dump::{self as task, Parts};
-use crate::objects::task::{Life, Node, Tree};
+use crate::objects::task::{Chains, Life, Node, Tree};
 use crate::remote::{Borrowed, RemoteCall, maps_of};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -26,6 +26,8 @@ use std::os::unix::fs::MetadataExt;
 pub struct DumpReport {
     pub processes: usize,
     pub threads: usize,
+    /// Established TCP connections.
+    pub connections: u64,
     /// What will not be exactly as it was, a line each.
     pub warnings: Vec<String>,
 }
@@ -37,14 +39,15 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
     let view = View::new(init, outside)?;
     let mut files = FilesDump::new(&view);
     let mut spaces = Spaces::default();
+    let mut chains = Chains::default();
     refuse(frozen, init)?;
     w.put(Kind::TREE, 0, &tree(frozen))?;
     for process in frozen.processes() {
-        one(process, init, &mut spaces, &mut files, w)?;
+        one(process, init, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
     let warnings = std::mem::take(&mut files.warnings);
-    let contents = files.finish(w)?;
+    let Rest { contents, connections } = files.finish(w)?;
     spaces.records(w)?;
     w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
@@ -55,6 +58,7 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
     Ok(DumpReport {
         processes: frozen.processes().len(),
         threads: frozen.processes().iter().map(|process| process.threads.len()).sum(),
+        connections,
         warnings,
     })
 }
@@ -105,6 +109,7 @@ fn one(
     init: HostPid,
     spaces: &mut Spaces,
     files: &mut FilesDump<'_>,
+    chains: &mut Chains,
     w: &mut Writer<impl Write>,
 ) -> Result<()> {
     let task = Task { pid: process.pid, host: process.host, pidfd: process.pidfd.as_fd(), comm: &process.comm };
@@ -116,7 +121,7 @@ fn one(
     };
     let mut borrowed = Borrowed::enter(process, &maps_of(process)?)?;
     let table = parts.fd_table;
-    let (state, brk) = task::dump(process, &mut borrowed, parts)?;
+    let (state, brk) = task::dump(process, &mut borrowed, parts, chains)?;
     ask_close_on_exec(process, &mut borrowed, table, files)?;
     borrowed.leave()?;
     // After the borrowed memory was given back: it is no part of the program.

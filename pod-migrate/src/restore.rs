@@ -22,7 +22,7 @@ use crate::objects::files::opener::External;
 use crate::objects::files::{self, Files, Opener};
 use crate::objects::memory::{MmState, SharedMemoryState};
 use crate::objects::namespaces::ipc::{self, IpcState};
-use crate::objects::task::{Life, ProcessState, Tree};
+use crate::objects::task::{Filter, Life, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::Born;
 use pod_runtime::sys::memory as remote_memory;
@@ -91,8 +91,14 @@ impl Image {
                 return Err(lacks("thread or set of handlers"));
             }
             memory::check(space, &self.shared, known)?;
+            state.threads.iter().try_for_each(|thread| self.filters(&thread.seccomp).map(drop))?;
         }
         Ok(())
+    }
+
+    /// The seccomp filters of a task, oldest first.
+    fn filters<'a>(&'a self, seccomp: &'a Seccomp) -> Result<&'a [Filter]> {
+        seccomp::chain(seccomp, |pid| Some(&self.processes.get(&pid)?.threads.first()?.seccomp))
     }
 
     fn nodes(&self) -> &[crate::objects::task::Node] {

@@ -11,14 +11,13 @@
 //! left then is counted, for the report.
 
 use crate::ids::HostPid;
-use libc::{AF_INET, AF_INET6, IPPROTO_TCP};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::wire::inside;
-use pod_runtime::{Doing, Result};
+use pod_runtime::{Doing, Result, proc};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -48,6 +47,7 @@ pub struct Unsaved {
 /// The last moments of a pod on a host. Dropping it opens the gate again.
 #[derive(Debug)]
 pub struct Settling {
+    init: HostPid,
     diag: Option<OwnedFd>,
     end: Instant,
     _gate: Option<Gate>,
@@ -58,7 +58,7 @@ impl Settling {
     pub fn begin(init: HostPid, cgroup: &Cgroup) -> Settling {
         let gate = Gate::close(cgroup);
         let diag = open(init).map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
-        let settling = Settling { diag, end: Instant::now() + PATIENCE, _gate: gate };
+        let settling = Settling { init, diag, end: Instant::now() + PATIENCE, _gate: gate };
         settling.wait(Duration::from_millis(20), |unsaved| unsaved.half_open == 0);
         settling
     }
@@ -87,15 +87,23 @@ impl Settling {
 
     /// Nothing, where the kernel does not tell.
     pub fn unsaved(&self) -> Unsaved {
-        let Some(diag) = &self.diag else { return Unsaved::default() };
         let mut unsaved = Unsaved::default();
-        for family in [AF_INET, AF_INET6] {
-            if let Err(problem) = ask(diag, family, &mut unsaved) {
-                tracing::debug!("sock_diag: {}", problem.chain());
-            }
+        let Some(diag) = self.diag.as_ref().filter(|_| has_tcp(self.init)) else { return unsaved };
+        if let Err(problem) = ask(diag, &mut unsaved) {
+            tracing::debug!("sock_diag: {}", problem.chain());
         }
         unsaved
     }
+}
+
+/// Whether the pod's network has any TCP socket. To list them is to walk the host's table of all connections (2 ms, empty
+/// or not), and this is a number that the kernel keeps; a handshake or a closed connection cannot be without one.
+fn has_tcp(init: HostPid) -> bool {
+    let none = |file: &str, line: &str| {
+        let text = proc::read(format!("/proc/{init}/net/{file}")).unwrap_or_default();
+        text.lines().any(|found| found.starts_with(line) && found[line.len()..].split(' ').next() == Some("0"))
+    };
+    !(none("sockstat", "TCP: inuse ") && none("sockstat6", "TCP6: inuse "))
 }
 
 /// A sock_diag socket of the pod's network namespace.
@@ -111,18 +119,19 @@ fn open(init: HostPid) -> Result<OwnedFd> {
     inside(namespace.as_fd(), make)?.doing(|| "open a sock_diag socket in the pod".into())
 }
 
-/// One dump of the states in question.
-fn ask(diag: &OwnedFd, family: i32, unsaved: &mut Unsaved) -> Result<()> {
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    // struct nlmsghdr, then struct inet_diag_req_v2: family, protocol, extensions, pad, states, socket id.
-    let mut message = Vec::with_capacity(72);
-    message.extend_from_slice(&72u32.to_ne_bytes());
-    message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+/// One dump of the states in question, of both families: the older of the two requests does not choose between them, and
+/// each dump walks the whole table.
+fn ask(diag: &OwnedFd, unsaved: &mut Unsaved) -> Result<()> {
+    const TCPDIAG_GETSOCK: u16 = 18;
+    // struct nlmsghdr, then struct inet_diag_req: family, lengths, extensions (4 bytes), socket id (48), states, dbs.
+    let mut message = Vec::with_capacity(76);
+    message.extend_from_slice(&76u32.to_ne_bytes());
+    message.extend_from_slice(&TCPDIAG_GETSOCK.to_ne_bytes());
     message.extend_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
     message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[family as u8, IPPROTO_TCP as u8, 0, 0]);
+    message.extend_from_slice(&[0; 4 + 48]);
     message.extend_from_slice(&(FIN_WAIT1 | LAST_ACK | LISTEN | CLOSING | SYN_RECV).to_ne_bytes());
-    message.extend_from_slice(&[0; 48]);
+    message.extend_from_slice(&[0; 4]);
     send(diag.as_raw_fd(), &message, MsgFlags::empty()).doing(|| "ask for the pod's connections".into())?;
     let mut buffer = vec![0; 32 << 10];
     loop {

@@ -71,7 +71,7 @@ fn ask(pid: i32) -> pod_migrate::Result<ProcessState> {
     let process = &frozen.processes()[0];
     let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
     let mut borrowed = Borrowed::enter(process, &maps_of(process)?)?;
-    let (state, _) = task::dump(process, &mut borrowed, parts)?;
+    let (state, _) = task::dump(process, &mut borrowed, parts, &mut Default::default())?;
     borrowed.leave()?;
     Ok(state)
 }
@@ -166,7 +166,7 @@ fn cost() {
             let mut borrowed = Borrowed::enter(process, &maps_of(process).unwrap()).unwrap();
             let entered = begin.elapsed();
             let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
-            task::dump(process, &mut borrowed, parts).unwrap();
+            task::dump(process, &mut borrowed, parts, &mut Default::default()).unwrap();
             let asked = begin.elapsed();
             borrowed.leave().unwrap();
             let left = begin.elapsed();

@@ -62,7 +62,7 @@ fn dump(child: &Child) -> Dumped {
     let mut dump = FilesDump::new(&view);
     let table = dump.table(child.task()).unwrap();
     let mut writer = Writer::new(Vec::new());
-    let contents = dump.finish(&mut writer).unwrap();
+    let contents = dump.finish(&mut writer).unwrap().contents;
     let image = writer.finish().unwrap();
     let mut files = Files::default();
     let mut reader = Reader::new(&image[..]).unwrap();

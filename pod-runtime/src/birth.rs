@@ -10,6 +10,7 @@ use crate::cgroup::Cgroup;
 use crate::init::first::{First, GO, JOINED, News};
 use crate::namespaces;
 use crate::problem::{Doing, Problem, Result};
+use crate::proc;
 use crate::proc::mountinfo::{self, Mount};
 use crate::spec::{NetworkMode, Spec};
 use crate::store::Pod;
@@ -138,13 +139,7 @@ pub fn birth(
 
 /// The monitor's side of what [`First`] does.
 fn raise(born: &mut Born, pod: &Pod, meanwhile: impl FnOnce(i32) -> Result<()>) -> Result<()> {
-    match born.cgroup.unified() {
-        Some(_) => born.cgroup.add_v1(born.init)?,
-        None => born.cgroup.add(born.init)?,
-    }
-    // A process that has died meanwhile has said why.
-    let _ = (&born.sync).write_all(&[JOINED]);
-    let attached = meanwhile(born.init);
+    let attached = join_and(born, meanwhile)?;
     let (news, console) = hear(&born.sync)?;
     attached?;
     match news {
@@ -155,6 +150,28 @@ fn raise(born: &mut Born, pod: &Pod, meanwhile: impl FnOnce(i32) -> Result<()>) 
     let mounts = serde_json::to_vec(&mounts_of(born.init)?).doing(|| "write down the pod's mounts".into())?;
     // Nothing hangs on it after a crash of the host: not synced.
     fs::write(mounts_path(pod), mounts).doing(|| "write down the pod's mounts".into())
+}
+
+/// Puts the first process into the cgroups that it was not born into, and runs `meanwhile`, both at once: to move a
+/// process is to wait until the whole kernel has noticed (RCU, 5 to 10 ms).
+fn join_and(born: &Born, meanwhile: impl FnOnce(i32) -> Result<()>) -> Result<Result<()>> {
+    let join = || {
+        match born.cgroup.unified() {
+            Some(_) => born.cgroup.add_v1(born.init)?,
+            None => born.cgroup.add(born.init)?,
+        }
+        // A process that has died meanwhile has said why.
+        let _ = (&born.sync).write_all(&[JOINED]);
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(join);
+        let attached = meanwhile(born.init);
+        match joining.join() {
+            Ok(joined) => joined.map(|()| attached),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// One line, and the descriptor that came with it.
@@ -230,7 +247,7 @@ pub fn mounts_path(pod: &Pod) -> PathBuf {
 /// The mounts that a process sees.
 pub fn mounts_of(pid: i32) -> Result<Vec<Mount>> {
     let doing = || format!("read the mounts of process {pid}");
-    let text = fs::read(format!("/proc/{pid}/mountinfo")).doing(doing)?;
+    let text = proc::bytes(format!("/proc/{pid}/mountinfo")).doing(doing)?;
     mountinfo::parse(&text).ok_or_else(|| Problem::new("E-SYSTEM", "mountinfo is not as the kernel writes it"))
 }
 

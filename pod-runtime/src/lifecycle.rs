@@ -136,6 +136,34 @@ pub fn give_back(pod: &Pod) -> Result<()> {
     killed.and(released).and(removed)
 }
 
+/// What nobody has to wait for when a pod has ended: its cable, cut. It goes with the pod's network namespace, too.
+#[derive(Debug)]
+pub struct Remains {
+    link: String,
+}
+
+impl Remains {
+    /// Takes it away, for which the whole kernel is waited for: 10 to 30 ms.
+    pub fn clear(self) -> Result<()> {
+        network::cable::remove(&self.link)
+    }
+}
+
+/// As [`give_back`], or with `gone` as [`remove`], but for what can be done when everybody knows of the end.
+///
+/// Everything is tried; the first problem comes along.
+pub fn give_back_first(pod: &Pod, gone: bool) -> (Remains, Result<()>) {
+    let remains = Remains { link: network::link_name(pod.id()) };
+    let withdrawn = pod.store().network_dir().and_then(|dir| network::withdraw(&dir, pod.id()));
+    let removed = Cgroup::open(pod.id()).and_then(|cgroup| cgroup.kill().and(cgroup.remove(DYING)));
+    let mut forgotten = Ok(());
+    if gone {
+        pod.store().event(pod, "remove", &[]);
+        forgotten = pod.clone().remove();
+    }
+    (remains, withdrawn.and(removed).and(forgotten))
+}
+
 /// Removes an ended pod with everything it has on this host.
 pub fn remove(pod: &Pod) -> Result<()> {
     let given = give_back(pod);

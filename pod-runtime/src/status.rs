@@ -5,6 +5,7 @@
 //! a boot by its id, so a recycled pid is never taken for the pod's.
 
 use crate::problem::{Doing, Problem, Result};
+use crate::proc;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -90,7 +91,7 @@ fn start_time(pid: i32) -> std::io::Result<u64> {
 }
 
 fn stat(pid: i32) -> std::io::Result<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let text = proc::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&text).ok_or_else(|| std::io::Error::other("unexpected /proc/PID/stat"))
 }
 

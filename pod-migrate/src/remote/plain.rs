@@ -8,11 +8,20 @@
 //! [`Stub::single`].
 
 use super::call::RemoteCall;
-use super::layout::{self, lay_out};
+use super::layout::{self, Table, lay_out};
 use crate::ids::{HostPid, RemoteAddress};
 use crate::{Doing, Problem, Result};
 use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs, Wait};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How such a task is traced.
+pub const OPTIONS: i32 = ptrace::O_EXITKILL
+    | ptrace::O_TRACECLONE
+    | ptrace::O_TRACEFORK
+    | ptrace::O_TRACEVFORK
+    | ptrace::O_TRACESYSGOOD
+    | ptrace::O_SUSPEND_SECCOMP;
 
 /// What is blocked while the stub runs. A forced SIGTRAP that is blocked would lose its handler.
 pub const BLOCKED: u64 = !(1 << (libc::SIGTRAP - 1));
@@ -103,6 +112,25 @@ impl Stub {
         Ok(())
     }
 
+    /// Runs calls that make tasks, each with CLONE_PTRACE. The new tasks stop at once and are tracees like this one, which
+    /// does not stop itself for each of them. They have the same stub.
+    pub fn clone3_all(&self, calls: &mut [RemoteCall]) -> Result<()> {
+        let options = |options| {
+            ptrace::set_options(self.task.0, options).doing(|| format!("set how task {} is traced", self.task))
+        };
+        options(OPTIONS & !(ptrace::O_TRACECLONE | ptrace::O_TRACEFORK | ptrace::O_TRACEVFORK))?;
+        self.run(calls)?;
+        options(OPTIONS)
+    }
+
+    /// A thread that this task has just made, once it has stopped.
+    pub fn thread(&self, task: HostPid) -> Result<Stub> {
+        match ptrace::wait(task.0, true).doing(|| format!("wait for the new task {task}"))? {
+            Wait::Stopped { event: ptrace::EVENT_STOP, .. } => Ok(Stub { task, base: self.base }),
+            other => Err(Problem::new("E-INTERNAL", format!("the new task {task} reports {other:?}"))),
+        }
+    }
+
     /// Runs one call and returns its result.
     pub fn call(&self, call: RemoteCall) -> Result<i64> {
         let mut calls = [call];
@@ -132,10 +160,7 @@ impl Stub {
         memory::read_exact(self.task.0, base, &mut after).doing(|| format!("read results of task {}", self.task))?;
         table.read_back(&after, &mut calls, &self.task)?;
         let child = child.ok_or_else(|| Problem::new("E-INTERNAL", "a clone made no task"))?;
-        match ptrace::wait(child.0, true).doing(|| format!("wait for the new task {child}"))? {
-            Wait::Stopped { event: ptrace::EVENT_STOP, .. } => Ok(Stub { task: child, base: self.base }),
-            other => Err(Problem::new("E-INTERNAL", format!("the new task {child} reports {other:?}"))),
-        }
+        self.thread(child)
     }
 
     /// One call between two syscall stops: the task does not run in user mode after it. For what must not be followed
@@ -183,6 +208,11 @@ impl Stub {
         let at = self.base + TABLE;
         memory::write(self.task.0, table, &[(at, table.len())])
             .doing(|| format!("write a table to task {}", self.task))?;
+        self.go(at)
+    }
+
+    /// Lets the task walk the table at `at`.
+    fn go(&self, at: u64) -> Result<()> {
         let mut regs = clean(self.task)?;
         regs.rip = self.base;
         regs.rbx = at;
@@ -200,6 +230,76 @@ impl Stub {
     fn wait(&self) -> Result<(i32, i32)> {
         wait(self.task)
     }
+}
+
+/// Calls for one task.
+pub struct Job {
+    pub stub: Stub,
+    pub calls: Vec<RemoteCall>,
+    /// Tasks with the same number share their memory, and so the room for tables.
+    pub space: i32,
+}
+
+/// Runs the calls of many tasks, all of them at once: what takes long is to have a task scheduled, not its calls. All
+/// tasks are such that nothing but a stub runs in them.
+pub fn run_all(jobs: &mut [Job]) -> Result<()> {
+    let mut waiting: Vec<&mut Job> = jobs.iter_mut().filter(|job| !job.calls.is_empty()).collect();
+    while !waiting.is_empty() {
+        let mut spaces: BTreeMap<i32, Vec<u8>> = BTreeMap::new();
+        let (mut now, mut later) = (Vec::new(), Vec::new());
+        for job in waiting {
+            let bytes = spaces.entry(job.space).or_default();
+            match one_table(job, bytes)? {
+                Some(at) => now.push((at, job)),
+                // Alone it must fit in as many tables as it takes.
+                None if bytes.is_empty() => job.stub.run(&mut job.calls)?,
+                None => later.push(job),
+            }
+        }
+        run_once(&spaces, &mut now)?;
+        waiting = later;
+    }
+    Ok(())
+}
+
+/// Adds the whole table of a job to the bytes for its space; where it is there. None when it does not fit.
+fn one_table(job: &Job, bytes: &mut Vec<u8>) -> Result<Option<(usize, Table)>> {
+    let (room, at) = ((Stub::BYTES - TABLE) as usize - bytes.len(), bytes.len());
+    let Ok((table, count)) = lay_out(&job.calls, job.stub.base + TABLE + at as u64, room) else { return Ok(None) };
+    if count < job.calls.len() || table.bytes.len() > room {
+        return Ok(None);
+    }
+    bytes.extend_from_slice(&table.bytes);
+    Ok(Some((at, table)))
+}
+
+type Placed<'a> = ((usize, Table), &'a mut Job);
+
+fn run_once(spaces: &BTreeMap<i32, Vec<u8>>, jobs: &mut [Placed<'_>]) -> Result<()> {
+    let mut written = BTreeSet::new();
+    for ((at, _), job) in jobs.iter() {
+        let (stub, base) = (job.stub, job.stub.base + TABLE);
+        if written.insert(job.space) {
+            let bytes = &spaces[&job.space];
+            memory::write(stub.task.0, bytes, &[(base, bytes.len())])
+                .doing(|| format!("write tables to task {}", stub.task))?;
+        }
+        stub.go(base + *at as u64)?;
+    }
+    for (_, job) in jobs.iter() {
+        job.stub.until_breakpoint()?;
+    }
+    let mut read: BTreeMap<i32, Vec<u8>> = BTreeMap::new();
+    for ((at, table), job) in jobs.iter_mut() {
+        let (stub, space) = (job.stub, job.space);
+        if let std::collections::btree_map::Entry::Vacant(empty) = read.entry(space) {
+            let bytes = empty.insert(vec![0; spaces[&space].len()]);
+            memory::read_exact(stub.task.0, stub.base + TABLE, bytes)
+                .doing(|| format!("read results of task {}", stub.task))?;
+        }
+        table.read_back(&read[&space][*at..*at + table.bytes.len()], &mut job.calls, &stub.task)?;
+    }
+    Ok(())
 }
 
 /// Registers with which a system call can be made: none is being restarted.

@@ -6,16 +6,14 @@
 
 use super::tree::{self, Grown};
 use super::{Image, memory, task_work, write_memory};
-use crate::ids::{FileId, PodPid};
+use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::damaged;
 use crate::objects::files::{Fd, Opener};
 use crate::objects::memory::MmState;
-use crate::objects::task::{
-    Life, ProcessState, ThreadState, credentials, limits, scheduling, seccomp, signals, threads, timers,
-};
-use crate::remote::plain::{Stub, check_single};
+use crate::objects::task::{Life, ProcessState, ThreadState, credentials, limits, seccomp, signals, threads, timers};
+use crate::remote::plain::{Job, Stub, check_single, run_all};
 use crate::remote::{Arg, RemoteCall};
-use crate::{Doing, Result};
+use crate::{Doing, Problem, Result};
 use pod_runtime::sys::memory as remote_memory;
 use pod_runtime::sys::ptrace;
 use std::fs;
@@ -23,19 +21,31 @@ use std::fs;
 const PR_SET_MM_MAP: i32 = 14;
 
 pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Result<()> {
-    for state in image.processes.values() {
-        process(image, grown, opener, state)?;
+    let states = || image.processes.values();
+    let job =
+        |grown: &Grown, state: &ProcessState, calls| Job { stub: grown.stubs[&state.pid], calls, space: state.pid.0 };
+    let own = states().map(|state| Ok(job(grown, state, process(image, opener, state)?)));
+    run_all(&mut own.collect::<Result<Vec<_>>>()?)?;
+    for state in states() {
         make_threads(grown, state)?;
     }
     zombies(image, grown)?;
-    for state in image.processes.values() {
-        each_thread(grown, state, |stub, thread| stub.run(&mut before_last(state, thread)))?;
-        let stub = grown.stubs[&state.pid];
-        stub.run(&mut signals::restore_process_pending(state))?;
-        outside_settings(&stub, state);
+    let sections = states().map(|state| critical_sections(&grown.stubs[&state.pid], state));
+    let sections = sections.collect::<Result<Vec<_>>>()?;
+    let mut jobs = Vec::new();
+    for state in states() {
+        let alike = threads::Alike::among(&state.threads);
+        each_thread(grown, state, |stub, thread| {
+            let calls = before_last(image, grown.filters, state, thread, alike)?;
+            jobs.push(Job { stub: *stub, calls, space: state.pid.0 });
+            Ok(())
+        })?;
     }
-    for state in image.processes.values() {
-        last(grown, state)?;
+    run_all(&mut jobs)?;
+    run_all(&mut states().map(|state| job(grown, state, signals::restore_process_pending(state))).collect::<Vec<_>>())?;
+    for (state, sections) in states().zip(sections) {
+        outside_settings(&grown.stubs[&state.pid], state);
+        last(grown, state, sections)?;
     }
     Ok(())
 }
@@ -51,8 +61,7 @@ fn each_thread(
 }
 
 /// What the threads of a process share.
-fn process(image: &Image, grown: &Grown, opener: &Opener, state: &ProcessState) -> Result<()> {
-    let stub = grown.stubs[&state.pid];
+fn process(image: &Image, opener: &Opener, state: &ProcessState) -> Result<Vec<RemoteCall>> {
     let space = &image.spaces[&state.mm];
     let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .doing(|| "read the limit of descriptors".into())?
@@ -77,7 +86,7 @@ fn process(image: &Image, grown: &Grown, opener: &Opener, state: &ProcessState) 
         let args = vec![libc::PR_SET_THP_DISABLE.into(), 1.into(), 0.into(), 0.into(), 0.into()];
         calls.push(RemoteCall::new("disable huge pages", libc::SYS_prctl, args));
     }
-    stub.run(&mut calls)
+    Ok(calls)
 }
 
 fn close(fd: i32) -> RemoteCall {
@@ -172,17 +181,32 @@ fn make_threads(grown: &mut Grown, state: &ProcessState) -> Result<()> {
         | libc::CLONE_FILES
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_PTRACE;
     let leader = grown.stubs[&state.pid];
     if state.threads[0].tid != state.pid {
         return Err(damaged(format!("process {} does not begin with its leader", state.pid)));
     }
-    let mut made = Vec::with_capacity(state.threads.len() - 1);
-    for thread in &state.threads[1..] {
-        made.push(leader.clone3(tree::clone3(format!("make thread {}", thread.tid), FLAGS as u64, 0, thread.tid))?);
+    if state.threads.len() > 1 {
+        leader.run(&mut threads::restore_alike(threads::Alike::among(&state.threads), &state.threads[0]))?;
+        let clone = |thread: &ThreadState| tree::clone3("make a thread".into(), FLAGS as u64, 0, thread.tid);
+        leader.clone3_all(&mut state.threads[1..].iter().map(clone).collect::<Vec<_>>())?;
+        grown.threads.insert(state.pid, new_threads(&leader, state.threads.len() - 1)?);
     }
-    grown.threads.insert(state.pid, made);
     leader.run(&mut timers::restore_timers(state))
+}
+
+/// The threads of a process but its leader, in the order in which they were made (the kernel lists them so; the first
+/// thing that each of them does shows that it is the one that it is taken for). All stopped.
+fn new_threads(leader: &Stub, count: usize) -> Result<Vec<Stub>> {
+    let path = format!("/proc/{}/task", leader.task);
+    let names = fs::read_dir(&path).doing(|| format!("list {path}"))?;
+    let tids = names.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let tids: Vec<i32> = tids.filter(|tid| *tid != leader.task.0).collect();
+    if tids.len() != count {
+        return Err(Problem::new("E-INTERNAL", format!("{} threads came of {count}", tids.len())));
+    }
+    tids.into_iter().map(|tid| leader.thread(HostPid(tid))).collect()
 }
 
 /// Ends those that have ended, and takes the signal away that their parents get for it a second time.
@@ -231,19 +255,28 @@ fn die_by(stub: &Stub, pid: PodPid, signal: i32) -> Result<()> {
     stub.end(RemoteCall::new("die", libc::SYS_kill, vec![pid.0.into(), signal.into()])).map(drop)
 }
 
-/// All that a thread has for itself, in an order in which it may still do what comes next.
-fn before_last(state: &ProcessState, thread: &ThreadState) -> Vec<RemoteCall> {
-    let mut calls = threads::restore(thread);
-    calls.push(signals::restore_alternate_stack(&thread.alternate_stack));
-    calls.extend(scheduling::restore(&thread.scheduling));
+/// All that a thread has for itself and did not inherit, in an order in which it may still do what comes next.
+fn before_last(
+    image: &Image,
+    filters: usize,
+    state: &ProcessState,
+    thread: &ThreadState,
+    alike: threads::Alike,
+) -> Result<Vec<RemoteCall>> {
+    let mut calls = threads::restore(thread, alike);
+    calls.extend(signals::restore_alternate_stack(&thread.alternate_stack));
     calls.extend(signals::restore_thread_pending(state, thread));
     if thread.tid == state.pid {
         calls.extend(limits::restore(state));
     }
-    calls.extend(seccomp::restore(&thread.seccomp));
-    calls.extend(credentials::restore(&thread.credentials));
+    calls.extend(seccomp::restore(&thread.seccomp, image.filters(&thread.seccomp)?, filters));
+    if !alike.ids {
+        calls.extend(credentials::restore_ids(&thread.credentials));
+    }
+    calls.extend(credentials::restore_capabilities(&thread.credentials));
     calls.extend(threads::restore_after_credentials(state, thread));
-    calls
+    calls.extend(threads::restore_rseq(thread));
+    Ok(calls)
 }
 
 /// Settings that /proc takes from outside. What this host does not allow changes nothing that the program can rely on.
@@ -260,14 +293,12 @@ fn outside_settings(stub: &Stub, state: &ProcessState) {
 }
 
 /// Takes the stubs away and gives every thread its registers. The leader goes last: it unmaps the code.
-fn last(grown: &Grown, state: &ProcessState) -> Result<()> {
+fn last(grown: &Grown, state: &ProcessState, sections: Sections) -> Result<()> {
     let leader = grown.stubs[&state.pid];
     let trap = signals::action(&state.handlers[libc::SIGTRAP as usize - 1]);
-    let sections = critical_sections(&leader, state)?;
     let at = leader.scratch(&trap)?;
     let action = leader.single(libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8, 0, 0])?;
     check_single("set the handler of SIGTRAP", libc::SYS_rt_sigaction, action, leader.task)?;
-    each_thread(grown, state, register_rseq)?;
     leader.remove()?;
     each_thread(grown, state, |stub, thread| {
         let what = || format!("set the registers of thread {}", thread.tid);
@@ -278,17 +309,13 @@ fn last(grown: &Grown, state: &ProcessState) -> Result<()> {
     sections.into_iter().try_for_each(|(address, bytes)| write_memory(leader.task, address, &bytes))
 }
 
-/// rseq(2), at a syscall stop: the kernel would clear a critical section that the stub is not in.
-fn register_rseq(stub: &Stub, thread: &ThreadState) -> Result<()> {
-    let Some(rseq) = thread.rseq else { return Ok(()) };
-    let args = [rseq.address, rseq.bytes.into(), 0, rseq.signature.into(), 0, 0];
-    let result = stub.single(libc::SYS_rseq, args)?;
-    check_single("register rseq", libc::SYS_rseq, result, stub.task)
-}
+/// Addresses and contents.
+type Sections = Vec<(u64, [u8; 8])>;
 
-/// The critical sections that threads are in, from memory, to be written once more when no stub runs any more: then the
-/// kernel aborts them properly at the thread's first instruction.
-fn critical_sections(leader: &Stub, state: &ProcessState) -> Result<Vec<(u64, [u8; 8])>> {
+/// The critical sections that threads are in, from memory, before rseq areas are registered: from then on the kernel clears
+/// those that the stub is not in. They are written once more when no stub runs any more; then the kernel aborts them
+/// properly at the thread's first instruction.
+fn critical_sections(leader: &Stub, state: &ProcessState) -> Result<Sections> {
     /// Offset of rseq_cs in struct rseq.
     const SECTION: u64 = 8;
     let mut sections = Vec::new();

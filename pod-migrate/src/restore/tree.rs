@@ -11,8 +11,8 @@
 use super::{Image, no_room};
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
 use crate::objects::files::{ControllingTerminal, Opener};
-use crate::objects::task::{Life, Node};
-use crate::remote::plain::Stub;
+use crate::objects::task::{Filter, Life, Node, seccomp};
+use crate::remote::plain::{OPTIONS, Stub};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::{self, Born};
@@ -39,6 +39,8 @@ pub(super) struct Grown {
     pub threads: BTreeMap<PodPid, Vec<Stub>>,
     /// Roots besides the first process, as this host numbers them.
     pub roots: Vec<i32>,
+    /// So many filters of each task's chain are installed: all have them in common.
+    pub filters: usize,
     /// Where vdso and vvar wait, in every task: name, start, end.
     pub kernel_maps: Vec<(String, u64, u64)>,
     init: OwnedFd,
@@ -84,12 +86,16 @@ pub(super) fn free_pid(image: &Image, nth: i32) -> PodPid {
 pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown> {
     let own: BTreeMap<String, (u64, u64)> = kernel_maps(born.init)?;
     let base = find_base(image, born.init)?;
+    let chains = image.processes.values().flat_map(|process| &process.threads);
+    let chains = chains.map(|thread| image.filters(&thread.seccomp)).collect::<Result<Vec<_>>>()?;
+    let filters = seccomp::common(chains);
     let init = born.pidfd.try_clone().doing(|| "keep the first process".into())?;
     let mut grown = Grown {
         base,
         stubs: BTreeMap::new(),
         threads: BTreeMap::new(),
         roots: Vec::new(),
+        filters: filters.len(),
         kernel_maps: Vec::new(),
         init,
         armed: true,
@@ -98,6 +104,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
     let mut growing = Growing {
         plan: plan(image)?,
         terminals: image.files.controlling_terminals(),
+        filters,
         opener,
         helper: free_pid(image, 1),
         own,
@@ -128,6 +135,8 @@ struct Growing<'a> {
     image: &'a Image,
     plan: BTreeMap<PodPid, Made>,
     terminals: BTreeMap<PodPid, ControllingTerminal>,
+    /// Installed in the roots before they have children.
+    filters: &'a [Filter],
     opener: &'a Opener,
     born: &'a Born,
     own: BTreeMap<String, (u64, u64)>,
@@ -198,18 +207,13 @@ impl Growing<'_> {
             HostPid(host)
         };
         let stub = self.adopt(task)?;
+        stub.run(&mut seccomp::install(self.filters))?;
         self.grown.stubs.insert(node.pid, stub);
         self.children(node.pid, node)
     }
 
     /// Seizes a process that waits in a system call and leaves nothing in it but the stub, vdso and vvar.
     fn adopt(&self, task: HostPid) -> Result<Stub> {
-        const OPTIONS: i32 = ptrace::O_EXITKILL
-            | ptrace::O_TRACECLONE
-            | ptrace::O_TRACEFORK
-            | ptrace::O_TRACEVFORK
-            | ptrace::O_TRACESYSGOOD
-            | ptrace::O_SUSPEND_SECCOMP;
         ptrace::seize(task.0, OPTIONS).doing(|| format!("seize task {task}"))?;
         wait_parked(task)?;
         ptrace::interrupt(task.0).doing(|| format!("stop task {task}"))?;

@@ -4,6 +4,7 @@
 //! and controllers that a pod has no use for are left alone, since joining each costs.
 
 use crate::problem::{Doing, Problem, Result};
+use crate::proc;
 use crate::proc::mountinfo::{self, Mount};
 use std::path::PathBuf;
 
@@ -28,7 +29,7 @@ pub struct Hierarchies {
 impl Hierarchies {
     /// What the caller's mount namespace shows.
     pub fn find() -> Result<Hierarchies> {
-        let text = std::fs::read("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
+        let text = proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
         let mounts = mountinfo::parse(&text)
             .ok_or_else(|| Problem::new("E-SYSTEM", "/proc/self/mountinfo is not as the kernel writes it"))?;
         let mut found = Self::among(&mounts);

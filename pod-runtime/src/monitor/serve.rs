@@ -11,7 +11,7 @@ use super::log::{Log, Stream};
 use super::stdio::{End, PIECE, Stdio};
 use super::wire::{Ends, Kind, Reply};
 use crate::cgroup::Cgroup;
-use crate::lifecycle;
+use crate::lifecycle::{self, Remains};
 use crate::network::Attachment;
 use crate::problem::{Problem, Result};
 use crate::spec::Spec;
@@ -48,6 +48,8 @@ pub struct Monitor {
     pub held: Option<Attachment>,
     /// The last frame for all who watch, once they have caught up.
     pub farewell: Option<(Kind, Vec<u8>)>,
+    /// Of the pod, to be cleared away once that was said.
+    pub remains: Option<Remains>,
 }
 
 /// What a poll entry is about.
@@ -71,6 +73,9 @@ impl Monitor {
             }
             self.reap();
             self.tidy();
+            if let Some(Err(problem)) = self.remains.take().map(Remains::clear) {
+                tracing::error!(problem = problem.chain(), "not all of the pod could be removed");
+            }
         }
     }
 
@@ -260,23 +265,29 @@ impl Monitor {
         self.drain_all();
         let code = ended.code();
         let oom_killed = code == 137 && self.cgroup.stats().is_ok_and(|s| s.oom_kills.is_some_and(|n| n > 0));
-        let _ = self.log.sync();
-        let written = self.pod.update(|status| {
+        let ended = |status: &mut status::Status| {
             status.state = State::Exited;
             status.exit_code = Some(code);
             status.oom_killed = oom_killed;
             status.finished = Some(status::now());
             status.init = None;
-        });
+        };
+        // What is removed in a moment need not be on the disk.
+        let written = if self.spec.auto_remove {
+            self.pod.update_quickly(ended)
+        } else {
+            let _ = self.log.sync();
+            self.pod.update(ended)
+        };
         if let Err(problem) = written {
             tracing::error!(problem = problem.chain(), "the end of the pod could not be written down");
         }
         let store = self.pod.store().clone();
         store.event(&self.pod, "die", &[("exit_code", &code.to_string())]);
         self.close_shop();
-        let removed =
-            if self.spec.auto_remove { lifecycle::remove(&self.pod) } else { lifecycle::give_back(&self.pod) };
-        if let Err(problem) = removed {
+        let (remains, given) = lifecycle::give_back_first(&self.pod, self.spec.auto_remove);
+        self.remains = Some(remains);
+        if let Err(problem) = given {
             tracing::error!(problem = problem.chain(), "not all of the pod could be removed");
         }
         for client in &mut self.clients {

@@ -213,6 +213,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         ended: false,
         held: None,
         farewell: None,
+        remains: None,
     };
     Ok((monitor, Rest { warnings, _sync: sync }))
 }
@@ -262,11 +263,11 @@ fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> 
     Ok((stdio, roots.into_iter().filter_map(pidfd).collect(), others))
 }
 
-/// Who the pod is on this host from now on.
+/// Who the pod is on this host from now on. Not waited for to be on the disk: after a power cut nothing of it is true.
 fn write_down(newborn: &Newborn, state: State) -> Result<()> {
     let init = ProcessKey::of(newborn.born.init)?;
     let monitor = ProcessKey::myself()?;
-    newborn.pod.update(|status| {
+    newborn.pod.update_quickly(|status| {
         status.state = state;
         status.init = Some(init);
         status.monitor = Some(monitor);

@@ -12,6 +12,12 @@ pub mod timers;
 /// The text of a file in /proc. The kernel makes the text anew for each read, so one with much room is cheaper than many
 /// that grow (as std's, which trusts the size of 0 that such files have). What is not UTF-8 is replaced.
 pub fn read(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
+    let bytes = bytes(path)?;
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+/// The same as it is.
+pub fn bytes(path: impl AsRef<std::path::Path>) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut file = std::fs::File::open(path)?;
     let mut bytes = vec![0; 16 << 10];
@@ -26,5 +32,5 @@ pub fn read(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
         }
     }
     bytes.truncate(length);
-    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    Ok(bytes)
 }

@@ -15,6 +15,7 @@
 //! the pod wrote to a path that has become a mount on this host is moved into that mount's layer first.
 
 use crate::problem::{Doing, Problem, Result};
+use crate::proc;
 use crate::proc::mountinfo::{self, Mount};
 use crate::spec::Base;
 use nix::fcntl::{OFlag, open};
@@ -106,7 +107,7 @@ impl Layers {
         if let Base::Directory(folder) = base {
             return Ok(Layers { overlays: vec![layer(root, folder)], bound: Vec::new() });
         }
-        let text = fs::read("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
+        let text = proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
         let mounts = mountinfo::parse(&text)
             .ok_or_else(|| Problem::new("E-SYSTEM", "/proc/self/mountinfo is not as the kernel writes it"))?;
         let mut layers = Layers::default();

@@ -11,7 +11,7 @@ pub use files::TINY_INIT;
 
 use crate::cgroup;
 use crate::problem::{Doing, Problem, Result};
-use crate::proc::mountinfo;
+use crate::proc::{self, mountinfo};
 use crate::spec::{Spec, Volume};
 use crate::store::Pod;
 use crate::sys::mount::{self, MOUNT_ATTR_RDONLY};
@@ -48,7 +48,7 @@ impl Rootfs {
         nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
             .doing(|| "make the pod's mounts private".into())?;
         let null = special::host_null()?;
-        let text = fs::read("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
+        let text = proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
         let mounts = mountinfo::parse(&text).unwrap_or_default();
         let unified = mounts.iter().any(|mount| mount.kind == "cgroup2");
         let visible = cgroup::visible(&mounts);

@@ -78,6 +78,15 @@ pub struct Contents {
     pub bytes: u64,
 }
 
+/// What is left when all records are written.
+#[derive(Debug)]
+pub struct Rest {
+    pub contents: Vec<Contents>,
+    /// TCP connections that are established. (To ask the kernel for them would be to walk its table of all connections
+    /// of the host, which takes milliseconds even when it is empty.)
+    pub connections: u64,
+}
+
 impl<'v> FilesDump<'v> {
     /// Raises this process's limit of descriptors: it holds a copy of every open file of the pod.
     pub fn new(view: &'v View) -> Self {
@@ -361,7 +370,7 @@ impl<'v> FilesDump<'v> {
     }
 
     /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES.
-    pub fn finish(mut self, w: &mut Writer<impl Write>) -> Result<Vec<Contents>> {
+    pub fn finish(mut self, w: &mut Writer<impl Write>) -> Result<Rest> {
         self.finish_sockets()?;
         self.finish_terminals()?;
         self.finish_epolls()?;
@@ -372,7 +381,8 @@ impl<'v> FilesDump<'v> {
         for (id, table) in &self.records {
             w.put(Kind::FD_TABLE, id.0, table)?;
         }
-        Ok(self.contents)
+        let connections = self.entries.iter().filter_map(|entry| entry.file.as_ref()).filter(|file| established(file));
+        Ok(Rest { connections: connections.count() as u64, contents: self.contents })
     }
 
     /// Queues of sockets can hold files that nobody else has, sockets too: until there is nothing new.
@@ -496,4 +506,9 @@ fn search<T>(
         }
     }
     Ok(Err(low))
+}
+
+fn established(file: &File) -> bool {
+    let FileState::Socket(socket::State::Tcp(state)) = &file.state else { return false };
+    matches!(&state.phase, socket::tcp::Phase::Connected(connection) if !connection.received_fin && !connection.sent_fin)
 }

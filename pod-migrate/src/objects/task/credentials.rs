@@ -12,7 +12,16 @@ const SECBIT_NO_SETUID_FIXUP: u32 = 1 << 2;
 /// Highest capability this was written for (CAP_CHECKPOINT_RESTORE); later ones are dropped as the mask says.
 const LAST_CAPABILITY: u32 = 63;
 
+/// Everything of one task.
 pub fn restore(credentials: &Credentials) -> Vec<RemoteCall> {
+    let mut calls = restore_ids(credentials);
+    calls.extend(restore_capabilities(credentials));
+    calls
+}
+
+/// The part that leaves the task able to do everything: users, groups, the bounding set. Threads that are made after it
+/// have it too.
+pub fn restore_ids(credentials: &Credentials) -> Vec<RemoteCall> {
     let mut calls = vec![prctl("set securebits", libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP.into())];
     calls.push(groups(credentials));
     for capability in (0..=LAST_CAPABILITY).filter(|bit| credentials.bounding >> bit & 1 == 0) {
@@ -27,7 +36,12 @@ pub fn restore(credentials: &Credentials) -> Vec<RemoteCall> {
     let ids = vec![real.into(), effective.into(), saved.into()];
     calls.push(RemoteCall::new("set users", libc::SYS_setresuid, ids));
     calls.push(RemoteCall::new("set the file system user", libc::SYS_setfsuid, vec![file.into()]));
-    calls.push(prctl("set securebits", libc::PR_SET_SECUREBITS, credentials.securebits.into()));
+    calls
+}
+
+/// The rest, of each thread for itself.
+pub fn restore_capabilities(credentials: &Credentials) -> Vec<RemoteCall> {
+    let mut calls = vec![prctl("set securebits", libc::PR_SET_SECUREBITS, credentials.securebits.into())];
     calls.push(capabilities(credentials));
     calls.extend(ambient(credentials));
     if credentials.no_new_privileges {

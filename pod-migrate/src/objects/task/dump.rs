@@ -3,8 +3,8 @@
 //! changed.
 
 use super::{
-    AlternateStack, Credentials, Filter, Handler, IntervalTimer, Limit, PosixTimer, ProcessState, Registers,
-    RobustList, Rseq, Scheduling, Seccomp, ThreadState, interrupted,
+    AlternateStack, Chains, Credentials, Handler, IntervalTimer, Limit, PosixTimer, ProcessState, Registers,
+    RobustList, Rseq, Scheduling, ThreadState, interrupted,
 };
 use crate::freeze::{Process, Thread};
 use crate::ids::{FdTableId, FileId, MmId};
@@ -28,13 +28,18 @@ pub struct Parts {
 }
 
 /// Everything of a process but its memory and files, and its end of the heap, which only it knows.
-pub fn dump(process: &Process, borrowed: &mut Borrowed<'_>, parts: Parts) -> Result<(ProcessState, u64)> {
+pub fn dump(
+    process: &Process,
+    borrowed: &mut Borrowed<'_>,
+    parts: Parts,
+    chains: &mut Chains,
+) -> Result<(ProcessState, u64)> {
     let timers = timers::parse(&process.text("timers").unwrap_or_default());
     let mut questions = Questions::new(&timers);
     borrowed.run(process.leader(), &mut questions.calls)?;
     let mut threads = Vec::with_capacity(process.threads.len());
     for thread in &process.threads {
-        threads.push(dump_thread(process, thread, borrowed)?);
+        threads.push(dump_thread(process, thread, borrowed, chains)?);
     }
     let Parts { mm, fd_table, cwd, root } = parts;
     let state = ProcessState {
@@ -173,7 +178,12 @@ fn pending(thread: &Thread, shared: bool) -> Result<Vec<ByteBuf>> {
     Ok(found.into_iter().map(|info| ByteBuf::from(info.to_vec())).collect())
 }
 
-fn dump_thread(process: &Process, thread: &Thread, borrowed: &mut Borrowed<'_>) -> Result<ThreadState> {
+fn dump_thread(
+    process: &Process,
+    thread: &Thread,
+    borrowed: &mut Borrowed<'_>,
+    chains: &mut Chains,
+) -> Result<ThreadState> {
     let tid = thread.host.0;
     let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
     let status = &thread.status;
@@ -218,7 +228,7 @@ fn dump_thread(process: &Process, thread: &Thread, borrowed: &mut Borrowed<'_>) 
         timer_slack_ns: calls[4].result.max(0) as u64,
         scheduling: scheduling(tid).doing(doing)?,
         personality: calls[5].result.max(0) as u64,
-        seccomp: seccomp(tid, status).doing(doing)?,
+        seccomp: chains.dump(tid, status, (thread.tid == process.pid).then_some(process.pid)).doing(doing)?,
     })
 }
 
@@ -253,19 +263,4 @@ fn scheduling(tid: i32) -> std::io::Result<Scheduling> {
         affinity: ByteBuf::from(if everywhere { Vec::new() } else { affinity }),
         io_priority: task::io_priority(tid)?,
     })
-}
-
-fn seccomp(tid: i32, status: &Status) -> std::io::Result<Seccomp> {
-    match status.seccomp {
-        1 => Ok(Seccomp::Strict),
-        2 => {
-            let mut filters = Vec::new();
-            while let Some(program) = ptrace::seccomp_filter(tid, filters.len())? {
-                let flags = ptrace::seccomp_flags(tid, filters.len()).unwrap_or(0);
-                filters.push(Filter { flags, program: ByteBuf::from(program) });
-            }
-            Ok(Seccomp::Filters(filters))
-        }
-        _ => Ok(Seccomp::Off),
-    }
 }

@@ -14,6 +14,8 @@ pub mod signals;
 pub mod threads;
 pub mod timers;
 
+pub use seccomp::Chains;
+
 use crate::ids::{FdTableId, FileId, MmId, PodPid};
 use pod_runtime::sys::ptrace::Regs;
 use serde::{Deserialize, Serialize};
@@ -230,6 +232,8 @@ pub enum Seccomp {
     Strict,
     /// Oldest first, as they were installed.
     Filters(Vec<Filter>),
+    /// The same as the first thread of this process, which has them all.
+    As(PodPid),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,12 @@ use crate::remote::{Arg, RemoteCall};
 
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
+/// Whether a new thread has the same as its maker.
+pub fn is_inherited(scheduling: &Scheduling) -> bool {
+    let usual = [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE].contains(&(scheduling.policy as i32));
+    usual && scheduling.flags == 0
+}
+
 /// For the calling thread. A host with fewer CPUs, or one that gives no real-time priority, makes it as near as it can:
 /// how fast a program runs is not part of what it can rely on.
 pub fn restore(scheduling: &Scheduling) -> Vec<RemoteCall> {

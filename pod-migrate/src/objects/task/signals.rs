@@ -25,16 +25,20 @@ pub fn restore_handlers(state: &ProcessState) -> Vec<RemoteCall> {
         .collect()
 }
 
-/// sigaltstack(2).
-pub fn restore_alternate_stack(stack: &AlternateStack) -> RemoteCall {
+/// sigaltstack(2). A new task has none.
+pub fn restore_alternate_stack(stack: &AlternateStack) -> Option<RemoteCall> {
     const SS_ONSTACK: i32 = 1;
+    const NONE: AlternateStack = AlternateStack { address: 0, flags: libc::SS_DISABLE, bytes: 0 };
+    if *stack == NONE {
+        return None;
+    }
     let mut bytes = Vec::with_capacity(24);
     bytes.extend_from_slice(&stack.address.to_ne_bytes());
     // Whether the task is on it is seen from its stack pointer.
     bytes.extend_from_slice(&(stack.flags & !SS_ONSTACK).to_ne_bytes());
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&stack.bytes.to_ne_bytes());
-    RemoteCall::new("set the alternate stack", libc::SYS_sigaltstack, vec![Arg::In(bytes), 0.into()])
+    Some(RemoteCall::new("set the alternate stack", libc::SYS_sigaltstack, vec![Arg::In(bytes), 0.into()]))
 }
 
 /// Signals that wait for the process as a whole; to be run in its leader, with everything blocked.

@@ -1,6 +1,6 @@
 //! What a thread has for itself besides registers, signals, credentials and filters.
 
-use super::{ProcessState, Registers, ThreadState};
+use super::{ProcessState, Registers, ThreadState, credentials, scheduling};
 use crate::remote::{Arg, RemoteCall};
 use pod_runtime::sys::ptrace::Regs;
 
@@ -9,24 +9,86 @@ fn prctl(what: &'static str, option: i32, value: u64) -> RemoteCall {
     RemoteCall::new(what, libc::SYS_prctl, vec![option.into(), value.into(), 0.into(), 0.into(), 0.into()])
 }
 
-/// Before credentials.
-pub fn restore(thread: &ThreadState) -> Vec<RemoteCall> {
+/// What of the first thread's own state all threads of a process have as well: it is set before they are made, and they
+/// inherit it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Alike {
+    pub name: bool,
+    pub timer_slack: bool,
+    pub personality: bool,
+    pub scheduling: bool,
+    pub ids: bool,
+}
+
+impl Alike {
+    pub fn among(threads: &[ThreadState]) -> Alike {
+        let Some((first, others)) = threads.split_first() else { return Alike::default() };
+        let all = |same: &dyn Fn(&ThreadState) -> bool| !others.is_empty() && others.iter().all(same);
+        Alike {
+            name: all(&|thread| thread.comm == first.comm),
+            timer_slack: all(&|thread| thread.timer_slack_ns == first.timer_slack_ns),
+            personality: all(&|thread| thread.personality == first.personality),
+            scheduling: scheduling::is_inherited(&first.scheduling)
+                && all(&|thread| thread.scheduling == first.scheduling),
+            ids: all(&|thread| thread.credentials == first.credentials),
+        }
+    }
+}
+
+/// What is alike, in the first thread, before there are others.
+pub fn restore_alike(alike: Alike, first: &ThreadState) -> Vec<RemoteCall> {
+    let mut calls = Vec::new();
+    calls.extend(alike.name.then(|| name(first)));
+    calls.extend(alike.timer_slack.then(|| timer_slack(first)));
+    calls.extend(alike.personality.then(|| personality(first)));
+    if alike.scheduling {
+        calls.extend(scheduling::restore(&first.scheduling));
+    }
+    if alike.ids {
+        calls.extend(credentials::restore_ids(&first.credentials));
+    }
+    calls
+}
+
+fn name(thread: &ThreadState) -> RemoteCall {
     let mut comm = thread.comm.to_vec();
     comm.truncate(15);
     comm.push(0);
-    let name = vec![libc::PR_SET_NAME.into(), Arg::In(comm), 0.into(), 0.into(), 0.into()];
-    let mut calls = vec![
-        RemoteCall::new("set the name", libc::SYS_prctl, name),
-        RemoteCall::new("set the tid address", libc::SYS_set_tid_address, vec![thread.clear_tid.into()])
-            .returns(thread.tid.0.into()),
-        prctl("set the timer slack", libc::PR_SET_TIMERSLACK, thread.timer_slack_ns),
-        RemoteCall::new("set the personality", libc::SYS_personality, vec![thread.personality.into()]),
-    ];
+    let args = vec![libc::PR_SET_NAME.into(), Arg::In(comm), 0.into(), 0.into(), 0.into()];
+    RemoteCall::new("set the name", libc::SYS_prctl, args)
+}
+
+fn timer_slack(thread: &ThreadState) -> RemoteCall {
+    prctl("set the timer slack", libc::PR_SET_TIMERSLACK, thread.timer_slack_ns)
+}
+
+fn personality(thread: &ThreadState) -> RemoteCall {
+    RemoteCall::new("set the personality", libc::SYS_personality, vec![thread.personality.into()])
+}
+
+/// Before credentials; not again what is alike.
+pub fn restore(thread: &ThreadState, alike: Alike) -> Vec<RemoteCall> {
+    // Its result also shows that the task is the thread that it is taken for.
+    let tid_address = RemoteCall::new("set the tid address", libc::SYS_set_tid_address, vec![thread.clear_tid.into()]);
+    let mut calls = vec![tid_address.returns(thread.tid.0.into())];
+    calls.extend((!alike.name).then(|| name(thread)));
+    calls.extend((!alike.timer_slack).then(|| timer_slack(thread)));
+    calls.extend((!alike.personality).then(|| personality(thread)));
+    if !alike.scheduling {
+        calls.extend(scheduling::restore(&thread.scheduling));
+    }
     if let Some(list) = thread.robust_list {
         let args = vec![list.head.into(), list.bytes.into()];
         calls.push(RemoteCall::new("set the robust list", libc::SYS_set_robust_list, args));
     }
     calls
+}
+
+/// rseq(2). The kernel clears a critical section that the stub is not in: see `restore::finish`.
+pub fn restore_rseq(thread: &ThreadState) -> Option<RemoteCall> {
+    let rseq = thread.rseq?;
+    let args = vec![rseq.address.into(), rseq.bytes.into(), 0.into(), rseq.signature.into()];
+    Some(RemoteCall::new("register rseq", libc::SYS_rseq, args))
 }
 
 /// After credentials, whose change resets these.
