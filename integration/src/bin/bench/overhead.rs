@@ -17,9 +17,12 @@ http { access_log off; keepalive_requests 100000000; client_body_temp_path /tmp/
 END
 exec nginx -c /tmp/bench-nginx/conf";
 
+/// redis-benchmark asks a server that is not there yet again and again, for ever.
+const READY: &str = "exec 3<>/dev/tcp/127.0.0.1/";
+
 const REDIS: &[&str] = &["redis-server", "--port", "6390", "--save", "", "--dir", "/tmp"];
-const REDIS_LOAD: &[&str] = &["redis-benchmark", "-p", "6390", "-q", "--csv", "-n", "200000", "-c", "20", "-t", "set"];
-const WRK: &[&str] = &["wrk", "-t1", "-c16", "-d3s", "http://127.0.0.1:8089/page"];
+const REDIS_LOAD: &[&str] = &["timeout", "60", "redis-benchmark", "-p", "6390", "-q", "--csv", "-n", "200000", "-c", "20", "-t", "set"];
+const WRK: &[&str] = &["timeout", "60", "wrk", "-t1", "-c16", "-d3s", "http://127.0.0.1:8089/page"];
 
 /// The server beside the pod, gone with this value.
 struct Bare(Child);
@@ -41,12 +44,19 @@ fn wrk_rate(text: &str) -> Option<f64> {
 }
 
 /// A server in a pod and one beside it, loaded in turns by the same tool over their own loopback.
-fn served(table: &mut Table, what: &str, server: &[&str], load: &[&str], rate: fn(&str) -> Option<f64>) -> Result<()> {
+fn served(
+    table: &mut Table,
+    (what, port): (&str, u16),
+    server: &[&str],
+    load: &[&str],
+    rate: fn(&str) -> Option<f64>,
+) -> Result<()> {
     pod(&[&["run", "-d", "--name", "served", "--"], server].concat())?;
     let bare = Bare(Command::new(server[0]).args(&server[1..]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
     let inside = [&["pod", "exec", "served"], load].concat();
-    for line in [load, &inside] {
-        until_true(what, SOON, || timed(line).is_ok_and(|(text, _)| rate(&text).is_some()))?;
+    let ready = format!("{READY}{port}");
+    for line in [&["bash", "-c", &ready][..], &["pod", "exec", "served", "bash", "-c", &ready]] {
+        until_true(what, SOON, || timed(line).is_ok())?;
     }
     let (mut outer, mut inner) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
@@ -62,8 +72,8 @@ fn served(table: &mut Table, what: &str, server: &[&str], load: &[&str], rate: f
 
 pub fn all() -> Result<()> {
     let mut table = Table::new("work in a pod and beside it", "requests/s");
-    served(&mut table, "redis-benchmark SET", REDIS, REDIS_LOAD, redis_rate)?;
-    served(&mut table, "wrk on nginx", &["sh", "-c", NGINX], WRK, wrk_rate)?;
+    served(&mut table, ("redis-benchmark SET", 6390), REDIS, REDIS_LOAD, redis_rate)?;
+    served(&mut table, ("wrk on nginx", 8089), &["sh", "-c", NGINX], WRK, wrk_rate)?;
     table.print();
     let mut table = Table::new("a loop of getppid()", "ns a call");
     let us = us()?;
