@@ -176,7 +176,10 @@ fn postgres_moves_inside_a_transaction_and_under_pgbench() -> Result<()> {
     ensure!(bench(&["-i", "-q", "-s", "1"]).stderr(Stdio::null()).status()?.success(), "pgbench -i failed");
     let mut session = Session::new(bed.client())?;
     session.ask("create table t (n int); begin; insert into t values (41); select 'open';")?;
-    let running = bench(&["-c", "4", "-T", &seconds().to_string(), "-n"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let running = bench(&["-c", "4", "-T", &seconds().to_string(), "-n"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     move_around(&bed, "postgres", 2 * rounds())?;
     let count = session.ask("update t set n = n + 1; commit; select n from t;")?;
     ensure!(count == "42", "the transaction that was open ends in {count}");

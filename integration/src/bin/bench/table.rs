@@ -39,22 +39,24 @@ impl Table {
         value
     }
 
-    /// A line beside a limit.
-    pub fn against(&mut self, name: &str, runs: Vec<f64>, limit: f64, limit_name: &str) {
+    /// A line beside a limit. Returns its median.
+    pub fn against(&mut self, name: &str, runs: Vec<f64>, limit: f64, limit_name: &str) -> f64 {
+        let value = median(&runs);
         self.rows.push(Row { name: name.into(), runs, limit: Some((limit, limit_name.into())) });
+        value
     }
 
     pub fn print(&self) {
         let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(20);
         println!("\n{}", self.title);
-        println!("{:width$} {:>12} {:>12} {:>12} {:>5}  ratio", "", "median", "best", "worst", "runs");
+        println!("{:width$} {:>12} {:>12} {:>12} {:>5}  ratio", "", "median", "least", "most", "runs");
         for row in &self.rows {
-            let best = row.runs.iter().copied().fold(f64::INFINITY, f64::min);
-            let worst = row.runs.iter().copied().fold(0.0, f64::max);
+            let least = row.runs.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = row.runs.iter().copied().fold(0.0, f64::max);
             let middle = median(&row.runs);
             let ratio = row.limit.as_ref().map(|(limit, name)| format!("{:.2} of {name}", middle / limit));
             println!(
-                "{:width$} {middle:>12.3} {best:>12.3} {worst:>12.3} {:>5}  {}   [{}]",
+                "{:width$} {middle:>12.3} {least:>12.3} {most:>12.3} {:>5}  {}   [{}]",
                 row.name,
                 row.runs.len(),
                 ratio.unwrap_or_default(),
