@@ -93,8 +93,12 @@ impl Drop for Reservation {
 }
 
 /// Receives what lies on disk, up to the moment of the freeze. `from` reads as "moved here from hostA" in the log.
-pub fn receive_at_rest<R: Read>(reader: &mut Reader<R>, at: &Reservation, from: &str) -> Result<(Moment, Arrived)> {
-    let pod = at.pod()?;
+pub fn receive_at_rest<R: Read>(
+    reader: &mut Reader<R>,
+    pod: &Pod,
+    spec: &Spec,
+    from: &str,
+) -> Result<(Moment, Arrived)> {
     let mut arrived = Arrived::default();
     loop {
         let Some(record) = reader.next()? else { return Err(damaged("the image ends before the pod's processes")) };
@@ -106,7 +110,7 @@ pub fn receive_at_rest<R: Read>(reader: &mut Reader<R>, at: &Reservation, from: 
                         let upper = pod.upper_dir();
                         File::open(&upper).doing(|| format!("open {}", upper.display()))?.into()
                     }
-                    Place::Volume(n) => match at.spec.volumes.get(*n) {
+                    Place::Volume(n) => match spec.volumes.get(*n) {
                         Some(volume) if !volume.shared && !volume.read_only => {
                             volumes::root(volume, layer.single, layer.delta)?
                         }

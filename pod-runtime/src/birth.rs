@@ -7,7 +7,7 @@
 //! behind; from a [`Born`] on, that is up to the caller.
 
 use crate::cgroup::Cgroup;
-use crate::init::first::{First, GO, JOINED, News};
+use crate::init::first::{CLOCKS, First, GO, JOINED, News};
 use crate::namespaces;
 use crate::problem::{Doing, Problem, Result};
 use crate::proc;
@@ -25,7 +25,7 @@ use std::fs;
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What the pod's clocks show more (or less) than this host's, in nanoseconds. Zero for a new pod; for a restored one,
@@ -104,17 +104,45 @@ pub fn birth(
     stdio: Stdio,
     meanwhile: impl FnOnce(i32) -> Result<()>,
 ) -> Result<Born> {
+    conceive(spec, pod, Some(clocks), purpose, stdio, meanwhile)?.0.birth(pod, None)
+}
+
+/// A pod that has all that does not depend on its files and clocks: cgroup, namespaces, a first process. Dropping it
+/// ends it.
+#[derive(Debug)]
+pub struct Conceived {
+    born: Option<Born>,
+}
+
+/// The first half of a birth, for a pod whose files and clocks are still to come. With `clocks` the first process does
+/// not wait for [`Conceived::birth`].
+///
+/// `meanwhile` gets the first process's pid as soon as its namespaces exist. When it fails, so does all of it.
+pub fn conceive<T>(
+    spec: &Spec,
+    pod: &Pod,
+    clocks: Option<Clocks>,
+    purpose: Purpose,
+    stdio: Stdio,
+    meanwhile: impl FnOnce(i32) -> Result<T>,
+) -> Result<(Conceived, T)> {
+    // The first process would find out too late.
+    if clocks.is_none() && !Path::new("/proc/self/ns/time_for_children").exists() {
+        return Err(namespaces::no_time_namespace(Errno::ENOSYS));
+    }
     let (cgroup, mut warnings) = Cgroup::create(pod.id(), &spec.resources)?;
     let born = cgroup.allow_devices(&spec.devices, spec.security.privileged).and_then(|unguarded| {
         let device_nodes = unguarded.is_empty();
         warnings.extend(unguarded);
         let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
         let outer_pid_max = fs::read_to_string("/proc/sys/kernel/pid_max").ok().map(|text| text.trim().to_owned());
-        let cloned = in_time_namespace(clocks, || clone_first(spec, &cgroup))?;
+        let clone = || clone_first(spec, &cgroup);
+        let cloned = clocks.map_or_else(clone, |clocks| in_time_namespace(clocks, clone))?;
         match cloned {
             Cloned::Child => {
                 drop(ours);
-                First { spec, pod, purpose, stdio, sync: theirs, device_nodes, outer_pid_max }.live()
+                let waits = clocks.is_none();
+                First { spec, pod, purpose, stdio, sync: theirs, device_nodes, outer_pid_max, waits }.live()
             }
             Cloned::Parent { pid, pidfd } => {
                 drop((theirs, stdio));
@@ -123,25 +151,58 @@ pub fn birth(
             }
         }
     });
-    let mut born = born.inspect_err(|_| {
+    let born = born.inspect_err(|_| {
         let _ = cgroup.remove(Duration::ZERO);
     })?;
-    match raise(&mut born, pod, meanwhile) {
-        Ok(()) => Ok(born),
-        Err(problem) => {
-            let _ = process::kill_by_pidfd(born.pidfd.as_fd(), libc::SIGKILL);
-            let _ = daemon::reap(born.init);
-            let _ = born.cgroup.remove(Duration::from_secs(5));
-            Err(problem)
+    let conceived = Conceived { born: Some(born) };
+    let born = conceived.born.as_ref().expect("it is there until birth or drop");
+    let done = join_and(born, meanwhile)??;
+    Ok((conceived, done))
+}
+
+impl Conceived {
+    /// The second half: the files are there, and this is what the clocks show (unless that was said before).
+    pub fn birth(mut self, pod: &Pod, clocks: Option<Clocks>) -> Result<Born> {
+        let born = self.born.as_mut().expect("it is there until birth or drop");
+        if let Some(clocks) = clocks {
+            let mut message = vec![CLOCKS];
+            message.extend_from_slice(&clocks.encode());
+            // A process that has died meanwhile has said why.
+            let _ = (&born.sync).write_all(&message);
         }
+        raise(born, pod)?;
+        Ok(self.born.take().expect("it is there until birth or drop"))
+    }
+}
+
+impl Drop for Conceived {
+    fn drop(&mut self) {
+        let Some(born) = self.born.take() else { return };
+        let _ = process::kill_by_pidfd(born.pidfd.as_fd(), libc::SIGKILL);
+        let _ = daemon::reap(born.init);
+        let _ = born.cgroup.remove(Duration::from_secs(5));
+    }
+}
+
+impl Clocks {
+    pub(crate) const BYTES: usize = 32;
+
+    fn encode(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..16].copy_from_slice(&self.monotonic.to_ne_bytes());
+        bytes[16..].copy_from_slice(&self.boottime.to_ne_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8; Self::BYTES]) -> Clocks {
+        let number = |half: &[u8]| i128::from_ne_bytes(half.try_into().expect("sixteen bytes"));
+        Clocks { monotonic: number(&bytes[..16]), boottime: number(&bytes[16..]) }
     }
 }
 
 /// The monitor's side of what [`First`] does.
-fn raise(born: &mut Born, pod: &Pod, meanwhile: impl FnOnce(i32) -> Result<()>) -> Result<()> {
-    let attached = join_and(born, meanwhile)?;
+fn raise(born: &mut Born, pod: &Pod) -> Result<()> {
     let (news, console) = hear(&born.sync)?;
-    attached?;
     match news {
         News::Problem(report) => return Err(report.into()),
         News::Ready { warnings } => born.warnings.extend(warnings),
@@ -154,7 +215,7 @@ fn raise(born: &mut Born, pod: &Pod, meanwhile: impl FnOnce(i32) -> Result<()>) 
 
 /// Puts the first process into the cgroups that it was not born into, and runs `meanwhile`, both at once: to move a
 /// process is to wait until the whole kernel has noticed (RCU, 5 to 10 ms).
-fn join_and(born: &Born, meanwhile: impl FnOnce(i32) -> Result<()>) -> Result<Result<()>> {
+fn join_and<T>(born: &Born, meanwhile: impl FnOnce(i32) -> Result<T>) -> Result<Result<T>> {
     let join = || {
         match born.cgroup.unified() {
             Some(_) => born.cgroup.add_v1(born.init)?,
@@ -222,6 +283,16 @@ fn clone_first(spec: &Spec, cgroup: &Cgroup) -> Result<Cloned> {
         }
         other => other.doing(doing),
     }
+}
+
+/// Takes the calling process, which is single-threaded, into a new time namespace with these clocks.
+pub(crate) fn enter_time_namespace(clocks: Clocks) -> Result<()> {
+    let doing = || "enter the pod's time namespace".to_owned();
+    clone::unshare(CLONE_NEWTIME as i32).map_err(namespaces::no_time_namespace)?;
+    fs::write("/proc/self/timens_offsets", namespaces::time_offsets(clocks)).doing(doing)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let new = open("/proc/self/ns/time_for_children", flags, Mode::empty()).doing(doing)?;
+    clone::setns(new.as_fd(), CLONE_NEWTIME as i32).doing(doing)
 }
 
 /// Clones by `clone`, the child in a new time namespace with these clocks. The caller itself and its later children

@@ -7,8 +7,9 @@
 use super::open_verified;
 use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
+use pod_runtime::birth::Clocks;
 use pod_runtime::lifecycle;
-use pod_runtime::monitor::{self, Beginning, Filled, Launch, Newborn, Size};
+use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::{self, Claim};
 use pod_runtime::spec::{Address, Spec};
 use pod_runtime::status::{ProcessKey, State, now};
@@ -49,16 +50,13 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
     let aside = Aside::make(store, &spec)?;
     let mut reservation = Reservation::take(store, spec, claim).map_err(advise)?;
     let note = format!("restored from a checkpoint of {}", origin.host);
-    let (moment, _) = arrival::receive_at_rest(&mut reader, &reservation, &note)?;
-    let clocks = arrival::clocks(&moment)?;
     let (pod, spec) = (reservation.pod()?.clone(), reservation.spec.clone());
     let (name, id) = (spec.name.clone(), spec.id.clone());
     reservation.hand_over();
     let started = monitor::spawn(Launch {
         pod,
         spec,
-        beginning: Beginning::Fill(Box::new(move |newborn| fill(reader, newborn))),
-        clocks,
+        beginning: Beginning::Fill(Box::new(Arriving { reader, note })),
         size: Size { rows: 24, columns: 80 },
         attach: false,
     })?;
@@ -92,6 +90,26 @@ fn advise(problem: Problem) -> Problem {
 }
 
 /// In the monitor.
+struct Arriving {
+    reader: Reader<File>,
+    /// For the log.
+    note: String,
+}
+
+impl Filling for Arriving {
+    fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks> {
+        let (moment, _) = arrival::receive_at_rest(&mut self.reader, pod, spec, &self.note)?;
+        arrival::clocks(&moment)
+    }
+
+    fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
+        fill(self.reader, newborn)
+    }
+
+    /// Whoever waits for the monitor hears it.
+    fn failed(&mut self, _: &Problem) {}
+}
+
 fn fill(mut reader: Reader<File>, newborn: &mut Newborn) -> Result<Filled> {
     arrival::receive_memory(&mut reader, newborn)?;
     // To the trailer, whose digest the reader compares.

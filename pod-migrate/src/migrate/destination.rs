@@ -1,7 +1,8 @@
 //! The destination of a move: `pod receive`, which ssh starts, and the monitor that it forks.
 //!
-//! `pod receive` speaks until the files on disk have arrived; then the monitor is forked with the link in its hands,
-//! the pod is born in it and filled. Every phase owns what must be undone: [`Reservation`] until the fork, the monitor
+//! `pod receive` speaks until the pod's place on this host is taken; then the monitor is forked with the link in its
+//! hands. In it the pod gets all that does not depend on its files before the source hears RESERVED, so that little is
+//! left to be done while it is frozen there: the file tree, then the filling. Every phase owns what must be undone: [`Reservation`] until the fork, the monitor
 //! after it. Silence, errors and an end of the link all mean "no" until COMMIT.
 
 use super::commit::await_commit;
@@ -11,11 +12,13 @@ use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, 
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
-use pod_runtime::monitor::{self, Beginning, Filled, Launch, Newborn, Size};
+use pod_runtime::birth::Clocks;
+use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
 use pod_runtime::network::{self, Claim};
+use pod_runtime::spec::Spec;
 use pod_runtime::status::{ProcessKey, State, now};
-use pod_runtime::store::Store;
+use pod_runtime::store::{Pod, Store};
 use pod_runtime::{Problem, Result};
 use std::os::fd::OwnedFd;
 
@@ -76,8 +79,8 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
         Err(problem) => return link.say(&Answer::Refused(vec![problem.report()])),
     };
     let journal = begin(store, &reservation, hello, job)?;
-    link.say(&Answer::Reserved { warnings })?;
-    fetch(link, reservation, journal, hello)
+    let note = format!("moved here from {}", hello.host);
+    spawn(reservation, Arriving { link, journal, note, warnings: Some(warnings), arrival: Arrival::default() })
 }
 
 fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> Result<Journal> {
@@ -104,51 +107,63 @@ fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> 
     )
 }
 
-/// Takes the files and forks the monitor for the rest.
-fn fetch(mut link: Link, mut reservation: Reservation, mut journal: Journal, hello: &Hello) -> Result<()> {
-    let note = format!("moved here from {}", hello.host);
-    let received = arrival::origin(&mut link.reader)
-        .and_then(|_| arrival::receive_at_rest(&mut link.reader, &reservation, &note))
-        .and_then(|(moment, arrived)| Ok((arrival::clocks(&moment)?, arrived)));
-    let (clocks, arrived) = match received {
-        Ok(received) => received,
-        Err(problem) => {
-            journal.decide(Phase::Aborted)?;
-            drop(reservation);
-            let _ = link.say(&Answer::Failed(problem.report()));
-            return Err(problem);
-        }
-    };
+/// Forks the monitor, which speaks from here on.
+fn spawn(mut reservation: Reservation, arriving: Arriving) -> Result<()> {
     let (pod, spec) = (reservation.pod()?.clone(), reservation.spec.clone());
-    let arrival = Arrival { files: arrived.files, bytes: arrived.bytes, ..Arrival::default() };
     reservation.hand_over();
-    let launch = Launch {
-        pod,
-        spec,
-        beginning: Beginning::Fill(Box::new(move |newborn| fill(link, journal, arrival, newborn))),
-        clocks,
-        size: Size { rows: 24, columns: 80 },
-        attach: false,
-    };
-    monitor::spawn(launch)?;
+    let beginning = Beginning::Fill(Box::new(arriving));
+    monitor::spawn(Launch { pod, spec, beginning, size: Size { rows: 24, columns: 80 }, attach: false })?;
     reservation.keep();
     Ok(())
 }
 
-/// In the monitor: fills the newborn, and on COMMIT lets it run.
-fn fill(mut link: Link, mut journal: Journal, arrival: Arrival, newborn: &mut Newborn) -> Result<Filled> {
-    let filled = ready(&mut link, &mut journal, arrival, newborn);
-    if let Err(problem) = &filled
-        && journal.decide(Phase::Aborted).is_ok_and(|phase| phase == Phase::Aborted)
-    {
-        let _ = link.say(&Answer::Failed(problem.report()));
+/// In the monitor: takes in the files while the pod runs on at the source, then fills the newborn, and on COMMIT lets it
+/// run.
+struct Arriving {
+    link: Link,
+    journal: Journal,
+    /// For the pod's log.
+    note: String,
+    /// To go with RESERVED, until that was said.
+    warnings: Option<Vec<String>>,
+    arrival: Arrival,
+}
+
+impl Filling for Arriving {
+    /// RESERVED is said only now: all that can be done before the freeze is done before it.
+    fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks> {
+        // The job is this process's from here on.
+        self.journal.take_over()?;
+        let warnings = self.warnings.take().unwrap_or_default();
+        self.link.say(&Answer::Reserved { warnings })?;
+        arrival::origin(&mut self.link.reader)?;
+        let (moment, arrived) = arrival::receive_at_rest(&mut self.link.reader, pod, spec, &self.note)?;
+        (self.arrival.files, self.arrival.bytes) = (arrived.files, arrived.bytes);
+        arrival::clocks(&moment)
     }
-    filled
+
+    fn fill(mut self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
+        let arrival = std::mem::take(&mut self.arrival);
+        let filled = ready(&mut self.link, &mut self.journal, arrival, newborn);
+        if let Err(problem) = &filled {
+            self.failed(problem);
+        }
+        filled
+    }
+
+    fn failed(&mut self, problem: &Problem) {
+        if self.journal.decide(Phase::Aborted).is_ok_and(|phase| phase == Phase::Aborted) {
+            let report = problem.report();
+            let answer = match self.warnings.take() {
+                Some(_) => Answer::Refused(vec![report]),
+                None => Answer::Failed(report),
+            };
+            let _ = self.link.say(&answer);
+        }
+    }
 }
 
 fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: &mut Newborn) -> Result<Filled> {
-    // The job is this process's from here on.
-    journal.take_over()?;
     let holder = match &newborn.attachment {
         Some(attachment) => Holder::start(attachment)?,
         None => None,

@@ -5,7 +5,7 @@
 //! and the process ends, and the pod with it.
 
 use super::{Tell, become_program, exit_code};
-use crate::birth::{Purpose, Stdio};
+use crate::birth::{self, Clocks, Purpose, Stdio};
 use crate::namespaces::{self, Settings};
 use crate::problem::{Doing, Problem, Report, Result};
 use crate::rootfs::Rootfs;
@@ -23,6 +23,8 @@ use std::os::unix::net::UnixStream;
 
 /// The process is in its cgroups.
 pub const JOINED: u8 = b'c';
+/// The files are there; what the clocks show follows.
+pub const CLOCKS: u8 = b'k';
 /// Become the program.
 pub const GO: u8 = b'g';
 
@@ -47,6 +49,8 @@ pub struct First<'a> {
     pub sync: UnixStream,
     pub device_nodes: bool,
     pub outer_pid_max: Option<String>,
+    /// Whether files and clocks are still to come.
+    pub waits: bool,
 }
 
 impl First<'_> {
@@ -86,13 +90,15 @@ impl First<'_> {
         nix::unistd::setsid().doing(|| "begin a session".into())?;
         nix::sys::stat::umask(Mode::empty());
         let _ = process::new_session_keyring();
+        if self.waits {
+            self.joined()?;
+            birth::enter_time_namespace(self.clocks())?;
+        }
         let mut rootfs = Rootfs::build(spec, self.pod, self.device_nodes)?;
         namespaces::settle(spec, &Settings { proc: &rootfs.proc }, self.outer_pid_max.as_deref())?;
-        if !self.told(JOINED) {
-            daemon::exit_now(125);
+        if !self.waits {
+            self.joined()?;
         }
-        // Only now: the namespace's root is the cgroup that the process is in.
-        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
         let warnings = std::mem::take(&mut rootfs.warnings);
         let (stdio, console) = match self.purpose {
             Purpose::Run => self.make_stdio(&rootfs.pts)?,
@@ -105,6 +111,23 @@ impl First<'_> {
         };
         self.say(&News::Ready { warnings }, console.as_ref())?;
         Ok(stdio)
+    }
+
+    /// Waits until the process is in its cgroups: the root of a cgroup namespace is the one that it is made in.
+    fn joined(&mut self) -> Result<()> {
+        if !self.told(JOINED) {
+            daemon::exit_now(125);
+        }
+        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())
+    }
+
+    /// Waits until the files are there.
+    fn clocks(&mut self) -> Clocks {
+        let mut bytes = [0; Clocks::BYTES];
+        if !self.told(CLOCKS) || self.sync.read_exact(&mut bytes).is_err() {
+            daemon::exit_now(125);
+        }
+        Clocks::decode(&bytes)
     }
 
     /// The three files, and the master of a new pty.

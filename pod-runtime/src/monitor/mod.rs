@@ -11,7 +11,7 @@
 
 use crate::birth::{Born, Clocks};
 use crate::network::Attachment;
-use crate::problem::Result;
+use crate::problem::{Problem, Result};
 use crate::spec::Spec;
 use crate::store::Pod;
 use std::os::fd::OwnedFd;
@@ -38,7 +38,6 @@ pub struct Launch {
     /// As the pod's spec file has it.
     pub spec: Spec,
     pub beginning: Beginning,
-    pub clocks: Clocks,
     /// Of the terminal, when the pod has one.
     pub size: Size,
     /// Whether the caller wants to be a client from the first byte on: [`Started::client`].
@@ -49,16 +48,26 @@ pub struct Launch {
 pub enum Beginning {
     /// With its program.
     Run,
-    /// Empty, to be filled by the closure, which runs in the monitor. The pod is off the network (quiet) until the
-    /// closure joins it.
-    ///
-    /// What the closure owns is kept through the fork. Its descriptors must not be 0, 1 or 2, which the monitor gives
-    /// up. Once the pod may run it must write that down itself ([`Pod::update`] to `Running`), because the monitor may
-    /// be killed before it returns; when it fails, the monitor removes everything of the pod from this host.
-    Fill(Fill),
+    /// Empty, to be filled. The pod is off the network (quiet) until it is joined to it.
+    Fill(Box<dyn Filling>),
 }
 
-pub type Fill = Box<dyn FnOnce(&mut Newborn) -> Result<Filled>>;
+/// Who fills a pod, in its monitor.
+///
+/// What it owns is kept through the fork. Its descriptors must not be 0, 1 or 2, which the monitor gives up. When it
+/// fails, the monitor removes everything of the pod from this host.
+pub trait Filling {
+    /// The pod has its namespaces, its cgroup and its cable, but no file tree. Brings the files that lie on disk, which
+    /// must not change once they are mounted, and says what the pod's clocks show.
+    fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks>;
+
+    /// Fills the first process. Once the pod may run this must write it down itself ([`Pod::update`] to `Running`),
+    /// because the monitor may be killed before it returns.
+    fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled>;
+
+    /// The birth has failed, before, in or after `files`; `fill` is not called.
+    fn failed(&mut self, problem: &Problem);
+}
 
 /// A pod that was born and does not run yet.
 pub struct Newborn {

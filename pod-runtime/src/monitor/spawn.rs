@@ -7,10 +7,11 @@ use super::log::Log;
 use super::serve::Monitor;
 use super::stdio::Stdio;
 use super::{Beginning, Filled, Launch, Newborn, Started};
-use crate::birth::{self, Born, Purpose};
+use crate::birth::{self, Born, Clocks, Purpose};
 use crate::lifecycle;
 use crate::network;
 use crate::problem::{Doing, Problem, Report, Result};
+use crate::spec::Spec;
 use crate::status::{self, ProcessKey, State};
 use crate::store::Pod;
 use crate::sys::daemon::{self, Fork};
@@ -155,7 +156,7 @@ struct Rest {
 
 /// Brings the pod to life.
 fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest)> {
-    let Launch { pod, spec, beginning, clocks, size, .. } = launch;
+    let Launch { pod, spec, mut beginning, size, .. } = launch;
     let listener = listen(&pod)?;
     let log = Log::open(&pod.log_path()).doing(|| format!("open the log {}", pod.log_path().display()))?;
     let user = &spec.process.user;
@@ -166,18 +167,11 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
     } else {
         (Stdio::default(), birth::Stdio::Terminal { rows: size.rows, columns: size.columns })
     };
-    let purpose = if run { Purpose::Run } else { Purpose::Fill };
-    let dir = pod.store().network_dir()?;
-    let mut attachment = None;
-    let born = birth::birth(&spec, &pod, clocks, purpose, given, |init| {
-        attachment = Some(network::attach(&dir, &spec, pod.id(), init, !run)?);
-        Ok(())
-    })?;
-    let mut newborn = Newborn { pod, spec, born, attachment };
+    let mut newborn = bear(pod, spec, &mut beginning, given)?;
     let begun = match beginning {
         Beginning::Run => set_off(&mut newborn, stdio),
-        Beginning::Fill(fill) => write_down(&newborn, State::Creating)
-            .and_then(|()| fill(&mut newborn))
+        Beginning::Fill(filling) => write_down(&newborn, State::Creating)
+            .and_then(|()| filling.fill(&mut newborn))
             .and_then(|filled| fill_in(&newborn, filled, foreign)),
     };
     let (stdio, roots, others) = match begun {
@@ -216,6 +210,33 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         remains: None,
     };
     Ok((monitor, Rest { warnings, _sync: sync }))
+}
+
+/// The birth. One that is to be filled takes its files in while it is only half born.
+fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) -> Result<Newborn> {
+    let born = pod.store().network_dir().and_then(|dir| match beginning {
+        Beginning::Run => {
+            let attach = |init| network::attach(&dir, &spec, pod.id(), init, false);
+            let clocks = Some(Clocks::default());
+            let (conceived, attachment) = birth::conceive(&spec, &pod, clocks, Purpose::Run, given, attach)?;
+            Ok((conceived.birth(&pod, None)?, attachment))
+        }
+        Beginning::Fill(filling) => {
+            let (conceived, (attachment, clocks)) = birth::conceive(&spec, &pod, None, Purpose::Fill, given, |init| {
+                let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
+                Ok((attachment, filling.files(&pod, &spec)?))
+            })?;
+            Ok((conceived.birth(&pod, Some(clocks))?, attachment))
+        }
+    });
+    match (born, beginning) {
+        (Ok((born, attachment)), _) => Ok(Newborn { pod, spec, born, attachment: Some(attachment) }),
+        (Err(problem), Beginning::Fill(filling)) => {
+            filling.failed(&problem);
+            Err(problem)
+        }
+        (Err(problem), Beginning::Run) => Err(problem),
+    }
 }
 
 type Begun = (Stdio, BTreeMap<i32, OwnedFd>, Vec<OwnedFd>);

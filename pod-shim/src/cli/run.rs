@@ -4,7 +4,6 @@ use super::{Context, Exit, options};
 use crate::output;
 use crate::terminal::{self, Outcome, View};
 use nix::sys::stat::{SFlag, major, minor, stat};
-use pod_runtime::birth::Clocks;
 use pod_runtime::monitor::{self, Beginning, Launch, Started};
 use pod_runtime::security::{capabilities, user};
 use pod_runtime::spec::{self, Base, NetworkMode, Seccomp, Spec};
@@ -233,14 +232,7 @@ fn launch(store: &Store, mut spec: Spec, attach: bool) -> Result<(Pod, Started)>
     let pod = store.reserve(&spec)?;
     let started = lifecycle::settle_network(&pod, &mut spec).and_then(|()| {
         store.event(&pod, "create", &[]);
-        let launch = Launch {
-            pod: pod.clone(),
-            spec,
-            beginning: Beginning::Run,
-            clocks: Clocks::default(),
-            size: terminal::size(),
-            attach,
-        };
+        let launch = Launch { pod: pod.clone(), spec, beginning: Beginning::Run, size: terminal::size(), attach };
         monitor::spawn(launch)
     });
     match started {

@@ -2,7 +2,9 @@
 
 use crate::bench::{Bench, OutputLater, Terminal, eventually};
 use pod_runtime::birth::Clocks;
-use pod_runtime::monitor::{self, Beginning, Filled, Launch, Size, client};
+use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Size, client};
+use pod_runtime::spec::Spec;
+use pod_runtime::store::Pod;
 use pod_runtime::sys::daemon;
 use pod_runtime::{Problem, lifecycle};
 use std::os::fd::AsFd;
@@ -72,6 +74,21 @@ fn a_move_without_a_monitor_ends_the_same() {
     assert!(bench.is_empty(), "{:?}", bench.files());
 }
 
+/// Fills a pod without files.
+struct Only<F>(Option<F>);
+
+impl<F: FnOnce(&mut monitor::Newborn) -> Result<Filled, Problem>> Filling for Only<F> {
+    fn files(&mut self, _: &Pod, _: &Spec) -> Result<Clocks, Problem> {
+        Ok(Clocks::default())
+    }
+
+    fn fill(mut self: Box<Self>, newborn: &mut monitor::Newborn) -> Result<Filled, Problem> {
+        self.0.take().unwrap()(newborn)
+    }
+
+    fn failed(&mut self, _: &Problem) {}
+}
+
 /// A reserved pod that is a copy of the one that runs under the name.
 fn arriving(bench: &Bench, name: &str) -> Launch {
     bench.ok(&["run", "-d", "--name", name, "--network", "none", "--", "sleep", "1000"]);
@@ -83,7 +100,6 @@ fn arriving(bench: &Bench, name: &str) -> Launch {
         pod: store.reserve(&spec).unwrap(),
         spec,
         beginning: Beginning::Run,
-        clocks: Clocks::default(),
         size: Size { rows: 24, columns: 80 },
         attach: false,
     }
@@ -98,7 +114,8 @@ fn a_fill_that_fails_leaves_nothing_and_tells_why() {
         assert!(status.status().unwrap().init.is_some());
         Err(Problem::new("E-STATE", "no page came").fix("try again"))
     };
-    let problem = monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(fill)), ..launch }).unwrap_err();
+    let problem =
+        monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(Only(Some(fill)))), ..launch }).unwrap_err();
     assert_eq!((problem.what(), problem.way_out()), ("no page came", Some("try again")));
     assert!(!pod.dir().exists() && !pod.run_dir().exists());
     bench.ok(&["rm", "-f", "p"]);
@@ -115,7 +132,8 @@ fn a_monitor_that_is_killed_while_it_fills_leaves_nothing() {
         daemon::pidfd_send_signal(myself.as_fd(), 9).unwrap();
         unreachable!()
     };
-    let problem = monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(fill)), ..launch }).unwrap_err();
+    let problem =
+        monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(Only(Some(fill)))), ..launch }).unwrap_err();
     assert_eq!(problem.code(), "E-MONITOR");
     bench.ok(&["rm", "-f", "p"]);
     assert!(bench.is_empty(), "{:?}", bench.files());
@@ -134,7 +152,7 @@ fn a_restored_pod_may_have_ended_before_it_is_watched() {
         daemon::pidfd_send_signal(newborn.born.pidfd.as_fd(), 9).unwrap();
         Ok(Filled::default())
     };
-    monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(fill)), ..launch }).unwrap();
+    monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(Only(Some(fill)))), ..launch }).unwrap();
     let mut text = String::new();
     std::io::Read::read_to_string(&mut &ours, &mut text).unwrap();
     assert_eq!(text, "here");
@@ -156,7 +174,7 @@ fn the_log_that_arrives_is_gone_on_with() {
         nix::unistd::write(&write, b"here\n").unwrap();
         Ok(Filled { stdout: Some(read), ..Filled::default() })
     };
-    monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(fill)), ..launch }).unwrap();
+    monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(Only(Some(fill)))), ..launch }).unwrap();
     eventually("both lines", || bench.ok(&["logs", pod.id()]) == "there\nhere\n");
     bench.ok(&["rm", "-f", "p", "p-copy"]);
     assert!(bench.is_empty(), "{:?}", bench.files());
