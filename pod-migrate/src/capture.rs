@@ -20,7 +20,7 @@ use pod_runtime::monitor::client::{self, Hold};
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{State, now, wrong_state};
 use pod_runtime::store::Pod;
-use pod_runtime::{Doing, Problem, Result, proc::maps};
+use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -202,7 +202,8 @@ impl Still {
     /// Before the sockets are looked at, the pod leaves the network. Until then its kernel goes on acknowledging what
     /// arrives; `may_leave` returns when somebody else holds the frames that come later.
     pub fn dump<W: Write>(&mut self, w: &mut Writer<W>, may_leave: impl FnOnce() -> Result<()>) -> Result<Captured> {
-        let mapped = self.mapped()?;
+        self.frozen.read_maps()?;
+        let mapped = self.mapped();
         self.capture.pass(w, &mapped)?;
         self.capture.log(w, self.hold.log)?;
         w.put(Kind::MOMENT, 0, &moment(self.capture.init)?)?;
@@ -278,17 +279,17 @@ impl Still {
     }
 
     /// Files that some process has mapped shared and for writing: a store leaves no trace in a file's times.
-    fn mapped(&self) -> Result<BTreeMap<Place, BTreeSet<Vec<u8>>>> {
+    fn mapped(&self) -> BTreeMap<Place, BTreeSet<Vec<u8>>> {
         let mut found: BTreeMap<Place, BTreeSet<Vec<u8>>> = BTreeMap::new();
         for process in self.frozen.processes() {
-            for map in maps::parse(&process.text("maps")?) {
+            for map in &process.maps {
                 if map.shared && map.write && map.name.starts_with('/') && !map.name.ends_with(" (deleted)") {
                     let (place, path) = place_of(&self.capture.spec, Path::new(&map.name));
                     found.entry(place).or_default().insert(path);
                 }
             }
         }
-        Ok(found)
+        found
     }
 }
 

@@ -18,8 +18,9 @@ pub fn check(spec: &Spec, init: HostPid, members: &[i32], outside: Outside) -> R
         let what = format!("pod {} uses the network of this host", spec.name);
         found.push(Problem::new(HOST_NETWORK, what).fix("start it without `--network host`"));
     }
+    let common = task::Common::of(init);
     for process in &processes {
-        found.extend(task::process(*process, init));
+        found.extend(task::process(*process, &common));
         found.extend(memory::dump::check(*process));
     }
     found.extend(shared_for_long(&processes));

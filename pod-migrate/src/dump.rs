@@ -2,22 +2,23 @@
 //! pages last, because all else must be there when they arrive.
 
 use crate::freeze::{Frozen, Process};
-use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
+use crate::ids::{FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::{self as memory, Spaces};
 use crate::objects::namespaces::ipc;
 use crate::objects::task::check;
-use crate::objects::task::dump::{self as task, Parts};
-use crate::objects::task::{Chains, Life, Node, Tree};
-use crate::remote::{Borrowed, RemoteCall, maps_of};
+use crate::objects::task::dump::{self as task, Asked, Parts};
+use crate::objects::task::{Chains, Life, Node, ProcessState, Tree};
+use crate::remote::{Borrowed, RemoteCall};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -36,14 +37,15 @@ pub struct DumpReport {
 /// changed. `outside` is what its monitor holds of its files.
 pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -> Result<DumpReport> {
     let init = first(frozen)?;
+    frozen.read_maps()?;
     let view = View::new(init, outside)?;
     let mut files = FilesDump::new(&view);
     let mut spaces = Spaces::default();
     let mut chains = Chains::default();
     refuse(frozen, init)?;
     w.put(Kind::TREE, 0, &tree(frozen))?;
-    for process in frozen.processes() {
-        one(process, init, &mut spaces, &mut files, &mut chains, w)?;
+    for processes in frozen.processes().chunks(CROWD) {
+        crowd(processes, init, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
     let warnings = std::mem::take(&mut files.warnings);
@@ -71,7 +73,8 @@ fn first(frozen: &Frozen) -> Result<HostPid> {
 /// The first thing that stands against it, though a check had found nothing.
 fn refuse(frozen: &Frozen, init: HostPid) -> Result<()> {
     let hosts: Vec<HostPid> = frozen.processes().iter().map(|process| process.host).collect();
-    let mut found = hosts.iter().flat_map(|host| check::process(*host, init)).chain(check::shared_spaces(&hosts));
+    let common = check::Common::of(init);
+    let mut found = hosts.iter().flat_map(|host| check::process(*host, &common)).chain(check::shared_spaces(&hosts));
     found.next().map_or(Ok(()), Err)
 }
 
@@ -104,47 +107,73 @@ fn tree(frozen: &Frozen) -> Tree {
     Tree { processes }
 }
 
-fn one(
-    process: &Process,
+/// A process on its way into the stream. All of a [`CROWD`] are asked at once, so that none is waited for alone.
+struct Walk<'a> {
+    process: &'a Process,
+    borrowed: Borrowed<'a>,
+    ours: Range<u64>,
+    parts: Parts,
+    /// Descriptors of which only the process knows whether they are closed by exec.
+    unsure: Vec<TaskFd>,
+}
+
+/// So many processes at a time: each costs a descriptor or two.
+const CROWD: usize = 128;
+
+impl<'a> Walk<'a> {
+    fn begin(process: &'a Process, init: HostPid, files: &mut FilesDump<'_>) -> Result<Walk<'a>> {
+        let task = Task { pid: process.pid, host: process.host, pidfd: process.pidfd.as_fd(), comm: &process.comm };
+        let borrowed = Borrowed::begin(process, &process.maps)?;
+        let parts = Parts {
+            mm: crate::ids::MmId(process.pid.0 as u64),
+            fd_table: files.table(task)?,
+            cwd: files.path(directory(process, "cwd")?, "working directory")?,
+            root: root(process, init, files)?,
+        };
+        let unsure = files.unsure(parts.fd_table);
+        Ok(Walk { process, borrowed, ours: 0..0, parts, unsure })
+    }
+
+    fn ask(&mut self) -> Result<Asked> {
+        self.borrowed.entered()?;
+        self.ours = self.borrowed.range();
+        let call = |fd: &TaskFd| RemoteCall::new("fcntl", libc::SYS_fcntl, vec![fd.0.into(), libc::F_GETFD.into()]);
+        task::ask(self.process, &mut self.borrowed, self.unsure.iter().map(call).collect())
+    }
+
+    fn hear(
+        &mut self,
+        mut asked: Asked,
+        files: &mut FilesDump<'_>,
+        chains: &mut Chains,
+    ) -> Result<(ProcessState, u64)> {
+        let found = task::dump(self.process, &mut self.borrowed, &mut asked, self.parts, chains)?;
+        for (fd, call) in self.unsure.iter().zip(&asked.more) {
+            files.close_on_exec(self.parts.fd_table, *fd, call.result & i64::from(libc::FD_CLOEXEC) != 0);
+        }
+        self.borrowed.begin_leaving()?;
+        Ok(found)
+    }
+}
+
+fn crowd(
+    processes: &[Process],
     init: HostPid,
     spaces: &mut Spaces,
     files: &mut FilesDump<'_>,
     chains: &mut Chains,
     w: &mut Writer<impl Write>,
 ) -> Result<()> {
-    let task = Task { pid: process.pid, host: process.host, pidfd: process.pidfd.as_fd(), comm: &process.comm };
-    let parts = Parts {
-        mm: crate::ids::MmId(process.pid.0 as u64),
-        fd_table: files.table(task)?,
-        cwd: files.path(directory(process, "cwd")?, "working directory")?,
-        root: root(process, init, files)?,
-    };
-    let mut borrowed = Borrowed::enter(process, &maps_of(process)?)?;
-    let table = parts.fd_table;
-    let (state, brk) = task::dump(process, &mut borrowed, parts, chains)?;
-    ask_close_on_exec(process, &mut borrowed, table, files)?;
-    borrowed.leave()?;
-    // After the borrowed memory was given back: it is no part of the program.
-    let space = spaces.space(process, brk, files)?;
-    w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
-    w.put(Kind::MM, space.id.0, &space)
-}
-
-/// Asks the process itself which of the descriptors that look so are really closed by exec.
-fn ask_close_on_exec(
-    process: &Process,
-    borrowed: &mut Borrowed<'_>,
-    table: FdTableId,
-    files: &mut FilesDump<'_>,
-) -> Result<()> {
-    let numbers = files.unsure(table);
-    let call = |fd: &TaskFd| RemoteCall::new("fcntl", libc::SYS_fcntl, vec![fd.0.into(), libc::F_GETFD.into()]);
-    let mut calls: Vec<RemoteCall> = numbers.iter().map(call).collect();
-    if !calls.is_empty() {
-        borrowed.run(process.leader(), &mut calls)?;
-    }
-    for (fd, call) in numbers.iter().zip(&calls) {
-        files.close_on_exec(table, *fd, call.result & i64::from(libc::FD_CLOEXEC) != 0);
+    let walks = processes.iter().map(|process| Walk::begin(process, init, files));
+    let mut walks = walks.collect::<Result<Vec<_>>>()?;
+    let asked = walks.iter_mut().map(Walk::ask).collect::<Result<Vec<_>>>()?;
+    let heard = walks.iter_mut().zip(asked).map(|(walk, asked)| walk.hear(asked, files, chains));
+    let heard = heard.collect::<Result<Vec<_>>>()?;
+    for (Walk { process, borrowed, ours, .. }, (state, brk)) in walks.into_iter().zip(heard) {
+        borrowed.leave()?;
+        let space = spaces.space(process, brk, &ours, files)?;
+        w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
+        w.put(Kind::MM, space.id.0, &space)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use pod_migrate::freeze::Frozen;
 use pod_migrate::ids::{FdTableId, FileId, HostPid, MmId};
 use pod_migrate::objects::task::ProcessState;
 use pod_migrate::objects::task::dump::{self as task, Parts};
-use pod_migrate::remote::{Borrowed, maps_of};
+use pod_migrate::remote::Borrowed;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -66,12 +66,14 @@ impl Drop for Guest {
 
 /// Freezes a process, asks it everything, lets it go.
 fn ask(pid: i32) -> pod_migrate::Result<ProcessState> {
-    let frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]))?;
+    let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]))?;
     assert!(!frozen.processes().is_empty(), "process {pid} is not there");
+    frozen.read_maps()?;
     let process = &frozen.processes()[0];
     let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
-    let mut borrowed = Borrowed::enter(process, &maps_of(process)?)?;
-    let (state, _) = task::dump(process, &mut borrowed, parts, &mut Default::default())?;
+    let mut borrowed = Borrowed::enter(process, &process.maps)?;
+    let mut asked = task::ask(process, &mut borrowed, Vec::new())?;
+    let (state, _) = task::dump(process, &mut borrowed, &mut asked, parts, &mut Default::default())?;
     borrowed.leave()?;
     Ok(state)
 }
@@ -160,13 +162,15 @@ fn cost() {
     for (name, pid) in [("sleep", sleeper.id() as i32), ("1000 threads", crowd.pid())] {
         for _ in 0..3 {
             let begin = Instant::now();
-            let frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid])).unwrap();
+            let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid])).unwrap();
             let froze = begin.elapsed();
+            frozen.read_maps().unwrap();
             let process = &frozen.processes()[0];
-            let mut borrowed = Borrowed::enter(process, &maps_of(process).unwrap()).unwrap();
+            let mut borrowed = Borrowed::enter(process, &process.maps).unwrap();
             let entered = begin.elapsed();
             let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
-            task::dump(process, &mut borrowed, parts, &mut Default::default()).unwrap();
+            let mut asked = task::ask(process, &mut borrowed, Vec::new()).unwrap();
+            task::dump(process, &mut borrowed, &mut asked, parts, &mut Default::default()).unwrap();
             let asked = begin.elapsed();
             borrowed.leave().unwrap();
             let left = begin.elapsed();

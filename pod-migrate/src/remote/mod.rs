@@ -12,6 +12,6 @@ pub mod layout;
 pub mod plain;
 mod stub;
 
-pub use borrowed::{Borrowed, NO_ROOM, maps_of};
+pub use borrowed::{Borrowed, NO_ROOM};
 pub use call::{Arg, Expect, RemoteCall};
 pub(crate) use stub::stranded;

@@ -7,7 +7,7 @@
 //! All signals but SIGTRAP stay blocked in such a task, so that the only stops are the stub's and those of
 //! [`Stub::single`].
 
-use super::call::RemoteCall;
+use super::call::{Expect, RemoteCall};
 use super::layout::{self, Table, lay_out};
 use crate::ids::{HostPid, RemoteAddress};
 use crate::{Doing, Problem, Result};
@@ -115,16 +115,25 @@ impl Stub {
     /// Runs calls that make tasks, each with CLONE_PTRACE. The new tasks stop at once and are tracees like this one, which
     /// does not stop itself for each of them. They have the same stub.
     pub fn clone3_all(&self, calls: &mut [RemoteCall]) -> Result<()> {
-        let options = |options| {
-            ptrace::set_options(self.task.0, options).doing(|| format!("set how task {} is traced", self.task))
-        };
-        options(OPTIONS & !(ptrace::O_TRACECLONE | ptrace::O_TRACEFORK | ptrace::O_TRACEVFORK))?;
+        self.trace(OPTIONS & !(ptrace::O_TRACECLONE | ptrace::O_TRACEFORK | ptrace::O_TRACEVFORK))?;
         self.run(calls)?;
-        options(OPTIONS)
+        self.trace(OPTIONS)
     }
 
-    /// A thread that this task has just made, once it has stopped.
-    pub fn thread(&self, task: HostPid) -> Result<Stub> {
+    fn trace(&self, options: i32) -> Result<()> {
+        ptrace::set_options(self.task.0, options).doing(|| format!("set how task {} is traced", self.task))
+    }
+
+    /// As [`Stub::new_task`], of a process that was made by [`Stub::clone3_all`]: it is to have children, too, and is
+    /// traced as its maker was at that moment.
+    pub fn new_process(&self, task: HostPid) -> Result<Stub> {
+        let stub = self.new_task(task)?;
+        stub.trace(OPTIONS)?;
+        Ok(stub)
+    }
+
+    /// A task that this one has just made, once it has stopped.
+    pub fn new_task(&self, task: HostPid) -> Result<Stub> {
         match ptrace::wait(task.0, true).doing(|| format!("wait for the new task {task}"))? {
             Wait::Stopped { event: ptrace::EVENT_STOP, .. } => Ok(Stub { task, base: self.base }),
             other => Err(Problem::new("E-INTERNAL", format!("the new task {task} reports {other:?}"))),
@@ -160,7 +169,7 @@ impl Stub {
         memory::read_exact(self.task.0, base, &mut after).doing(|| format!("read results of task {}", self.task))?;
         table.read_back(&after, &mut calls, &self.task)?;
         let child = child.ok_or_else(|| Problem::new("E-INTERNAL", "a clone made no task"))?;
-        self.thread(child)
+        self.new_task(child)
     }
 
     /// One call between two syscall stops: the task does not run in user mode after it. For what must not be followed
@@ -177,15 +186,11 @@ impl Stub {
         Ok(at)
     }
 
-    /// Unmaps the stub from the address space. The task then has no code of ours and must get its own registers; so
-    /// must every other thread.
-    pub fn remove(self) -> Result<()> {
-        let result = self.single(libc::SYS_munmap, [self.base, Stub::BYTES, 0, 0, 0, 0])?;
-        if result == 0 {
-            return Ok(());
-        }
-        let error = std::io::Error::from_raw_os_error(-result as i32);
-        Err(error).doing(|| format!("remove the stub from task {}", self.task))
+    /// Unmaps the stubs from their address spaces. The tasks then have no code of ours and must get their own registers;
+    /// so must every other thread.
+    pub fn remove_all(stubs: &[Stub]) -> Result<()> {
+        let call = |stub: &Stub| (*stub, libc::SYS_munmap, [stub.base, Stub::BYTES, 0, 0, 0, 0]);
+        single_all("remove the stub", &stubs.iter().map(call).collect::<Vec<_>>())
     }
 
     /// Runs a call that ends the task, and returns its status as wait(2) reports it.
@@ -230,6 +235,23 @@ impl Stub {
     fn wait(&self) -> Result<(i32, i32)> {
         wait(self.task)
     }
+}
+
+/// One call in each of several tasks as by [`Stub::single`], in all of them at once. Every result must be 0.
+pub fn single_all(what: &'static str, calls: &[(Stub, i64, [u64; 6])]) -> Result<()> {
+    for (stub, number, args) in calls {
+        prepare(stub.task, stub.base + SYSCALL, *number, *args)?;
+    }
+    for _ in STOPS {
+        for (stub, ..) in calls {
+            ptrace::syscall(stub.task.0, 0).doing(|| format!("continue task {}", stub.task))?;
+        }
+        calls.iter().try_for_each(|(stub, ..)| stopped_at_call(stub.task))?;
+    }
+    calls.iter().try_for_each(|(stub, number, _)| {
+        let regs = ptrace::regs(stub.task.0).doing(|| format!("read the registers of task {}", stub.task))?;
+        check_single(what, *number, regs.rax as i64, stub.task)
+    })
 }
 
 /// Calls for one task.
@@ -327,27 +349,36 @@ fn unexpected(task: HostPid, (signal, event): (i32, i32)) -> Problem {
 
 /// One system call by the instruction at `instruction`, from one syscall stop to the next.
 fn single(task: HostPid, instruction: u64, number: i64, args: [u64; 6]) -> Result<i64> {
-    const SYSCALL_STOP: (i32, i32) = (libc::SIGTRAP | 0x80, 0);
-    let mut regs = clean(task)?;
-    regs.rip = instruction;
-    regs.rax = number as u64;
-    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-    ptrace::set_regs(task.0, &regs).doing(|| format!("set the registers of task {task}"))?;
-    for _ in ["entry", "exit"] {
+    prepare(task, instruction, number, args)?;
+    for _ in STOPS {
         ptrace::syscall(task.0, 0).doing(|| format!("continue task {task}"))?;
-        let stop = wait(task)?;
-        if stop != SYSCALL_STOP {
-            return Err(unexpected(task, stop));
-        }
+        stopped_at_call(task)?;
     }
     let regs = ptrace::regs(task.0).doing(|| format!("read the registers of task {task}"))?;
     Ok(regs.rax as i64)
 }
 
+const STOPS: [&str; 2] = ["entry", "exit"];
+
+fn prepare(task: HostPid, instruction: u64, number: i64, args: [u64; 6]) -> Result<()> {
+    let mut regs = clean(task)?;
+    regs.rip = instruction;
+    regs.rax = number as u64;
+    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+    ptrace::set_regs(task.0, &regs).doing(|| format!("set the registers of task {task}"))
+}
+
+fn stopped_at_call(task: HostPid) -> Result<()> {
+    const SYSCALL_STOP: (i32, i32) = (libc::SIGTRAP | 0x80, 0);
+    let stop = wait(task)?;
+    if stop == SYSCALL_STOP { Ok(()) } else { Err(unexpected(task, stop)) }
+}
+
 /// As [`layout::expected`], for a call made by [`Stub::single`].
-pub fn check_single(what: &'static str, number: i64, result: i64, task: HostPid) -> Result<()> {
+fn check_single(what: &'static str, number: i64, result: i64, task: HostPid) -> Result<()> {
     let mut call = RemoteCall::new(what, number, Vec::new());
     call.result = result;
+    call.expect = Expect::Exactly(0);
     layout::expected(&call, &task)
 }
 

@@ -11,7 +11,7 @@ use crate::image::damaged;
 use crate::objects::files::{Fd, Opener};
 use crate::objects::memory::MmState;
 use crate::objects::task::{Life, ProcessState, ThreadState, credentials, limits, seccomp, signals, threads, timers};
-use crate::remote::plain::{Job, Stub, check_single, run_all};
+use crate::remote::plain::{Job, Stub, run_all, single_all};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use pod_runtime::sys::memory as remote_memory;
@@ -43,11 +43,9 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
     }
     run_all(&mut jobs)?;
     run_all(&mut states().map(|state| job(grown, state, signals::restore_process_pending(state))).collect::<Vec<_>>())?;
-    for (state, sections) in states().zip(sections) {
-        outside_settings(&grown.stubs[&state.pid], state);
-        last(grown, state, sections)?;
-    }
-    Ok(())
+    states().for_each(|state| outside_settings(&grown.stubs[&state.pid], state));
+    take_stubs_away(image, grown)?;
+    states().zip(sections).try_for_each(|(state, sections)| last(grown, state, sections))
 }
 
 /// Leader first.
@@ -206,7 +204,7 @@ fn new_threads(leader: &Stub, count: usize) -> Result<Vec<Stub>> {
     if tids.len() != count {
         return Err(Problem::new("E-INTERNAL", format!("{} threads came of {count}", tids.len())));
     }
-    tids.into_iter().map(|tid| leader.thread(HostPid(tid))).collect()
+    tids.into_iter().map(|tid| leader.new_task(HostPid(tid))).collect()
 }
 
 /// Ends those that have ended, and takes the signal away that their parents get for it a second time.
@@ -292,21 +290,29 @@ fn outside_settings(stub: &Stub, state: &ProcessState) {
     }
 }
 
-/// Takes the stubs away and gives every thread its registers. The leader goes last: it unmaps the code.
+/// The last things of ours in each process: the handler of SIGTRAP, which a breakpoint of the stub would have reset, and
+/// the stub itself.
+fn take_stubs_away(image: &Image, grown: &Grown) -> Result<()> {
+    let mut handlers = Vec::new();
+    for state in image.processes.values() {
+        let leader = grown.stubs[&state.pid];
+        let at = leader.scratch(&signals::action(&state.handlers[libc::SIGTRAP as usize - 1]))?;
+        handlers.push((leader, libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8, 0, 0]));
+    }
+    single_all("set the handler of SIGTRAP", &handlers)?;
+    Stub::remove_all(&handlers.iter().map(|(leader, ..)| *leader).collect::<Vec<_>>())
+}
+
+/// Gives every thread its registers.
 fn last(grown: &Grown, state: &ProcessState, sections: Sections) -> Result<()> {
-    let leader = grown.stubs[&state.pid];
-    let trap = signals::action(&state.handlers[libc::SIGTRAP as usize - 1]);
-    let at = leader.scratch(&trap)?;
-    let action = leader.single(libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8, 0, 0])?;
-    check_single("set the handler of SIGTRAP", libc::SYS_rt_sigaction, action, leader.task)?;
-    leader.remove()?;
     each_thread(grown, state, |stub, thread| {
         let what = || format!("set the registers of thread {}", thread.tid);
         ptrace::set_xstate(stub.task.0, &thread.xstate).doing(what)?;
         ptrace::set_regs(stub.task.0, &threads::registers(&thread.registers)).doing(what)?;
         ptrace::set_signal_mask(stub.task.0, thread.blocked).doing(what)
     })?;
-    sections.into_iter().try_for_each(|(address, bytes)| write_memory(leader.task, address, &bytes))
+    let leader = grown.stubs[&state.pid].task;
+    sections.into_iter().try_for_each(|(address, bytes)| write_memory(leader, address, &bytes))
 }
 
 /// Addresses and contents.

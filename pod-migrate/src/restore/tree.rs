@@ -12,11 +12,11 @@ use super::{Image, no_room};
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
 use crate::objects::files::{ControllingTerminal, Opener};
 use crate::objects::task::{Filter, Life, Node, seccomp};
-use crate::remote::plain::{OPTIONS, Stub};
+use crate::remote::plain::{Job, OPTIONS, Stub, run_all};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::{self, Born};
-use pod_runtime::proc::{maps, status};
+use pod_runtime::proc::{self, maps, status};
 use pod_runtime::sys::pidfd;
 use pod_runtime::sys::ptrace::{self, Wait};
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,9 +101,14 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
         armed: true,
     };
     grown.kernel_maps = places(&own, base);
+    let mut children: BTreeMap<PodPid, Vec<&Node>> = BTreeMap::new();
+    for node in image.nodes() {
+        children.entry(node.parent).or_default().push(node);
+    }
     let mut growing = Growing {
         plan: plan(image)?,
         terminals: image.files.controlling_terminals(),
+        children,
         filters,
         opener,
         helper: free_pid(image, 1),
@@ -135,6 +140,7 @@ struct Growing<'a> {
     image: &'a Image,
     plan: BTreeMap<PodPid, Made>,
     terminals: BTreeMap<PodPid, ControllingTerminal>,
+    children: BTreeMap<PodPid, Vec<&'a Node>>,
     /// Installed in the roots before they have children.
     filters: &'a [Filter],
     opener: &'a Opener,
@@ -264,17 +270,11 @@ impl Growing<'_> {
     }
 
     fn make_all(&mut self, parent: PodPid, made: Made) -> Result<()> {
-        let nodes: Vec<&Node> = self
-            .image
-            .nodes()
-            .iter()
-            .filter(|node| node.parent == parent && self.plan.get(&node.pid) == Some(&made))
-            .collect();
-        for node in nodes {
-            let maker = self.grown.stubs[&parent];
-            self.make(&maker, node)?;
-        }
-        Ok(())
+        let children = self.children.get(&parent).into_iter().flatten();
+        let nodes: Vec<&Node> = children.copied().filter(|node| self.plan.get(&node.pid) == Some(&made)).collect();
+        let stubs = fork_all(&self.grown.stubs[&parent], &nodes)?;
+        self.grown.stubs.extend(nodes.iter().map(|node| node.pid).zip(stubs));
+        nodes.into_iter().try_for_each(|node| self.children(node.pid, node))
     }
 
     fn make(&mut self, maker: &Stub, node: &Node) -> Result<()> {
@@ -336,9 +336,18 @@ impl Growing<'_> {
     /// Process groups, once everybody exists. A group whose leader is gone is led by a helper for a moment.
     fn groups(&mut self) -> Result<()> {
         let nodes = self.image.nodes();
+        let getpgid = |node: &Node| Job {
+            stub: self.grown.stubs[&node.pid],
+            calls: vec![RemoteCall::new("getpgid", libc::SYS_getpgid, vec![0.into()])],
+            space: node.pid.0,
+        };
+        let mut asked: Vec<Job> =
+            nodes.iter().filter(|node| self.grown.stubs.contains_key(&node.pid)).map(getpgid).collect();
+        run_all(&mut asked)?;
+        let now = asked.iter().map(|job| (PodPid(job.space), PodPid(job.calls[0].result as i32))).collect();
         let leaders = nodes.iter().filter(|node| node.group == node.pid && node.session != node.pid);
         for node in leaders {
-            self.join_group(node.pid, PodPid(0))?;
+            self.join_group(&now, node.pid, PodPid(0))?;
         }
         let alive: BTreeSet<PodPid> = nodes.iter().map(|node| node.pid).collect();
         let mut helpers = Vec::new();
@@ -350,16 +359,16 @@ impl Growing<'_> {
                 helper.call(RemoteCall::new("setpgid", libc::SYS_setpgid, vec![0.into(), 0.into()]))?;
                 helpers.push((maker, helper, node.group));
             }
-            self.join_group(node.pid, node.group)?;
+            self.join_group(&now, node.pid, node.group)?;
         }
         helpers.into_iter().try_for_each(|(maker, helper, pid)| end_helper(&maker, helper, pid))
     }
 
-    fn join_group(&self, pid: PodPid, group: PodPid) -> Result<()> {
+    /// `now` says in which groups they are.
+    fn join_group(&self, now: &BTreeMap<PodPid, PodPid>, pid: PodPid, group: PodPid) -> Result<()> {
         let stub = &self.grown.stubs[&pid];
-        let now = stub.call(RemoteCall::new("getpgid", libc::SYS_getpgid, vec![0.into()]))?;
         let wanted = if group == PodPid(0) { pid } else { group };
-        if now == i64::from(wanted.0) {
+        if now.get(&pid) == Some(&wanted) {
             return Ok(());
         }
         let call = RemoteCall::new(format!("join group {wanted}"), libc::SYS_setpgid, vec![0.into(), group.0.into()]);
@@ -376,7 +385,7 @@ impl Growing<'_> {
                 .get(&node.pid)
                 .ok_or_else(|| Problem::new("E-INTERNAL", format!("process {} was not made", node.pid)))?;
             let path = format!("/proc/{}/status", stub.task);
-            let text = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+            let text = proc::read(&path).doing(|| format!("read {path}"))?;
             let status = status::parse(&text);
             let last = |pids: &[i32]| PodPid(pids.last().copied().unwrap_or(0));
             let parent = hosts.get(&status.parent).copied().unwrap_or(PodPid(0));
@@ -400,6 +409,24 @@ impl Growing<'_> {
 /// A child of `maker` with this pid, as by fork.
 fn fork(maker: &Stub, pid: PodPid, exit_signal: i32) -> Result<Stub> {
     maker.clone3(clone3(format!("make process {pid}"), 0, exit_signal, pid))
+}
+
+/// Children of one process, all at once.
+fn fork_all(maker: &Stub, nodes: &[&Node]) -> Result<Vec<Stub>> {
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let flags = libc::CLONE_PTRACE as u64;
+    let call = |node: &&Node| clone3(format!("make process {}", node.pid), flags, node.exit_signal, node.pid);
+    maker.clone3_all(&mut nodes.iter().map(call).collect::<Vec<_>>())?;
+    // The kernel lists children in the order in which they came; `verify` sees whether it is so.
+    let path = format!("/proc/{0}/task/{0}/children", maker.task);
+    let text = proc::read(&path).doing(|| format!("read {path}"))?;
+    let all: Vec<i32> = text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let Some(before) = all.len().checked_sub(nodes.len()) else {
+        return Err(Problem::new("E-INTERNAL", format!("{} children came of {}", all.len(), nodes.len())));
+    };
+    all[before..].iter().map(|task| maker.new_process(HostPid(*task))).collect()
 }
 
 /// A clone3 with a chosen pid.

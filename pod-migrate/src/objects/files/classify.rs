@@ -46,7 +46,8 @@ impl Look {
     pub fn at(fd: BorrowedFd<'_>) -> Result<Look> {
         let number = fd.as_raw_fd();
         let link = std::fs::read_link(format!("/proc/self/fd/{number}")).doing(|| "read the name of a file".into())?;
-        let text = std::fs::read(format!("/proc/self/fdinfo/{number}")).doing(|| "read the fdinfo of a file".into())?;
+        let text = pod_runtime::proc::bytes(format!("/proc/self/fdinfo/{number}"))
+            .doing(|| "read the fdinfo of a file".into())?;
         Ok(Look {
             stat: fstat(fd).doing(|| "stat an open file".into())?,
             link: link.into_os_string().into_vec(),

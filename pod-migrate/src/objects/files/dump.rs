@@ -152,7 +152,7 @@ impl<'v> FilesDump<'v> {
         let subject = format!("pid {} ({}), fd {number}", task.pid, task.comm);
         let fd = sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?;
         let path = format!("/proc/{}/fdinfo/{number}", task.host);
-        let text = std::fs::read(&path).doing(|| format!("read {path}"))?;
+        let text = pod_runtime::proc::bytes(&path).doing(|| format!("read {path}"))?;
         let info = fdinfo::parse(&String::from_utf8_lossy(&text));
         // fdinfo(5) shows the flag also when the file was once opened with it and this descriptor of it is another.
         let close_on_exec = info.flags & libc::O_CLOEXEC != 0;

@@ -141,8 +141,8 @@ impl View {
 
 /// The numbers of a process in our pid namespace and in those below, down to its own.
 fn pids(host: HostPid) -> Vec<i32> {
-    let text = std::fs::read(format!("/proc/{host}/status")).unwrap_or_default();
-    pod_runtime::proc::status::parse(&String::from_utf8_lossy(&text)).ns_tgid
+    let text = pod_runtime::proc::read(format!("/proc/{host}/status")).unwrap_or_default();
+    pod_runtime::proc::status::parse(&text).ns_tgid
 }
 
 fn mount_of(fd: &OwnedFd) -> Result<i32> {

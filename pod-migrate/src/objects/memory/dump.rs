@@ -10,7 +10,7 @@ use crate::freeze::Process;
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::FilesDump;
-use pod_runtime::proc::{maps, status};
+use pod_runtime::proc::{self, maps, status};
 use pod_runtime::sys::memory::{self, PageRegion};
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
@@ -57,19 +57,27 @@ struct Place {
 }
 
 impl Spaces {
-    /// Takes the maps of a process; `brk` is the end of its heap.
-    pub fn space(&mut self, process: &Process, brk: u64, files: &mut FilesDump<'_>) -> Result<MmState> {
+    /// Takes the maps of a process; `brk` is the end of its heap, `ours` a range that is not the program's.
+    pub fn space(
+        &mut self,
+        process: &Process,
+        brk: u64,
+        ours: &Range<u64>,
+        files: &mut FilesDump<'_>,
+    ) -> Result<MmState> {
         let id = MmId(process.pid.0 as u64);
         let mut state = MmState {
             id,
             maps: Vec::new(),
             layout: layout(process, brk),
-            auxv: ByteBuf::from(fs::read(process.proc("auxv")).doing(|| format!("read auxv of {}", process.name()))?),
+            auxv: ByteBuf::from(
+                proc::bytes(process.proc("auxv")).doing(|| format!("read auxv of {}", process.name()))?,
+            ),
             exe: self.exe(process, files)?,
             lock_future: false,
         };
         let mut places = Vec::new();
-        for map in maps::parse(&process.text("smaps")?) {
+        for map in process.maps.iter().filter(|map| map.end <= ours.start || map.start >= ours.end) {
             self.one(process, map, &mut state, &mut places, files)?;
         }
         self.private.push(Private { mm: id, host: process.host.0, name: process.name(), places });
@@ -79,7 +87,7 @@ impl Spaces {
     fn one(
         &mut self,
         process: &Process,
-        map: maps::Map,
+        map: &maps::Map,
         state: &mut MmState,
         places: &mut Vec<Place>,
         files: &mut FilesDump<'_>,
@@ -87,8 +95,8 @@ impl Spaces {
         if map.start >= map.end || map.name == "[vsyscall]" {
             return Ok(());
         }
-        refuse(&process.name(), &map)?;
-        let backing = self.backing(process, &map, files)?;
+        refuse(&process.name(), map)?;
+        let backing = self.backing(process, map, files)?;
         let over_a_file = matches!(backing, Backing::File { .. });
         if !map.shared && (over_a_file || backing == Backing::Anonymous) {
             places.push(Place { range: map.start..map.end, readable: map.read, over_a_file });
@@ -96,12 +104,12 @@ impl Spaces {
         state.maps.push(Map {
             start: map.start,
             end: map.end,
-            protection: protection(&map),
+            protection: protection(map),
             shared: map.shared,
             grows_down: map.has(b"gd"),
             locked: map.has(b"lo"),
             no_reserve: map.has(b"nr"),
-            advice: advice(&map),
+            advice: advice(map),
             protection_key: map.protection_key,
             backing,
         });

@@ -4,8 +4,9 @@
 use crate::freeze::{NESTED, TRACED};
 use crate::ids::HostPid;
 use pod_runtime::Problem;
-use pod_runtime::proc::status;
+use pod_runtime::proc::{self, status};
 use std::fs;
+use std::path::PathBuf;
 
 /// A program for 32-bit x86.
 pub const NARROW: &str = "E-PROGRAM-32BIT";
@@ -32,16 +33,28 @@ fn name(pid: i32, status: &status::Status) -> String {
     format!("process {} ({})", status.ns_tgid.last().unwrap_or(&0), comm.trim_end())
 }
 
-fn namespace(pid: i32, which: &str) -> Option<std::path::PathBuf> {
+/// What all processes of a pod must have in common; read once, for to read a link of /proc/PID/ns is dear.
+pub struct Common {
+    namespaces: [Option<PathBuf>; NAMESPACES.len()],
+}
+
+impl Common {
+    /// Of the pod with this first process.
+    pub fn of(init: HostPid) -> Common {
+        Common { namespaces: NAMESPACES.map(|(which, _)| namespace(init.0, which)) }
+    }
+}
+
+fn namespace(pid: i32, which: &str) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/{which}")).ok()
 }
 
-/// Everything that stands against moving one process; `init` is the pod's first. Needs no freeze. A process that is
-/// gone has nothing against it.
-pub fn process(host: HostPid, init: HostPid) -> Vec<Problem> {
+/// Everything that stands against moving one process of a pod. Needs no freeze. A process that is gone has nothing
+/// against it.
+pub fn process(host: HostPid, common: &Common) -> Vec<Problem> {
     let pid = host.0;
-    let Ok(text) = fs::read(format!("/proc/{pid}/status")) else { return Vec::new() };
-    let status = status::parse(&String::from_utf8_lossy(&text));
+    let Ok(text) = proc::read(format!("/proc/{pid}/status")) else { return Vec::new() };
+    let status = status::parse(&text);
     let mut found = Vec::new();
     if status.state == 'Z' && fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1) {
         let what = format!("the first thread of {} has ended while others run on", name(pid, &status));
@@ -52,9 +65,9 @@ pub fn process(host: HostPid, init: HostPid) -> Vec<Problem> {
         let what = format!("{} is being traced by process {} of the host", name(pid, &status), status.tracer);
         found.push(Problem::new(TRACED, what).fix("end the debugger, then try again"));
     }
-    for (which, title) in NAMESPACES {
-        let (theirs, pods) = (namespace(pid, which), namespace(init.0, which));
-        if theirs.is_some() && theirs != pods {
+    for ((which, title), pods) in NAMESPACES.iter().zip(&common.namespaces) {
+        let theirs = namespace(pid, which);
+        if theirs.is_some() && theirs != *pods {
             let what = format!("{} made a {title} namespace of its own", name(pid, &status));
             found.push(Problem::new(NESTED, what).fix("end it, or start it without namespaces of its own"));
             break;

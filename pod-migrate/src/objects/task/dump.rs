@@ -27,19 +27,44 @@ pub struct Parts {
     pub root: Option<FileId>,
 }
 
+/// What a process is asked, in its first thread.
+pub struct Asked {
+    timers: Vec<timers::Timer>,
+    questions: Questions,
+    /// Calls of others that go with them.
+    pub more: Vec<RemoteCall>,
+}
+
+/// Begins to ask a process what only it knows, and `more`.
+pub fn ask(process: &Process, borrowed: &mut Borrowed<'_>, more: Vec<RemoteCall>) -> Result<Asked> {
+    let timers = timers::parse(&process.text("timers").unwrap_or_default());
+    let mut questions = Questions::new(&timers);
+    questions.calls.extend(thread_questions());
+    questions.calls.extend(more);
+    borrowed.start(process.leader(), &questions.calls)?;
+    Ok(Asked { timers, questions, more: Vec::new() })
+}
+
 /// Everything of a process but its memory and files, and its end of the heap, which only it knows.
 pub fn dump(
     process: &Process,
     borrowed: &mut Borrowed<'_>,
+    asked: &mut Asked,
     parts: Parts,
     chains: &mut Chains,
 ) -> Result<(ProcessState, u64)> {
-    let timers = timers::parse(&process.text("timers").unwrap_or_default());
-    let mut questions = Questions::new(&timers);
-    borrowed.run(process.leader(), &mut questions.calls)?;
+    let Asked { timers, questions, more } = asked;
+    borrowed.finish(process.leader(), &mut questions.calls)?;
+    *more = questions.calls.split_off(Questions::TIMERS + 2 * timers.len() + thread_questions().len());
+    let of_leader = questions.calls.split_off(Questions::TIMERS + 2 * timers.len());
+    let everywhere = task::affinity_of_all().doing(|| "ask which CPUs there are".into())?;
     let mut threads = Vec::with_capacity(process.threads.len());
-    for thread in &process.threads {
-        threads.push(dump_thread(process, thread, borrowed, chains)?);
+    threads.push(dump_thread(process, process.leader(), &of_leader, &everywhere, chains)?);
+    let others = &process.threads[1..];
+    let mut answers = vec![thread_questions(); others.len()];
+    borrowed.run_all(others, &mut answers)?;
+    for (thread, calls) in others.iter().zip(&answers) {
+        threads.push(dump_thread(process, thread, calls, &everywhere, chains)?);
     }
     let Parts { mm, fd_table, cwd, root } = parts;
     let state = ProcessState {
@@ -52,7 +77,7 @@ pub fn dump(
         handlers: questions.handlers(),
         pending: pending(process.leader(), true)?,
         interval_timers: questions.interval_timers(),
-        timers: questions.posix_timers(process, &timers),
+        timers: questions.posix_timers(process, timers),
         limits: limits::parse(&process.text("limits")?)
             .into_iter()
             .map(|(resource, soft, hard)| Limit { resource, soft, hard })
@@ -178,25 +203,30 @@ fn pending(thread: &Thread, shared: bool) -> Result<Vec<ByteBuf>> {
     Ok(found.into_iter().map(|info| ByteBuf::from(info.to_vec())).collect())
 }
 
-fn dump_thread(
-    process: &Process,
-    thread: &Thread,
-    borrowed: &mut Borrowed<'_>,
-    chains: &mut Chains,
-) -> Result<ThreadState> {
-    let tid = thread.host.0;
-    let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
-    let status = &thread.status;
+/// What each thread is asked.
+fn thread_questions() -> Vec<RemoteCall> {
     let prctl = |option: i32, arg: Arg| RemoteCall::new("prctl", libc::SYS_prctl, vec![option.into(), arg]).may_fail();
-    let mut calls = [
+    vec![
         RemoteCall::new("sigaltstack", libc::SYS_sigaltstack, vec![0.into(), Arg::Out(24)]),
         prctl(libc::PR_GET_PDEATHSIG, Arg::Out(4)),
         prctl(PR_GET_TID_ADDRESS, Arg::Out(8)),
         prctl(libc::PR_GET_SECUREBITS, 0.into()),
         prctl(libc::PR_GET_TIMERSLACK, 0.into()),
         RemoteCall::new("personality", libc::SYS_personality, vec![Arg::Value(0xffff_ffff)]).may_fail(),
-    ];
-    borrowed.run(thread, &mut calls)?;
+    ]
+}
+
+/// `calls` are its answers.
+fn dump_thread(
+    process: &Process,
+    thread: &Thread,
+    calls: &[RemoteCall],
+    everywhere: &[u8],
+    chains: &mut Chains,
+) -> Result<ThreadState> {
+    let tid = thread.host.0;
+    let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
+    let status = &thread.status;
     let stack = &calls[0].out[0];
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
     let half = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
@@ -226,7 +256,7 @@ fn dump_thread(
         credentials: credentials(status, calls[3].result as u32),
         parent_death_signal: half(&calls[1].out[0]),
         timer_slack_ns: calls[4].result.max(0) as u64,
-        scheduling: scheduling(tid).doing(doing)?,
+        scheduling: scheduling(tid, everywhere).doing(doing)?,
         personality: calls[5].result.max(0) as u64,
         seccomp: chains.dump(tid, status, (thread.tid == process.pid).then_some(process.pid)).doing(doing)?,
     })
@@ -247,11 +277,11 @@ fn credentials(status: &Status, securebits: u32) -> Credentials {
     }
 }
 
-fn scheduling(tid: i32) -> std::io::Result<Scheduling> {
+fn scheduling(tid: i32, everywhere: &[u8]) -> std::io::Result<Scheduling> {
     let attributes = task::scheduling(tid)?;
     let affinity = task::affinity(tid)?;
     // A task that may run everywhere here may run everywhere there, however many CPUs that is.
-    let everywhere = task::affinity_of_all()? == affinity;
+    let everywhere = affinity == everywhere;
     Ok(Scheduling {
         policy: attributes.policy,
         flags: attributes.flags,
