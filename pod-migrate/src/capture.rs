@@ -110,6 +110,11 @@ impl Capture {
         self.init
     }
 
+    /// Its processes now, as this host numbers them.
+    pub fn processes(&self) -> Vec<i32> {
+        self.cgroup.procs().unwrap_or_default()
+    }
+
     /// Spec, files and log as they are now; the pod runs on and changes them.
     pub fn first_pass<W: Write>(&mut self, w: &mut Writer<W>) -> Result<()> {
         let origin = Origin {

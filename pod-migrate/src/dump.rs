@@ -6,7 +6,8 @@ use crate::ids::{FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
-use crate::objects::memory::dump::{self as memory, Spaces};
+use crate::objects::memory;
+use crate::objects::memory::dump::Spaces;
 use crate::objects::namespaces::ipc;
 use crate::objects::task::check;
 use crate::objects::task::dump::{self as task, Asked, Parts};
@@ -48,15 +49,16 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
         crowd(processes, init, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
-    let warnings = std::mem::take(&mut files.warnings);
-    let Rest { contents, connections } = files.finish(w)?;
+    let Rest { contents, connections, warnings } = files.finish(w)?;
     spaces.records(w)?;
     w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
-    spaces.pages(w)?;
-    for Contents { file, fd, bytes } in contents {
-        memory::contents(&File::from(fd), bytes, Owner::File(file), w)?;
-    }
+    let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {
+        source: File::from(fd),
+        bytes,
+        owner: Owner::File(file),
+    });
+    spaces.pages(contents.collect(), w)?;
     Ok(DumpReport {
         processes: frozen.processes().len(),
         threads: frozen.processes().iter().map(|process| process.threads.len()).sum(),

@@ -5,7 +5,7 @@
 //! 1. [`Image::collect`]: everything but pages is read and checked against itself, before anything is made of it.
 //! 2. [`tree`]: the opener opens what needs no other process; then every process is made with its own pid from the
 //!    right parent, with its session and group, each nothing but the stub.
-//! 3. [`memory`]: maps, then pages from the stream straight into their place.
+//! 3. [`memory`]: maps; [`pages`]: pages from the stream straight into their place.
 //! 4. [`finish`]: descriptors, per-process state, threads, per-thread state, credentials, filters; registers last.
 //! 5. [`Restored::go`]: connections leave repair mode, everything is detached.
 //!
@@ -14,10 +14,11 @@
 
 mod finish;
 mod memory;
+mod pages;
 mod tree;
 
 use crate::ids::{MmId, PodPid, SharedMemoryId};
-use crate::image::{Kind, Owner, Reader, damaged};
+use crate::image::{Kind, Reader, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{self, Files, Opener};
 use crate::objects::memory::{MmState, SharedMemoryState};
@@ -27,9 +28,7 @@ use crate::{Doing, Problem, Result};
 use pod_runtime::birth::Born;
 use pod_runtime::sys::memory as remote_memory;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use tree::Grown;
 
 /// All records of an image but its pages, by id.
@@ -135,76 +134,10 @@ pub fn restore<R: Read>(
     let mut grown = tree::grow(&image, born, &opener)?;
     opener.connect()?;
     let shared = memory::map_all(&image, &mut grown, &opener)?;
-    fill(&image, &grown, &shared, &opener, reader, &mut other)?;
+    pages::fill((&image, &grown, &opener), shared, reader, &mut other)?;
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;
     Ok(Restored { grown, opener, image, external })
-}
-
-/// Pages from the stream to their place.
-fn fill<R: Read>(
-    image: &Image,
-    grown: &Grown,
-    shared: &BTreeMap<SharedMemoryId, File>,
-    opener: &Opener,
-    reader: &mut Reader<R>,
-    other: &mut impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<bool>,
-) -> Result<()> {
-    let mut buffer = vec![0u8; 1 << 20];
-    let mut spaces: BTreeMap<MmId, memory::Space<'_>> = BTreeMap::new();
-    while let Some(record) = reader.next()? {
-        let Some(run) = record.run else {
-            if other(&record, reader)? {
-                return Ok(());
-            }
-            continue;
-        };
-        let file;
-        let target = match run.owner {
-            Owner::Mm(id) => {
-                let space = match spaces.entry(id) {
-                    std::collections::btree_map::Entry::Occupied(space) => space.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(empty) => {
-                        empty.insert(memory::Space::open(image, grown, id)?)
-                    }
-                };
-                Target::Memory(space)
-            }
-            Owner::SharedMemory(id) => Target::File(
-                shared.get(&id).ok_or_else(|| damaged(format!("pages of shared memory {id}, which is not there")))?,
-            ),
-            Owner::File(id) => {
-                file = File::from(opener.contents(id)?);
-                Target::File(&file)
-            }
-            Owner::Storage(_) | Owner::Log => {
-                if other(&record, reader)? {
-                    return Ok(());
-                }
-                continue;
-            }
-        };
-        let mut at = run.address;
-        loop {
-            let count = reader.read_pages(&mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            match &target {
-                Target::Memory(space) => space.write(at, &buffer[..count])?,
-                Target::File(file) => {
-                    file.write_all_at(&buffer[..count], at).doing(|| format!("write contents of {:?}", run.owner))?;
-                }
-            }
-            at += count as u64;
-        }
-    }
-    Ok(())
-}
-
-enum Target<'a> {
-    Memory(&'a memory::Space<'a>),
-    File(&'a File),
 }
 
 /// What the monitor takes over from a restore.

@@ -4,10 +4,11 @@
 //! checkpoint is ever seen and a killed `pod` leaves none. Files are 0600: they hold the memory of the programs.
 
 pub mod restore;
+mod room;
 
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
-use crate::image::{Kind, Reader, Writer, verify};
+use crate::image::{Kind, Reader, Writer, verify, verify_but_pages};
 use crate::objects::memory::MmState;
 use crate::objects::task::{ProcessState, Tree};
 use crate::storage::volumes;
@@ -62,8 +63,12 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let mut capture = Capture::new(pod)?;
     let spec = capture.spec().clone();
     let file = Nameless::new(dir)?;
-    let mut w = Writer::to_file(file.file.try_clone().doing(|| "copy a descriptor".into())?);
+    let mut w = Writer::to_file(file.file.try_clone().doing(|| "copy a descriptor".into())?)?;
     capture.first_pass(&mut w)?;
+    if !options.stop {
+        // Who goes on running shall stand still for the copying alone.
+        room::make(&file.file, w.bytes(), &capture.processes());
+    }
     let mut still = capture.freeze(options.stop)?;
     let captured = still.dump(&mut w, || Ok(()))?;
     let bytes;
@@ -98,7 +103,9 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
 
 /// Ends the stream and has the disk hold it.
 fn finish(w: Writer<File>, file: &Nameless) -> Result<u64> {
-    w.finish()?;
+    let mut written = w.finish()?;
+    let end = written.stream_position().and_then(|end| room::trim(&written, end));
+    end.code(crate::image::WRITE, || "end the checkpoint".into())?;
     file.file.sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
     Ok(file.file.metadata().doing(|| "look at the checkpoint".into())?.len())
 }
@@ -356,12 +363,13 @@ fn kind_of_file(payload: &[u8]) -> String {
     kind.unwrap_or_else(|| "other".into())
 }
 
-/// Opens a checkpoint and reads it through once: nothing of it is used before.
+/// Opens a checkpoint and reads it through once, but for the bytes of memory: nothing of it is used before. Those are
+/// compared when they are read, and nothing runs before all of them were.
 pub fn open_verified(path: &Path) -> Result<File> {
-    let mut file = File::open(path).map_err(|error| {
+    let copy = |file: &File| file.try_clone().doing(|| "copy a descriptor".into());
+    let file = File::open(path).map_err(|error| {
         Problem::new(MISSING, format!("cannot open the checkpoint {}", path.display())).because(error)
     })?;
-    verify(&file)?;
-    file.rewind().doing(|| "go back to the beginning of the checkpoint".into())?;
+    verify_but_pages(copy(&file)?)?;
     Ok(file)
 }

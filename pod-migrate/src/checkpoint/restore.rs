@@ -1,6 +1,7 @@
 //! From a checkpoint to a pod that runs.
 //!
-//! The file is read through once before anything of it is used. The pod comes back with its own identity, and then
+//! The file is read through once before anything of it is used, but for the bytes of memory, which are compared as they
+//! are read into tasks that do not run before all of it fitted. The pod comes back with its own identity, and then
 //! refuses to come back while it still exists, or with a new one (a clone). What an ended pod of the same identity has
 //! in the store is put aside until the restored one runs.
 
@@ -44,7 +45,7 @@ pub struct Restored {
 pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored> {
     let began = Instant::now();
     let file = open_verified(path)?;
-    let mut reader = Reader::new(file)?;
+    let mut reader = Reader::of_file(file)?;
     let origin = origin(&mut reader)?;
     let (spec, claim) = identity(origin.spec, options)?;
     let aside = Aside::make(store, &spec)?;

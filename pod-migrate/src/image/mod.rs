@@ -9,8 +9,10 @@
 //! [`Problem`] with the code [`DAMAGED`], never a panic. Checksums are against accidents, not against forgery: whoever
 //! can write a checkpoint can write a valid one.
 
+mod buffer;
 mod head;
 mod kind;
+mod lanes;
 mod reader;
 mod verify;
 mod writer;
@@ -18,10 +20,12 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use buffer::PageBuffer;
 pub use head::Header;
 pub use kind::Kind;
-pub use reader::{Reader, Record};
-pub use verify::{Contents, verify};
+pub use lanes::Lanes;
+pub use reader::{Reader, Record, Waiting};
+pub use verify::{Contents, verify, verify_but_pages};
 pub use writer::Writer;
 
 use crate::ids::{FileId, MmId, SharedMemoryId};

@@ -5,11 +5,17 @@ use super::writer::Trailer;
 use super::{Kind, MAX_DEPTH, MAX_RAW, MAX_STATE, Owner, PageRun, VERSION, damaged};
 use pod_runtime::{Problem, Result};
 use serde::de::DeserializeOwned;
-use std::io::{BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use xxhash_rust::xxh3::{self, Xxh3};
 
 /// Payloads are read in pieces of this size, so that a false length costs no more memory than the stream has bytes.
 const PIECE: usize = 1 << 20;
+/// Read ahead on a link.
+const AHEAD: usize = 256 << 10;
+/// Read ahead in a file, in which most is passed over.
+const AHEAD_IN_FILE: usize = 16 << 10;
 
 /// One record. The bytes of a raw one are read from the [`Reader`] after it.
 #[derive(Debug)]
@@ -43,6 +49,8 @@ impl Record {
 
 pub struct Reader<R: Read> {
     from: BufReader<R>,
+    /// The file behind `from`, with the same position, when bytes in it may be left where they are.
+    file: Option<File>,
     header: Header,
     sequence: u64,
     read: u64,
@@ -54,15 +62,71 @@ pub struct Reader<R: Read> {
 
 /// The raw record being read.
 struct Raw {
+    bytes: u64,
     left: u64,
     checksum: u64,
     hash: Box<Xxh3>,
 }
 
+/// Raw bytes that were left in the file, to be read at their place: by another thread, say.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    offset: u64,
+    bytes: u64,
+    checksum: u64,
+    record: u64,
+}
+
+impl Waiting {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Reads them through `buffer`; `take` gets each piece and how far into the run it begins. The last piece is handed
+    /// out only if the checksum fits.
+    pub fn read(&self, file: &File, buffer: &mut [u8], mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let mut hash = Xxh3::new();
+        let mut at = 0;
+        while at < self.bytes {
+            let n = buffer.len().min(usize::try_from(self.bytes - at).unwrap_or(usize::MAX));
+            let piece = &mut buffer[..n];
+            file.read_exact_at(piece, self.offset + at).map_err(cut_short)?;
+            let last = at + n as u64 == self.bytes;
+            let sum = match at {
+                // All of it at once: what sums piece by piece is slower.
+                0 if last => xxh3::xxh3_64(piece),
+                _ => {
+                    hash.update(piece);
+                    if last { hash.digest() } else { 0 }
+                }
+            };
+            if last && sum != self.checksum {
+                return Err(damaged(format!("the bytes of record {} are damaged", self.record)));
+            }
+            take(at, piece)?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Reader<File> {
+    /// Of a whole file, whose raw bytes may be left where they are ([`Reader::leave_pages`]).
+    pub fn of_file(mut file: File) -> Result<Self> {
+        file.rewind().map_err(cut_short)?;
+        let same = file.try_clone().map_err(cut_short)?;
+        Ok(Reader { file: Some(same), ..Reader::with_capacity(AHEAD_IN_FILE, file)? })
+    }
+}
+
 impl<R: Read> Reader<R> {
     /// Reads the header; refuses another format, another machine.
     pub fn new(from: R) -> Result<Self> {
-        let mut from = BufReader::with_capacity(256 << 10, from);
+        Self::with_capacity(AHEAD, from)
+    }
+
+    fn with_capacity(ahead: usize, from: R) -> Result<Self> {
+        let mut from = BufReader::with_capacity(ahead, from);
         let mut bytes = [0; Header::SIZE];
         from.read_exact(&mut bytes).map_err(cut_short)?;
         let header = Header::decode(&bytes)?;
@@ -70,6 +134,7 @@ impl<R: Read> Reader<R> {
         digest.update(&bytes);
         Ok(Reader {
             from,
+            file: None,
             header,
             sequence: 0,
             read: Header::SIZE as u64,
@@ -157,6 +222,32 @@ impl<R: Read> Reader<R> {
         Ok(n)
     }
 
+    /// The file, when raw bytes can be left in it.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Passes over the raw record at hand without reading it: whoever gets it reads and compares it. `None` when this
+    /// is no file, or nothing is there to read; then [`Reader::read_pages`] does.
+    pub fn leave_pages(&mut self) -> Result<Option<Waiting>> {
+        let (Some(file), Some(raw)) = (&mut self.file, &self.raw) else { return Ok(None) };
+        if raw.left != raw.bytes {
+            return Ok(None);
+        }
+        let waiting =
+            Waiting { offset: self.read, bytes: raw.bytes, checksum: raw.checksum, record: self.sequence - 1 };
+        let ahead = self.from.buffer().len().min(usize::try_from(raw.bytes).unwrap_or(usize::MAX));
+        self.from.consume(ahead);
+        let rest = raw.bytes - ahead as u64;
+        if rest > 0 {
+            // What was read ahead is used up: the file itself stands where the reader does.
+            file.seek(SeekFrom::Current(rest as i64)).map_err(cut_short)?;
+        }
+        self.read += raw.bytes;
+        self.raw = None;
+        Ok(Some(waiting))
+    }
+
     /// Raw bytes still to be read of the record at hand.
     pub fn pages_left(&self) -> u64 {
         self.raw.as_ref().map_or(0, |raw| raw.left)
@@ -224,7 +315,8 @@ impl<R: Read> Reader<R> {
         if head.position.checked_add(head.length).is_none() {
             return Err(damaged(format!("a {} record runs past the end of memory", head.kind)));
         }
-        self.raw = Some(Raw { left: head.length, checksum: head.checksum, hash: Box::new(Xxh3::new()) });
+        self.raw =
+            Some(Raw { bytes: head.length, left: head.length, checksum: head.checksum, hash: Box::new(Xxh3::new()) });
         if head.length == 0 {
             self.raw = None;
         }

@@ -18,7 +18,7 @@ fn state() -> State {
 }
 
 fn small_image(file: bool) -> Vec<u8> {
-    let mut w = if file { Writer::to_file(Vec::new()) } else { Writer::new(Vec::new()) };
+    let mut w = if file { Writer::aligned(Vec::new()) } else { Writer::new(Vec::new()) };
     w.put(Kind::SPEC, 0, &state()).unwrap();
     w.put(Kind::PROCESS, 41, &state()).unwrap();
     w.pages(PageRun { owner: Owner::Mm(MmId(3)), address: 0x7000_0000, bytes: 48 }, &[&[1; 16], &[], &[2; 32]])
@@ -86,7 +86,7 @@ fn every_truncation_is_found() {
 #[test]
 fn long_runs_lie_on_pages_of_the_file() {
     let pages = vec![5; 128 << 10];
-    let mut w = Writer::to_file(Vec::new());
+    let mut w = Writer::aligned(Vec::new());
     for i in 0..4 {
         w.put(Kind::PROCESS, i, &state()).unwrap();
         w.pages(PageRun { owner: Owner::Mm(MmId(i)), address: i << 20, bytes: pages.len() as u64 }, &[&pages]).unwrap();
@@ -96,6 +96,96 @@ fn long_runs_lie_on_pages_of_the_file() {
     let runs: Vec<_> =
         file.chunks(4096).enumerate().filter(|(_, c)| c.len() == 4096 && c.iter().all(|b| *b == 5)).collect();
     assert_eq!(runs.len(), 4 * 32, "each run starts on a page");
+}
+
+/// A file whose pages several threads wrote, and the file itself.
+fn file_by_lanes() -> (Vec<u8>, std::fs::File) {
+    let mut file = tempfile::tempfile().unwrap();
+    let mut w = Writer::to_file(file.try_clone().unwrap()).unwrap();
+    w.put(Kind::SPEC, 0, &state()).unwrap();
+    let lanes = w.lanes().unwrap().unwrap();
+    std::thread::scope(|scope| {
+        for id in 0..4u64 {
+            let lanes = &lanes;
+            scope.spawn(move || {
+                for (address, bytes) in [(0, 300), (4096, 70_000), (1 << 20, 0)] {
+                    let data = vec![id as u8 + 1; bytes];
+                    let run = PageRun { owner: Owner::Mm(MmId(id)), address, bytes: bytes as u64 };
+                    lanes.put(&[(run, &data), (PageRun { address: 9, ..run }, &data)]).unwrap();
+                }
+            });
+        }
+    });
+    lanes.finish().unwrap();
+    w.put(Kind::IPC, 0, &state()).unwrap();
+    w.finish().unwrap();
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(&mut file).unwrap();
+    std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+    (bytes, file)
+}
+
+/// Walks a file as a restore does: pages are left where they are and read there.
+fn walk_leaving(file: std::fs::File) -> Result<Vec<(Kind, u64, Vec<u8>)>> {
+    let mut reader = Reader::of_file(file)?;
+    let same = reader.file().unwrap().try_clone().unwrap();
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 4096];
+    while let Some(record) = reader.next()? {
+        let mut payload = record.payload().to_vec();
+        match reader.leave_pages()? {
+            Some(waiting) => waiting.read(&same, &mut buffer, |at, piece| {
+                assert_eq!(at, payload.len() as u64);
+                payload.extend_from_slice(piece);
+                Ok(())
+            })?,
+            None if record.run.is_none() => drop(record.state::<State>()?),
+            None => assert_eq!(record.run.unwrap().bytes, 0),
+        }
+        found.push((record.kind, record.id, payload));
+    }
+    reader.nothing_after()?;
+    Ok(found)
+}
+
+#[test]
+fn what_many_threads_wrote_is_read_in_both_ways() {
+    let (bytes, file) = file_by_lanes();
+    let found = walk(&bytes).unwrap();
+    assert_eq!(found.len(), 2 + 4 * 6);
+    assert_eq!(found.last().unwrap().0, Kind::IPC);
+    for (kind, id, payload) in &found {
+        assert!(*kind != Kind::PAGES || payload.iter().all(|byte| u64::from(*byte) == id + 1));
+    }
+    assert_eq!(verify(&bytes[..]).unwrap(), verify_but_pages(file.try_clone().unwrap()).unwrap());
+    assert!(found == walk_leaving(file).unwrap());
+    assert!(bytes.len() > 4 * 2 * 70_000);
+}
+
+#[test]
+fn damage_is_found_though_pages_are_read_later() {
+    use std::os::unix::fs::FileExt;
+    let image = small_image(true);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&image, 0).unwrap();
+    let walk = || walk_leaving(file.try_clone().unwrap());
+    let found = walk().unwrap();
+    let pages = &found.iter().find(|found| found.0 == Kind::PAGES).unwrap().2;
+    let place = image.windows(pages.len()).position(|window| window == &pages[..]).unwrap();
+    for at in 0..image.len() {
+        for bit in 0..8 {
+            file.write_all_at(&[image[at] ^ (1 << bit)], at as u64).unwrap();
+            let problem = walk().expect_err(&format!("bit {bit} of byte {at}"));
+            assert!(problem.code() == DAMAGED || problem.code() == VERSION, "byte {at}: {}", problem.chain());
+            let only_pages = (place..place + pages.len()).contains(&at);
+            assert_eq!(verify_but_pages(file.try_clone().unwrap()).is_ok(), only_pages, "byte {at}");
+        }
+        file.write_all_at(&image[at..=at], at as u64).unwrap();
+    }
+    for at in (0..image.len()).rev() {
+        file.set_len(at as u64).unwrap();
+        assert_eq!(verify_but_pages(file.try_clone().unwrap()).expect_err("cut").code(), DAMAGED, "cut at {at}");
+    }
 }
 
 #[test]
@@ -182,7 +272,7 @@ proptest! {
 
     #[test]
     fn any_records_come_back(records in prop::collection::vec((0u64..9, prop::collection::vec(any::<u8>(), 0..40_000)), 0..12), file: bool) {
-        let mut w = if file { Writer::to_file(Vec::new()) } else { Writer::new(Vec::new()) };
+        let mut w = if file { Writer::aligned(Vec::new()) } else { Writer::new(Vec::new()) };
         for (id, bytes) in &records {
             w.pages(PageRun { owner: Owner::Mm(MmId(*id)), address: *id, bytes: bytes.len() as u64 }, &[bytes]).unwrap();
         }

@@ -1,9 +1,10 @@
 //! Writing a stream. Raw bytes go out by vectored writes from where they lie; small records are gathered first.
 
 use super::head::{Head, Header, SKIPPABLE};
-use super::{Kind, MAX_RAW, MAX_STATE, PageRun, WRITE};
+use super::{Kind, Lanes, MAX_RAW, MAX_STATE, PageRun, WRITE};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
+use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::{self, Xxh3};
@@ -12,47 +13,93 @@ use xxhash_rust::xxh3::{self, Xxh3};
 const GATHER: usize = 64 << 10;
 /// Raw payloads of at least this size are aligned to a page in files, so that they can be mapped later.
 const ALIGN_FROM: u64 = 64 << 10;
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// A link that was silent this long gets filler.
 const BREATH: Duration = Duration::from_secs(5);
 /// Fewer than the kernel's IOV_MAX.
 const MOST_SLICES: usize = 512;
 
-/// The digest covers the header, every record's head and every CBOR payload; raw bytes are covered through the
-/// checksum in their head.
 pub struct Writer<W: Write> {
     to: W,
     gathered: Vec<u8>,
-    written: u64,
-    raw: u64,
+    stream: Stream,
+    aligned: bool,
+    /// The file that `to` writes, when it is one that may be written at any place.
+    file: Option<File>,
+    last: Instant,
+}
+
+/// How far the stream has come. The digest covers the header, every record's head and every CBOR payload; raw bytes are
+/// covered through the checksum in their head.
+pub(super) struct Stream {
+    /// Bytes of the stream so far.
+    pub written: u64,
+    /// Of those, raw ones.
+    pub raw: u64,
     sequence: u64,
     digest: blake3::Hasher,
-    aligned: bool,
-    last: Instant,
+}
+
+impl Stream {
+    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(bytes);
+        self.written += bytes.len() as u64;
+    }
+
+    fn head(&mut self, head: Head, out: &mut Vec<u8>) {
+        let bytes = head.encode(self.sequence);
+        self.sequence += 1;
+        self.digest.update(&bytes);
+        self.push(&bytes, out);
+    }
+
+    fn record(&mut self, (kind, version, flags): (Kind, u16, u32), id: u64, payload: &[u8], out: &mut Vec<u8>) {
+        let (length, checksum) = (payload.len() as u64, xxh3::xxh3_64(payload));
+        self.head(Head { kind, version, flags, id, length, position: 0, checksum }, out);
+        self.digest.update(payload);
+        self.push(payload, out);
+    }
+
+    /// The head of raw bytes; with `aligned`, long ones will begin on a page.
+    pub fn run(&mut self, run: PageRun, checksum: u64, aligned: bool, out: &mut Vec<u8>) {
+        let head = Head::SIZE as u64;
+        if aligned && run.bytes >= ALIGN_FROM && !(self.written + head).is_multiple_of(PAGE) {
+            let fill = (PAGE - (self.written + 2 * head) % PAGE) % PAGE;
+            self.record((Kind::PAD, 1, SKIPPABLE), 0, &[0; PAGE as usize][..fill as usize], out);
+        }
+        let (kind, id, length, position) = (run.owner.kind(), run.owner.id(), run.bytes, run.address);
+        self.head(Head { kind, version: 1, flags: 0, id, length, position, checksum }, out);
+    }
+}
+
+impl Writer<File> {
+    /// Opens a stream to a file: long runs start on a page of it, and several threads may write ([`Writer::lanes`]).
+    pub fn to_file(to: File) -> Result<Self> {
+        let file = to.try_clone().doing(|| "copy a descriptor".into())?;
+        Ok(Writer { file: Some(file), ..Writer::aligned(to) })
+    }
 }
 
 impl<W: Write> Writer<W> {
     /// Opens a stream to a link: nothing is aligned.
     pub fn new(to: W) -> Self {
-        let mut writer = Writer {
-            to,
-            gathered: Vec::with_capacity(2 * GATHER),
-            written: 0,
-            raw: 0,
-            sequence: 0,
-            digest: blake3::Hasher::new(),
-            aligned: false,
-            last: Instant::now(),
-        };
+        let mut stream = Stream { written: 0, raw: 0, sequence: 0, digest: blake3::Hasher::new() };
+        let mut gathered = Vec::with_capacity(2 * GATHER);
         let header = Header::here().encode();
-        writer.digest.update(&header);
-        writer.gather(&header);
-        writer
+        stream.digest.update(&header);
+        stream.push(&header, &mut gathered);
+        Writer { to, gathered, stream, aligned: false, file: None, last: Instant::now() }
     }
 
-    /// The same for a file: long runs start on a page of the file.
-    pub fn to_file(to: W) -> Self {
+    /// The same with long runs on pages.
+    pub fn aligned(to: W) -> Self {
         Writer { aligned: true, ..Writer::new(to) }
+    }
+
+    /// For many threads, when this goes to a file. To be given back by [`Lanes::finish`].
+    pub fn lanes(&mut self) -> Result<Option<Lanes<'_>>> {
+        self.flush()?;
+        Ok(self.file.as_ref().map(|file| Lanes::new(file, &mut self.stream)))
     }
 
     /// One record with a state as CBOR. Written at the latest by the next [`Writer::flush`] or [`Writer::finish`].
@@ -90,9 +137,6 @@ impl<W: Write> Writer<W> {
             let what = format!("a run of {} bytes was announced and {length} came", to.bytes);
             return Err(Problem::new(WRITE, what));
         }
-        if self.aligned && length >= ALIGN_FROM {
-            self.align()?;
-        }
         let checksum = match data {
             [one] => xxh3::xxh3_64(one),
             many => {
@@ -101,11 +145,10 @@ impl<W: Write> Writer<W> {
                 hash.digest()
             }
         };
-        let kind = to.owner.kind();
-        self.head(Head { kind, version: 1, flags: 0, id: to.owner.id(), length, position: to.address, checksum });
-        self.raw += length;
+        self.stream.run(to, checksum, self.aligned, &mut self.gathered);
+        self.stream.raw += length;
         if length < (GATHER / 4) as u64 {
-            data.iter().for_each(|d| self.gather(d));
+            data.iter().for_each(|d| self.stream.push(d, &mut self.gathered));
             return self.flush_if_full();
         }
         self.vectored(data).map_err(write_failed)
@@ -113,12 +156,12 @@ impl<W: Write> Writer<W> {
 
     /// Bytes written or gathered so far.
     pub fn bytes(&self) -> u64 {
-        self.written
+        self.stream.written
     }
 
     /// Of those, bytes of pages and contents.
     pub fn raw_bytes(&self) -> u64 {
-        self.raw
+        self.stream.raw
     }
 
     /// Hands all that was gathered to the sink.
@@ -131,7 +174,7 @@ impl<W: Write> Writer<W> {
 
     /// Writes the trailer. A stream without one is damaged.
     pub fn finish(mut self) -> Result<W> {
-        let trailer = Trailer { records: self.sequence, digest: *self.digest.finalize().as_bytes() };
+        let trailer = Trailer { records: self.stream.sequence, digest: *self.stream.digest.finalize().as_bytes() };
         self.put(Kind::END, 0, &trailer)?;
         self.flush()?;
         Ok(self.to)
@@ -144,41 +187,8 @@ impl<W: Write> Writer<W> {
     }
 
     fn record(&mut self, kind: Kind, version: u16, flags: u32, id: u64, payload: &[u8]) -> Result<()> {
-        let head = Head {
-            kind,
-            version,
-            flags,
-            id,
-            length: payload.len() as u64,
-            position: 0,
-            checksum: xxh3::xxh3_64(payload),
-        };
-        self.head(head);
-        self.digest.update(payload);
-        self.gather(payload);
+        self.stream.record((kind, version, flags), id, payload, &mut self.gathered);
         self.flush_if_full()
-    }
-
-    fn head(&mut self, head: Head) {
-        let bytes = head.encode(self.sequence);
-        self.sequence += 1;
-        self.digest.update(&bytes);
-        self.gather(&bytes);
-    }
-
-    /// Pads so that the payload after the next head starts on a page.
-    fn align(&mut self) -> Result<()> {
-        let head = Head::SIZE as u64;
-        if (self.written + head).is_multiple_of(PAGE) {
-            return Ok(());
-        }
-        let fill = (PAGE - (self.written + 2 * head) % PAGE) % PAGE;
-        self.record(Kind::PAD, 1, SKIPPABLE, 0, &[0; PAGE as usize][..fill as usize])
-    }
-
-    fn gather(&mut self, bytes: &[u8]) {
-        self.gathered.extend_from_slice(bytes);
-        self.written += bytes.len() as u64;
     }
 
     fn flush_if_full(&mut self) -> Result<()> {
@@ -202,7 +212,7 @@ impl<W: Write> Writer<W> {
                 Err(e) => return Err(e),
             }
         }
-        self.written += data.iter().map(|d| d.len() as u64).sum::<u64>();
+        self.stream.written += data.iter().map(|d| d.len() as u64).sum::<u64>();
         self.gathered = gathered;
         self.gathered.clear();
         Ok(())
@@ -210,7 +220,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// A link that breaks keeps its own name.
-fn write_failed(error: io::Error) -> Problem {
+pub(super) fn write_failed(error: io::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,
         Err(error) => Problem::new(WRITE, "write the image").because(error),

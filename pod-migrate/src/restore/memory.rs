@@ -1,13 +1,13 @@
-//! Making the maps of every process, each at its old address, and writing pages into them.
+//! Making the maps of every process, each at its old address; [`super::pages`] fills them.
 //!
 //! All maps of a process are made in few tables of remote calls. Files come from the opener; memory that several
 //! processes share is made by the first that maps it and opened by the others through /proc/PID/map_files, so that it
 //! is the same object; SysV segments are made by us and attached by each. vdso and vvar, which waited behind the stub,
 //! go to where the program remembers them.
 
+use super::Image;
 use super::tree::Grown;
-use super::{Image, write_memory};
-use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
+use crate::ids::{FileId, HostPid, PodPid, SharedMemoryId};
 use crate::image::damaged;
 use crate::objects::files::Opener;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
@@ -16,7 +16,6 @@ use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
 
 /// Largest address of a program, plus one.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -124,7 +123,10 @@ impl Mapper<'_> {
         self.calls.push(open_opener(self.opener));
         for map in &space.maps {
             match &map.backing {
-                Backing::Anonymous => self.map(map, -1, 0, libc::MAP_ANONYMOUS),
+                Backing::Anonymous => {
+                    self.map(map, -1, 0, libc::MAP_ANONYMOUS);
+                    self.huge_pages(map);
+                }
                 Backing::File { file, offset } => {
                     let fd = self.file(*file)?;
                     self.map(map, fd, *offset, 0);
@@ -169,6 +171,14 @@ impl Mapper<'_> {
         ];
         let call = RemoteCall::new(format!("map {:#x}", map.start), libc::SYS_mmap, args);
         self.calls.push(call.returns(map.start as i64));
+    }
+
+    /// Where the program asked for huge pages it gets them, which is decided when a page comes.
+    fn huge_pages(&mut self, map: &Map) {
+        if map.advice.contains(&libc::MADV_HUGEPAGE) && !self.image.processes[&self.pid].no_huge_pages {
+            let args = vec![map.start.into(), (map.end - map.start).into(), libc::MADV_HUGEPAGE.into()];
+            self.calls.push(RemoteCall::new("madvise", libc::SYS_madvise, args).may_fail());
+        }
     }
 
     fn shared(&mut self, map: &Map, memory: SharedMemoryId, offset: u64) -> Result<()> {
@@ -293,45 +303,4 @@ pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
         calls.push(RemoteCall::new("mlockall", libc::SYS_mlockall, vec![libc::MCL_FUTURE.into()]).may_fail());
     }
     calls
-}
-
-/// One address space, open for pages.
-pub(super) struct Space<'a> {
-    task: HostPid,
-    file: File,
-    state: &'a MmState,
-}
-
-impl<'a> Space<'a> {
-    pub fn open(image: &'a Image, grown: &Grown, id: MmId) -> Result<Space<'a>> {
-        let none = || damaged(format!("pages of memory {id}, which nobody has"));
-        let process = image.processes.values().find(|process| process.mm == id).ok_or_else(none)?;
-        let task = grown.stubs[&process.pid].task;
-        let path = format!("/proc/{task}/mem");
-        let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
-        Ok(Space { task, file, state: image.spaces.get(&id).ok_or_else(none)? })
-    }
-
-    /// Writes pages; they must lie in maps of the image (the engine's own page must not be reachable).
-    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        let end = address.checked_add(bytes.len() as u64).ok_or_else(|| damaged("pages beyond the end of memory"))?;
-        let mut at = address;
-        let first = self.state.maps.partition_point(|map| map.end <= address);
-        for map in &self.state.maps[first..] {
-            if map.start > at || at >= end {
-                break;
-            }
-            at = map.end.min(end);
-        }
-        if at < end {
-            return Err(damaged(format!("pages at {at:#x} of memory {}, where no map is", self.state.id)));
-        }
-        if write_memory(self.task, address, bytes).is_ok() {
-            return Ok(());
-        }
-        // Not writable for the program itself: as its tracer we may, and it gets a private copy.
-        self.file
-            .write_all_at(bytes, address)
-            .doing(|| format!("write {} bytes at {address:#x} of task {}", bytes.len(), self.task))
-    }
 }

@@ -20,4 +20,5 @@ pub mod ptrace;
 pub mod task;
 pub mod tty;
 pub mod unix;
+pub mod userfault;
 pub mod xattr;

@@ -66,9 +66,17 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
         child(theirs, &shared, &private)
     })?;
     private.write(0, &[78]);
-    keep("private anonymous", Map::anonymous(4 * MIB, MAP_PRIVATE).map()?, 4 * MIB, 1, true);
+    // Enough for several threads to save and restore it.
+    keep("private anonymous", Map::anonymous(24 * MIB, MAP_PRIVATE).map()?, 24 * MIB, 1, true);
     keep("shared anonymous", Map::anonymous(2 * MIB, MAP_SHARED).map()?, 2 * MIB, 2, true);
     keep("sparse", Map::anonymous(1 << 36, MAP_PRIVATE | MAP_NORESERVE).map()?, PAGE, 3, true);
+    let huge = Map::anonymous(6 * MIB, MAP_PRIVATE).map()?;
+    huge.advise(libc::MADV_HUGEPAGE)?;
+    keep("huge pages", huge, 6 * MIB, 13, true);
+    let mut constant = Map::anonymous(MIB, MAP_PRIVATE).map()?;
+    constant.write(0, &pattern(14, MIB));
+    constant.protect(0, MIB, libc::PROT_READ)?;
+    keep("written once", constant, MIB, 14, false);
     keep("growing downwards", Map::anonymous(8 * PAGE, MAP_PRIVATE | MAP_GROWSDOWN).map()?, 8 * PAGE, 4, true);
     let kept = file("/var/tmp/guest-kept", 5, MIB)?;
     keep("file, private, written", Map::of(kept.as_raw_fd(), MIB, MAP_PRIVATE).map()?, MIB, 6, true);

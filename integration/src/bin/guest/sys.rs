@@ -152,6 +152,13 @@ impl Region {
         Ok(())
     }
 
+    /// madvise(2) for all of it.
+    pub fn advise(&self, advice: i32) -> Result<()> {
+        // SAFETY: the range is ours; advice that empties it is not asked for.
+        check(unsafe { libc::madvise(self.address.cast(), self.bytes, advice) }.into())?;
+        Ok(())
+    }
+
     /// A copy from memory that may be unreadable: the kernel tells instead of a signal.
     pub fn readable(&self, at: usize) -> bool {
         assert!(at < self.bytes);

@@ -85,6 +85,8 @@ pub struct Rest {
     /// TCP connections that are established. (To ask the kernel for them would be to walk its table of all connections
     /// of the host, which takes milliseconds even when it is empty.)
     pub connections: u64,
+    /// What will not be exactly as it was.
+    pub warnings: Vec<String>,
 }
 
 impl<'v> FilesDump<'v> {
@@ -369,7 +371,7 @@ impl<'v> FilesDump<'v> {
         Ok(())
     }
 
-    /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES.
+    /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES, and the rest.
     pub fn finish(mut self, w: &mut Writer<impl Write>) -> Result<Rest> {
         self.finish_sockets()?;
         self.finish_terminals()?;
@@ -382,7 +384,7 @@ impl<'v> FilesDump<'v> {
             w.put(Kind::FD_TABLE, id.0, table)?;
         }
         let connections = self.entries.iter().filter_map(|entry| entry.file.as_ref()).filter(|file| established(file));
-        Ok(Rest { connections: connections.count() as u64, contents: self.contents })
+        Ok(Rest { connections: connections.count() as u64, contents: self.contents, warnings: self.warnings })
     }
 
     /// Queues of sockets can hold files that nobody else has, sockets too: until there is nothing new.

@@ -5,7 +5,10 @@
 //! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset.
 
 pub mod dump;
+mod pages;
 mod sysv;
+
+pub use pages::Contents;
 
 use crate::ids::{FileId, MmId, SharedMemoryId};
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,98 @@
+//! Room for a checkpoint, made while the pod still runs.
+//!
+//! Half of what writing a new file costs is making its pages, not copying into them. So the file is given pages for as
+//! much memory as the pod has before the pod is stopped; the frozen part then only copies. A guess that is wrong costs
+//! time and nothing else: what is missing is made when it is needed, what is too much goes when the file is finished.
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+const PIECE: usize = 1 << 20;
+/// Less is not worth looking for.
+const LITTLE: u64 = 8 << 20;
+/// Of the memory that the host has free, and of the room on the disk, at most one part in so many.
+const SHARE: u64 = 4;
+
+/// Makes pages behind the first `from` bytes of the file, for the memory of these processes.
+pub(super) fn make(file: &File, from: u64, processes: &[i32]) {
+    let Ok(file_system) = fstatfs(file) else { return };
+    let disk = file_system.blocks_available().saturating_mul(file_system.block_size().unsigned_abs());
+    let wanted = memory_of(processes).min(free_memory() / SHARE).min(disk / SHARE);
+    if wanted < LITTLE {
+        return;
+    }
+    if file_system.filesystem_type() == TMPFS_MAGIC {
+        // Pages without a content: the cheapest.
+        let _ = fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, from as i64, wanted as i64);
+    } else {
+        // Reserving blocks would make no pages.
+        write_zeros(file, from, wanted);
+    }
+}
+
+/// Takes away what was too much: the file ends after `bytes`.
+pub(super) fn trim(file: &File, bytes: u64) -> std::io::Result<()> {
+    file.set_len(bytes)
+}
+
+fn write_zeros(file: &File, from: u64, bytes: u64) {
+    let zeros = vec![0; PIECE];
+    let mut at = from;
+    while at < from + bytes {
+        let piece = &zeros[..PIECE.min((from + bytes - at) as usize)];
+        if file.write_all_at(piece, at).is_err() {
+            return;
+        }
+        at += piece.len() as u64;
+    }
+}
+
+/// What a dump of them will about hold: memory of their own, and shared memory once.
+fn memory_of(processes: &[i32]) -> u64 {
+    let (mut own, mut shared) = (0, 0);
+    for process in processes {
+        let status = format!("/proc/{process}/status");
+        own += bytes_of(&status, "RssAnon:");
+        shared = bytes_of(&status, "RssShmem:").max(shared);
+    }
+    own + shared
+}
+
+fn free_memory() -> u64 {
+    bytes_of("/proc/meminfo", "MemAvailable:")
+}
+
+/// A line "NAME: 12 kB" of a file of /proc.
+fn bytes_of(path: &str, name: &str) -> u64 {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_goes() {
+        let held = vec![1u8; 32 << 20];
+        for dir in ["/dev/shm", "."] {
+            let Ok(file) = tempfile::tempfile_in(dir) else { continue };
+            file.write_all_at(b"head", 0).unwrap();
+            make(&file, 4, &[std::process::id() as i32]);
+            file.write_all_at(b"tail", 4).unwrap();
+            trim(&file, 8).unwrap();
+            let metadata = file.metadata().unwrap();
+            assert_eq!(metadata.len(), 8);
+            assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) <= 16, "{dir}: {metadata:?}");
+            let mut all = [0; 8];
+            file.read_exact_at(&mut all, 0).unwrap();
+            assert_eq!(&all, b"headtail");
+        }
+        assert!(memory_of(&[std::process::id() as i32]) > 32 << 20);
+        assert_eq!(std::hint::black_box(held).len(), 32 << 20);
+    }
+}

@@ -1,0 +1,404 @@
+//! The bytes of memory on their way out: in pieces that stay in the cache until they are written, by as many threads as
+//! there are processors where the stream is a file, by one where it is a link.
+//!
+//! Private pages come by process_vm_readv, only those that are there and not the file's own; what is shared is read
+//! through its file. Pages of zeros are left out where nothing lies below them.
+
+use super::dump::{Place, Private};
+use crate::image::{Lanes, Owner, PageBuffer, PageRun, Writer};
+use pod_runtime::sys::memory::{self, PageRegion};
+use pod_runtime::{Doing, Problem, Result};
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const PAGE: u64 = 4096;
+/// What one thread reads at once: half of a second-level cache.
+const PIECE: u64 = 256 << 10;
+/// Ranges of one piece: well below the kernel's IOV_MAX.
+const MOST_RANGES: usize = 256;
+/// Threads pay from this many pieces on.
+const ALONE: usize = 16;
+/// More would wait for the memory, not for each other.
+const MOST_THREADS: usize = 8;
+const END_OF_USER: u64 = 0x7fff_ffff_f000;
+
+/// A file or nameless memory whose contents are to be sent.
+pub struct Contents {
+    pub source: File,
+    pub bytes: u64,
+    pub owner: Owner,
+}
+
+/// Ranges of one owner that are read at once.
+struct Piece<'a> {
+    source: Source<'a>,
+    owner: Owner,
+    /// Pages of zeros belong to it too.
+    zeros: bool,
+    ranges: Vec<(u64, usize)>,
+}
+
+enum Source<'a> {
+    Task(&'a Private),
+    /// What the program itself may not read, through /proc/PID/mem.
+    Hidden(&'a Private, Arc<File>),
+    File(&'a File),
+}
+
+/// Sends the pages of all spaces and then all contents.
+pub(super) fn send(spaces: &[Private], contents: &[Contents], w: &mut Writer<impl Write>) -> Result<()> {
+    let all = spaces.iter().flat_map(|space| flat(private(space)));
+    let all = all.chain(contents.iter().flat_map(|contents| flat(of_file(contents))));
+    if let Some(lanes) = w.lanes()? {
+        by_many(all, &lanes)?;
+        return lanes.finish();
+    }
+    let mut buffer = PageBuffer::new(PIECE as usize);
+    for piece in all {
+        for (run, data) in piece?.read(&mut buffer)? {
+            w.pages(run, &[data])?;
+        }
+    }
+    Ok(())
+}
+
+fn flat(pieces: Result<Vec<Piece<'_>>>) -> Vec<Result<Piece<'_>>> {
+    match pieces {
+        Ok(pieces) => pieces.into_iter().map(Ok).collect(),
+        Err(problem) => vec![Err(problem)],
+    }
+}
+
+fn by_many<'a>(mut pieces: impl Iterator<Item = Result<Piece<'a>>> + Send, lanes: &Lanes<'_>) -> Result<()> {
+    let first: Vec<_> = pieces.by_ref().take(ALONE).collect();
+    let few = first.len() < ALONE;
+    let pieces = Mutex::new(first.into_iter().chain(pieces));
+    let work = || {
+        let mut buffer = PageBuffer::new(PIECE as usize);
+        loop {
+            let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(piece) = next else { return Ok(()) };
+            lanes.put(&piece?.read(&mut buffer)?)?;
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    if few || threads == 1 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let ours = work();
+        others.into_iter().map(|other| other.join().unwrap_or_else(|_| Err(died()))).fold(ours, Result::and)
+    })
+}
+
+fn died() -> Problem {
+    Problem::new("E-INTERNAL", "a thread that copied memory ended by itself")
+}
+
+impl Piece<'_> {
+    /// Reads it; what is to be sent of it, by place.
+    fn read<'b>(&self, buffer: &'b mut [u8]) -> Result<Vec<(PageRun, &'b [u8])>> {
+        let bytes = self.ranges.iter().map(|(_, bytes)| bytes).sum();
+        let buffer = &mut buffer[..bytes];
+        let at = self.ranges.first().map_or(0, |(at, _)| *at);
+        match &self.source {
+            Source::Task(space) => match memory::read(space.host, buffer, &self.ranges) {
+                Ok(read) if read == bytes => Ok(()),
+                Ok(_) => Err(std::io::Error::from_raw_os_error(libc::EFAULT)),
+                Err(error) => Err(error),
+            }
+            .doing(|| format!("read {bytes} bytes at {at:x} of {}", space.name))?,
+            Source::Hidden(space, memory) => {
+                self.by_range(memory, buffer).doing(|| format!("read {bytes} bytes at {at:x} of {}", space.name))?;
+            }
+            Source::File(file) => self.by_range(file, buffer).doing(|| "read shared memory".into())?,
+        }
+        let mut runs = Vec::with_capacity(self.ranges.len());
+        let mut rest = &*buffer;
+        for (at, bytes) in &self.ranges {
+            let (data, more) = rest.split_at(*bytes);
+            rest = more;
+            if self.zeros {
+                runs.push((PageRun { owner: self.owner, address: *at, bytes: *bytes as u64 }, data));
+            } else {
+                without_zeros(data, *at, self.owner, &mut runs);
+            }
+        }
+        Ok(runs)
+    }
+
+    fn by_range(&self, file: &File, buffer: &mut [u8]) -> std::io::Result<()> {
+        let mut rest = buffer;
+        for (at, bytes) in &self.ranges {
+            let (into, more) = rest.split_at_mut(*bytes);
+            file.read_exact_at(into, *at)?;
+            rest = more;
+        }
+        Ok(())
+    }
+}
+
+/// Runs of pages that are not all zero.
+fn without_zeros<'b>(data: &'b [u8], at: u64, owner: Owner, runs: &mut Vec<(PageRun, &'b [u8])>) {
+    let page = PAGE as usize;
+    let is_zero = |from: usize| zero(&data[from..(from + page).min(data.len())]);
+    let mut from = 0;
+    while from < data.len() {
+        if is_zero(from) {
+            from += page;
+            continue;
+        }
+        let mut to = from + page;
+        while to < data.len() && !is_zero(to) {
+            to += page;
+        }
+        let to = to.min(data.len());
+        let run = PageRun { owner, address: at + from as u64, bytes: (to - from) as u64 };
+        runs.push((run, &data[from..to]));
+        from = to;
+    }
+}
+
+fn zero(page: &[u8]) -> bool {
+    // Most pages show that they are not within the first bytes.
+    page[..page.len().min(64)].iter().all(|byte| *byte == 0)
+        && page.chunks(512).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Gathers ranges into pieces.
+struct Gather<'a> {
+    pieces: Vec<Piece<'a>>,
+    bytes: u64,
+}
+
+impl<'a> Gather<'a> {
+    /// `joins` says whether the range may lie in the piece at hand, `open` begins another.
+    fn add(&mut self, range: Range<u64>, joins: impl Fn(&Piece<'a>) -> bool, open: impl Fn() -> Piece<'a>) {
+        let mut at = range.start;
+        while at < range.end {
+            let full = self.bytes == PIECE;
+            let piece = match self.pieces.last_mut() {
+                Some(piece) if !full && piece.ranges.len() < MOST_RANGES && joins(piece) => piece,
+                _ => {
+                    self.bytes = 0;
+                    self.pieces.push(open());
+                    let last = self.pieces.len() - 1;
+                    &mut self.pieces[last]
+                }
+            };
+            let bytes = (range.end - at).min(PIECE - self.bytes);
+            piece.ranges.push((at, bytes as usize));
+            self.bytes += bytes;
+            at += bytes;
+        }
+    }
+}
+
+/// What is to be read of one space.
+fn private(space: &Private) -> Result<Vec<Piece<'_>>> {
+    let path = format!("/proc/{}/pagemap", space.host);
+    let pagemap = File::open(&path).doing(|| format!("open {path}"))?;
+    let regions = own_pages(&pagemap).or_else(|error| match error.raw_os_error() {
+        // Before Linux 6.7.
+        Some(libc::ENOTTY | libc::EINVAL) => {
+            space.places.iter().try_fold(Vec::new(), |regions, place| own_pages_of(&pagemap, &place.range, regions))
+        }
+        _ => Err(error),
+    });
+    let regions = regions.doing(|| format!("find the pages of {}", space.name))?;
+    let memory = File::open(format!("/proc/{}/mem", space.host));
+    let memory = Arc::new(memory.doing(|| format!("open the memory of {}", space.name))?);
+    let mut gather = Gather { pieces: Vec::new(), bytes: 0 };
+    for (range, place) in within(&regions, &space.places) {
+        let source = || match place.readable {
+            true => Source::Task(space),
+            false => Source::Hidden(space, memory.clone()),
+        };
+        let joins = |piece: &Piece<'_>| {
+            piece.zeros == place.over_a_file && matches!(piece.source, Source::Task(_)) == place.readable
+        };
+        let owner = Owner::Mm(space.mm);
+        gather.add(range, joins, || Piece { source: source(), owner, zeros: place.over_a_file, ranges: Vec::new() });
+    }
+    Ok(gather.pieces)
+}
+
+/// The parts of regions that lie in places, both in order.
+fn within<'a>(regions: &[PageRegion], places: &'a [Place]) -> Vec<(Range<u64>, &'a Place)> {
+    let mut found = Vec::with_capacity(regions.len());
+    let mut first = 0;
+    for region in regions {
+        while places.get(first).is_some_and(|place| place.range.end <= region.start) {
+            first += 1;
+        }
+        for place in places[first..].iter().take_while(|place| place.range.start < region.end) {
+            found.push((region.start.max(place.range.start)..region.end.min(place.range.end), place));
+        }
+    }
+    found
+}
+
+/// What a file holds, without its holes.
+fn of_file(contents: &Contents) -> Result<Vec<Piece<'_>>> {
+    use nix::unistd::{Whence, lseek};
+    let (source, bytes, owner) = (&contents.source, contents.bytes, contents.owner);
+    let mut gather = Gather { pieces: Vec::new(), bytes: 0 };
+    let mut at = 0;
+    while at < bytes {
+        let start = match lseek(source, at as i64, Whence::SeekData) {
+            Ok(start) => start as u64 & !(PAGE - 1),
+            Err(nix::Error::ENXIO) => break,
+            // No holes known: all of it is data.
+            Err(_) => at,
+        };
+        let start = start.max(at);
+        let end = lseek(source, start as i64, Whence::SeekHole).map_or(bytes, |end| (end as u64).min(bytes));
+        let open = || Piece { source: Source::File(source), owner, zeros: false, ranges: Vec::new() };
+        gather.add(start..end, |_| true, open);
+        at = end.max(at + 1);
+    }
+    Ok(gather.pieces)
+}
+
+/// Pages that are the process's own: there (or swapped out), not a file's, not the shared page of zeros.
+fn own_pages(pagemap: &File) -> std::io::Result<Vec<PageRegion>> {
+    let there = memory::PAGE_IS_PRESENT | memory::PAGE_IS_SWAPPED;
+    let not = memory::PAGE_IS_FILE | memory::PAGE_IS_PFNZERO;
+    memory::scan_pages(pagemap, 0, END_OF_USER, there, not)
+}
+
+/// The same of one range by reading the table itself, eight bytes a page. The page of zeros looks like any other.
+fn own_pages_of(pagemap: &File, range: &Range<u64>, mut found: Vec<PageRegion>) -> std::io::Result<Vec<PageRegion>> {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const OF_A_FILE: u64 = 1 << 61;
+    let mut buffer = vec![0u8; 64 << 10];
+    let mut at = range.start;
+    while at < range.end {
+        let pages = ((range.end - at) / PAGE).min(buffer.len() as u64 / 8);
+        let entries = &mut buffer[..pages as usize * 8];
+        pagemap.read_exact_at(entries, at / PAGE * 8)?;
+        for entry in entries.chunks_exact(8) {
+            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
+            if entry & (PRESENT | SWAPPED) != 0 && entry & OF_A_FILE == 0 {
+                match found.last_mut() {
+                    Some(last) if last.end == at => last.end += PAGE,
+                    _ => found.push(PageRegion { start: at, end: at + PAGE, categories: 0 }),
+                }
+            }
+            at += PAGE;
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{FileId, MmId};
+    use crate::image::{Kind, Reader};
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    #[test]
+    fn zero_pages_are_seen() {
+        let mut page = vec![0u8; 4096];
+        assert!(zero(&page));
+        page[4095] = 1;
+        assert!(!zero(&page));
+    }
+
+    #[test]
+    fn own_pages_of_ourselves() {
+        // So large that it is a mapping of its own, whatever the allocator learnt from other tests.
+        let mut data = vec![0u8; 40 << 20];
+        let first = (data.as_ptr() as u64).next_multiple_of(4096);
+        data[8192] = 7;
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let start = data.as_ptr() as u64 & !4095;
+        let old = own_pages_of(&pagemap, &(start..start + 64 * 4096), Vec::new()).unwrap();
+        assert!(old.iter().any(|region| region.start <= start + 8192 && start + 8192 < region.end));
+        let Ok(regions) = own_pages(&pagemap) else { return };
+        let touched = data.as_ptr() as u64 + 8192;
+        assert!(regions.iter().any(|region| region.start <= touched && touched < region.end));
+        let untouched = first + 40 * 4096;
+        assert!(!regions.iter().any(|region| region.start <= untouched && untouched < region.end));
+    }
+
+    fn place(range: Range<u64>) -> Place {
+        Place { range, readable: true, over_a_file: false }
+    }
+
+    #[test]
+    fn regions_are_cut_to_places() {
+        let region = |start, end| PageRegion { start, end, categories: 0 };
+        let places = [place(10..20), place(20..30), place(50..60)];
+        let found = within(&[region(0, 5), region(8, 25), region(28, 55), region(55, 90)], &places);
+        let ranges: Vec<_> = found.into_iter().map(|(range, _)| range).collect();
+        assert_eq!(ranges, [10..20, 20..25, 28..30, 50..55, 55..60]);
+    }
+
+    /// Our own memory as that of a pod: 32 MiB with holes, pages of zeros and single pages, by many threads and by one.
+    #[test]
+    fn many_threads_write_what_one_would() {
+        let bytes = 32 << 20;
+        let mut memory = PageBuffer::new(bytes);
+        let mut state = 1u64;
+        for (number, page) in memory.chunks_mut(4096).enumerate() {
+            if number % 7 == 0 || (2048..4096).contains(&number) {
+                continue;
+            }
+            page.iter_mut().for_each(|byte| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                *byte = (state >> 56) as u8;
+            });
+        }
+        let base = memory.as_ptr() as u64;
+        let host = std::process::id() as i32;
+        let places = vec![place(base..base + bytes as u64)];
+        let spaces = [Private { mm: MmId(3), host, name: "us".into(), places }];
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::copy(&mut &memory[..1 << 20], &mut file).unwrap();
+        let contents = [Contents { source: file, bytes: 1 << 20, owner: Owner::File(FileId(9)) }];
+        let mut stream = tempfile::tempfile().unwrap();
+        let mut w = Writer::to_file(stream.try_clone().unwrap()).unwrap();
+        w.put(Kind::SPEC, 0, &1).unwrap();
+        send(&spaces, &contents, &mut w).unwrap();
+        w.put(Kind::IPC, 0, &2).unwrap();
+        w.finish().unwrap();
+        let mut written = Vec::new();
+        std::io::Seek::rewind(&mut stream).unwrap();
+        stream.read_to_end(&mut written).unwrap();
+        let mut w = Writer::new(Vec::new());
+        send(&spaces, &contents, &mut w).unwrap();
+        let one = pages_of(&w.finish().unwrap()[..]);
+        let many = pages_of(&written[..]);
+        assert!(many == one, "the same pages");
+        for (owner, address, page) in many.iter().map(|((owner, address), page)| (owner, *address, page)) {
+            let at = if *owner == Owner::Mm(MmId(3)) { address - base } else { address } as usize;
+            assert!(memory[at..at + 4096] == page[..], "page at {at:x} of {owner:?}");
+        }
+        let zeros = bytes / 4096 / 2 - (0..8192).filter(|n| n % 7 == 0 && !(2048..4096).contains(n)).count();
+        assert_eq!(many.keys().filter(|(owner, _)| *owner == Owner::Mm(MmId(3))).count(), zeros + 2048);
+    }
+
+    fn pages_of(stream: &[u8]) -> BTreeMap<(Owner, u64), Vec<u8>> {
+        let mut reader = Reader::new(stream).unwrap();
+        let mut found = BTreeMap::new();
+        while let Some(record) = reader.next().unwrap() {
+            let Some(run) = record.run else { continue };
+            let mut data = vec![0; run.bytes as usize];
+            assert_eq!(reader.read_pages(&mut data).unwrap(), data.len());
+            for (number, page) in data.chunks(4096).enumerate() {
+                let twice = found.insert((run.owner, run.address + 4096 * number as u64), page.to_vec());
+                assert!(twice.is_none(), "a page comes once");
+            }
+        }
+        reader.nothing_after().unwrap();
+        found
+    }
+}
