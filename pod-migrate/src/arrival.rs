@@ -11,14 +11,14 @@ use crate::restore::{self, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
 use pod_runtime::birth::Clocks;
-use pod_runtime::monitor::{Filled, Newborn, log};
+use pod_runtime::monitor::log::{self, Log};
+use pod_runtime::monitor::{About, Arrived as ArrivedSession, Filled, Newborn};
 use pod_runtime::spec::{Spec, VERSION};
 use pod_runtime::store::{self, Pod, Store};
 use pod_runtime::{Doing, Problem, Result, lifecycle, network};
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// Reads the first record and refuses what can be refused by it.
 pub fn origin<R: Read>(reader: &mut Reader<R>) -> Result<Origin> {
@@ -122,9 +122,9 @@ pub fn receive_at_rest<R: Read>(
                 arrived.files += more.files;
                 arrived.bytes += more.bytes;
             }
-            Kind::LOG => receive_log(reader, pod, &record)?,
+            Kind::LOG => receive_log(reader, pod, spec, &record)?,
             Kind::MOMENT => {
-                note(pod, from)?;
+                note(pod, spec, from)?;
                 return Ok((record.state()?, arrived));
             }
             kind => return Err(damaged(format!("a {kind} record among the files"))),
@@ -159,11 +159,11 @@ pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Res
     Err(damaged("the image ends before the pod's processes"))
 }
 
-fn receive_log<R: Read>(reader: &mut Reader<R>, pod: &Pod, record: &Record) -> Result<()> {
+fn receive_log<R: Read>(reader: &mut Reader<R>, pod: &Pod, spec: &Spec, record: &Record) -> Result<()> {
     let Some(run) = record.run.filter(|run| run.owner == Owner::Log) else { return Err(damaged("a log of nothing")) };
-    let path = pod.log_path();
-    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = open.doing(|| format!("open {}", path.display()))?;
+    let here = || "write the pod's log".into();
+    // Its limits are the pod's own, also those that a hostile image has.
+    let mut log = Log::resume(&pod.dir(), spec.log).doing(here)?;
     let mut buffer = vec![0; 64 << 10];
     let mut at = run.address;
     loop {
@@ -171,17 +171,16 @@ fn receive_log<R: Read>(reader: &mut Reader<R>, pod: &Pod, record: &Record) -> R
         if n == 0 {
             return Ok(());
         }
-        file.write_all_at(&buffer[..n], at).doing(|| format!("write {}", path.display()))?;
+        log.receive(at, &buffer[..n]).doing(here)?;
         at += n as u64;
     }
 }
 
 /// A line of our own in the pod's log.
-fn note(pod: &Pod, text: &str) -> Result<()> {
-    let line = log::encode(pod_runtime::when::now_ns(), log::Stream::Note, format!("{text}\n").as_bytes());
-    let path = pod.log_path();
-    let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-    open.and_then(|mut file| file.write_all(&line)).doing(|| format!("write {}", path.display()))
+fn note(pod: &Pod, spec: &Spec, text: &str) -> Result<()> {
+    let log = Log::open(&pod.dir(), spec.log);
+    let written = log.and_then(|mut log| log.write(log::Stream::Note, format!("{text}\n").as_bytes()));
+    written.doing(|| "write the pod's log".into())
 }
 
 /// Fills the newborn from the records and pages that come now. It stands ready then, all of it stopped. `until` is
@@ -201,8 +200,10 @@ pub fn restore<R: Read>(
     restore::restore(image, reader, &newborn.born, |record, _| until(record))
 }
 
-/// What the monitor takes over from a pod that runs.
-pub fn filled(running: Running) -> Filled {
-    let Running { external: External { stdin, stdout, stderr, console, others }, roots } = running;
-    Filled { console, stdin, stdout, stderr, roots, others }
+/// What the monitor takes over from a pod that runs. `sessions` are those that the image speaks of; `awaited`: the clients that they had may come back.
+pub fn filled(running: Running, sessions: Vec<About>, awaited: bool) -> Filled {
+    let Running { external: External { stdin, stdout, stderr, console, sessions: mut ends, others }, roots } = running;
+    let arrived = |about: About| ArrivedSession { fds: ends.remove(&about.id).unwrap_or_default(), about };
+    let sessions = sessions.into_iter().map(arrived).collect();
+    Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others }
 }

@@ -16,7 +16,9 @@ use crate::storage::{self, Inventory, Layer, Place, Sent};
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
 use pod_runtime::cgroup::Cgroup;
+use pod_runtime::monitor::About;
 use pod_runtime::monitor::client::{self, Hold};
+use pod_runtime::monitor::log::History;
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{State, now, wrong_state};
 use pod_runtime::store::Pod;
@@ -26,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,12 +46,15 @@ pub struct Origin {
     pub written: u64,
 }
 
-/// State of MOMENT: the pod's clocks when it stopped, in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// State of MOMENT: the pod's clocks when it stopped, in nanoseconds, and what its monitor knew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     pub monotonic: i64,
     pub boottime: i64,
     pub realtime: i64,
+    /// What `pod exec` had started.
+    #[serde(default)]
+    pub sessions: Vec<About>,
 }
 
 /// A pod that is being captured and runs meanwhile.
@@ -125,8 +130,7 @@ impl Capture {
         };
         w.put(Kind::SPEC, 0, &origin)?;
         self.pass(w, &BTreeMap::new())?;
-        let length = fs::metadata(self.pod.log_path()).map_or(0, |m| m.len());
-        self.log(w, length)
+        self.log(w, u64::MAX)
     }
 
     /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
@@ -166,12 +170,15 @@ impl Capture {
 
     /// The log from where it was sent to, up to `end`.
     fn log<W: Write>(&mut self, w: &mut Writer<W>, end: u64) -> Result<()> {
-        let path = self.pod.log_path();
-        let Ok(file) = File::open(&path) else { return Ok(()) };
+        let here = || format!("read {}", self.pod.log_path().display());
+        let history = History::open(&self.pod.dir()).doing(here)?;
+        let end = end.min(history.end().doing(here)?);
         let mut buffer = vec![0; PIECE];
-        while self.log < end {
-            let most = PIECE.min((end - self.log) as usize);
-            let n = file.read_at(&mut buffer[..most], self.log).doing(|| format!("read {}", path.display()))?;
+        loop {
+            // What was rotated away is not there any more.
+            self.log = history.settle(self.log).doing(here)?;
+            let most = PIECE.min(end.saturating_sub(self.log) as usize);
+            let n = history.raw(&mut buffer[..most], self.log).doing(here)?;
             if n == 0 {
                 break;
             }
@@ -211,7 +218,8 @@ impl Still {
         let mapped = self.mapped();
         self.capture.pass(w, &mapped)?;
         self.capture.log(w, self.hold.log)?;
-        w.put(Kind::MOMENT, 0, &moment(self.capture.init)?)?;
+        let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
+        w.put(Kind::MOMENT, 0, &moment(self.capture.init, sessions)?)?;
         for (place, tree) in storage::layers_in_memory(self.capture.init.0)? {
             w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
             let (_, sent) = storage::walk(&tree, w, &mut self.capture.next_id, None, &BTreeSet::new())?;
@@ -345,7 +353,13 @@ fn outside(hold: &Hold, upper: PathBuf) -> Result<Outside> {
         outside.add(hold.end(number)?, Holder::Pod(which))?;
     }
     for number in &ends.others {
-        outside.add(hold.end(*number)?, Holder::Session)?;
+        outside.add(hold.end(*number)?, Holder::Nobody)?;
+    }
+    for session in &ends.sessions {
+        // Console and stdin are 0.
+        for (number, which) in session.numbers.iter().zip([0, 0, 1, 2]).filter_map(|(n, which)| Some(((*n)?, which))) {
+            outside.add(hold.end(number)?, Holder::Session(session.about.id, which))?;
+        }
     }
     Ok(outside)
 }
@@ -356,7 +370,7 @@ pub(crate) fn outside_now(pod: &Pod) -> Result<Outside> {
 }
 
 /// The pod's clocks now.
-fn moment(init: HostPid) -> Result<Moment> {
+fn moment(init: HostPid, sessions: Vec<About>) -> Result<Moment> {
     let offsets = fs::read_to_string(format!("/proc/{init}/timens_offsets")).unwrap_or_default();
     let offset = |name: &str| -> i64 {
         let line = offsets.lines().find_map(|line| line.strip_prefix(name));
@@ -367,6 +381,7 @@ fn moment(init: HostPid) -> Result<Moment> {
         monotonic: clock(ClockId::CLOCK_MONOTONIC)? + offset("monotonic"),
         boottime: clock(ClockId::CLOCK_BOOTTIME)? + offset("boottime"),
         realtime: clock(ClockId::CLOCK_REALTIME)?,
+        sessions,
     })
 }
 

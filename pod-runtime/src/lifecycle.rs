@@ -4,7 +4,7 @@
 //! hit a process of somebody else. Every step of a removal may find that it was done before.
 
 use crate::cgroup::Cgroup;
-use crate::monitor::client;
+use crate::monitor::{client, log};
 use crate::network;
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::Spec;
@@ -194,7 +194,8 @@ pub fn bury(pod: &Pod, to: &str) -> Result<()> {
             _ => {}
         }
     }
-    for path in [pod.log_path(), pod.monitor_log_path(), pod.dir().join("lock")] {
+    let own = [pod.monitor_log_path(), pod.dir().join("lock")];
+    for path in log::files(&pod.dir()).into_iter().chain(own) {
         let _ = std::fs::remove_file(path);
     }
     Ok(())

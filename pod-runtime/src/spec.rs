@@ -40,6 +40,24 @@ pub struct Spec {
     pub stop_signal: i32,
     /// Seconds between the stop signal and SIGKILL.
     pub stop_timeout: u32,
+    #[serde(default)]
+    pub log: LogLimits,
+}
+
+/// `--log-opt`: how much of what the pod wrote is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes of one file.
+    pub max_size: Option<u64>,
+    /// Files, with the one that is written to.
+    pub max_files: u32,
+}
+
+impl Default for LogLimits {
+    /// 100 MiB a pod: enough to look back, and a pod that talks without end does not fill the disk.
+    fn default() -> LogLimits {
+        LogLimits { max_size: Some(20 << 20), max_files: 5 }
+    }
 }
 
 /// The first process.

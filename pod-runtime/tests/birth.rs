@@ -69,6 +69,7 @@ impl Bed {
             auto_remove: false,
             stop_signal: 15,
             stop_timeout: 10,
+            log: Default::default(),
         };
         Bed { dir, spec }
     }
@@ -560,12 +561,10 @@ fn a_destination_that_is_swapped_leads_nowhere() {
     daemon::reap(swapper).unwrap();
 }
 
-/// A layer that came from another host, at a path that this one does not have; and folders that were used before by a
-/// pod whose files are not synced.
+/// A layer that came from another host, at a path that this one does not have; and folders that were used before.
 #[test]
 fn a_layer_from_elsewhere() {
-    let mut bed = Bed::new("cat /not/there/file; echo more >> /not/there/file");
-    bed.spec.auto_remove = true;
+    let bed = Bed::new("cat /not/there/file; echo more >> /not/there/file");
     let (code, said) = bed.monitor(|spec, pod, stdio| {
         let layer = pod.upper_dir().join("+not+there");
         fs::create_dir_all(&layer).unwrap();

@@ -103,6 +103,7 @@ fn spec(id: &str, mode: NetworkMode, ip: &[&str]) -> Spec {
         auto_remove: false,
         stop_signal: 15,
         stop_timeout: 10,
+        log: Default::default(),
     }
 }
 

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod cli;
+mod elsewhere;
 mod output;
 mod terminal;
 

@@ -4,31 +4,37 @@
 //! included ([`Raw`]). Nothing here waits for one side only: input that the program does not read yet is kept here,
 //! bounded, while output goes on.
 
+use crate::cli::Exit;
+use crate::{elsewhere, output};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use pod_runtime::monitor::Size;
-use pod_runtime::monitor::wire::{self, Kind};
-use pod_runtime::sys::{daemon, tty};
+use pod_runtime::monitor::wire::{self, Attach, Gone, Kind};
+use pod_runtime::store::Pod;
+use pod_runtime::sys::tty;
 use pod_runtime::{Doing, Problem, Result};
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 /// Input that the monitor has not taken yet.
 const INPUT_BOUND: usize = 128 << 10;
+/// Input that is kept in case that the program has not got it when the pod moves. More than the sockets, pipes and
+/// windows between us and the program hold.
+const KEPT: usize = 8 << 20;
 
 /// How a view ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Outcome {
     Exit(i32),
     /// By the detach keys, or because the person's terminal went away.
     Detached,
-    /// The pod lives on this host now.
-    Moved(String),
+    /// The pod lives on this host now, and we could not follow, because of this.
+    Moved(String, Problem),
     /// Nobody reads what we show any more.
     Unread,
 }
@@ -42,8 +48,12 @@ pub struct View {
     pub terminal: bool,
     /// Typed in a row they end the view; empty: nothing does.
     pub detach_keys: Vec<u8>,
-    /// Gets the signals that we get.
-    pub proxy: Option<OwnedFd>,
+    /// Whether the program gets the signals that we get.
+    pub proxy: bool,
+    /// To find it again when it moves.
+    pub pod: Pod,
+    /// When it is one of `pod exec`.
+    pub session: Option<u64>,
 }
 
 /// The size of the terminal that we run on; 24×80 when there is none.
@@ -100,11 +110,34 @@ struct Running {
     held: Vec<u8>,
     interrupts: u32,
     is_tty: bool,
+    /// What was typed last, and how much there was of it in all.
+    kept: VecDeque<u8>,
+    typed: u64,
+    /// Signals that were passed on.
+    signalled: Vec<i32>,
 }
 
 impl View {
-    /// Shows the program until it ends or the view does.
-    pub fn run(self) -> Result<Outcome> {
+    /// Shows the program until it ends or the view does, and says how that was. `name` is the pod's.
+    pub fn show(self, name: &str) -> Result<Exit> {
+        let session = self.session.map_or_else(String::new, |number| format!(" --exec {number}"));
+        Ok(Exit(match self.run()? {
+            Outcome::Exit(code) => code,
+            Outcome::Detached => {
+                output::say(format!("detached; back with: pod attach {name}{session}"));
+                0
+            }
+            Outcome::Moved(to, why) => {
+                tracing::info!("not followed to {to}: {}", why.chain());
+                output::say(format!("\nmoved to {to}; go on there with: ssh -t {to} pod attach {name}{session}"));
+                0
+            }
+            // As a shell counts a broken pipe.
+            Outcome::Unread => 141,
+        }))
+    }
+
+    fn run(self) -> Result<Outcome> {
         let mask: SigSet = SIGNALS.iter().copied().collect();
         mask.thread_block().doing(|| "block signals".into())?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
@@ -122,6 +155,9 @@ impl View {
             held: Vec::new(),
             interrupts: 0,
             is_tty,
+            kept: VecDeque::new(),
+            typed: 0,
+            signalled: Vec::new(),
         };
         if is_tty {
             running.send_size();
@@ -182,8 +218,10 @@ impl Running {
             } else if self.is_tty && [Signal::SIGHUP as i32, Signal::SIGTERM as i32].contains(&number) {
                 // Our terminal goes away; the pod's stays.
                 return Some(Outcome::Detached);
-            } else if let Some(pidfd) = &self.view.proxy {
-                let _ = daemon::pidfd_send_signal(pidfd.as_fd(), number);
+            } else if self.view.proxy {
+                self.signalled.push(number);
+                wire::put(&mut self.outgoing, Kind::Signal, &number.to_le_bytes());
+                self.flush();
                 self.interrupts += u32::from(number == Signal::SIGINT as i32 || number == Signal::SIGTERM as i32);
                 // As docker: somebody who insists gets the prompt back.
                 if self.interrupts >= 3 {
@@ -220,10 +258,56 @@ impl Running {
         let keys = if self.is_tty { self.view.detach_keys.clone() } else { Vec::new() };
         let (send, detach) = sift(&keys, &mut self.held, &buffer[..n]);
         if !send.is_empty() {
-            wire::put(&mut self.outgoing, Kind::Input, &send);
+            self.send(&send);
             self.flush();
         }
         detach.then_some(Outcome::Detached)
+    }
+
+    fn send(&mut self, typed: &[u8]) {
+        wire::put(&mut self.outgoing, Kind::Input, typed);
+        self.typed += typed.len() as u64;
+        self.kept.extend(typed);
+        let surplus = self.kept.len().saturating_sub(KEPT);
+        self.kept.drain(..surplus);
+    }
+
+    /// Goes to where the pod is now, and says again what did not reach it.
+    fn follow(&mut self, gone: Gone) -> Option<Outcome> {
+        let View { pod, session, .. } = &self.view;
+        let size = self.is_tty.then(size);
+        let wanted = Attach { size, session: *session, from: Some(gone.log), again: true };
+        let found = elsewhere::attach(pod.store(), pod.id(), &wanted).and_then(|stream| {
+            stream.set_nonblocking(true).doing(|| "set up the connection".into())?;
+            Ok(stream)
+        });
+        let stream = match found {
+            Ok(stream) => stream,
+            Err(problem) => return Some(Outcome::Moved(gone.to, problem)),
+        };
+        let line_end = if self.is_tty { "\r" } else { "" };
+        output::say(format!("{line_end}\n[pod] moved to {}{line_end}", gone.to));
+        self.view.stream = stream;
+        self.incoming.clear();
+        self.outgoing.clear();
+        if self.is_tty {
+            self.send_size();
+        }
+        let missing = self.typed.saturating_sub(gone.typed).min(self.kept.len() as u64) as usize;
+        let missing: Vec<u8> = self.kept.drain(..).rev().take(missing).collect::<Vec<_>>().into_iter().rev().collect();
+        self.typed = 0;
+        if !missing.is_empty() {
+            self.send(&missing);
+        }
+        if self.view.input && !self.reading {
+            wire::put(&mut self.outgoing, Kind::Input, b"");
+        }
+        self.signalled.drain(..self.signalled.len().min(gone.signals as usize));
+        for number in &self.signalled {
+            wire::put(&mut self.outgoing, Kind::Signal, &number.to_le_bytes());
+        }
+        self.flush();
+        None
     }
 
     fn flush(&mut self) {
@@ -255,8 +339,8 @@ impl Running {
                     let code: [u8; 4] = payload.try_into().unwrap_or([125, 0, 0, 0]);
                     return Ok(Some(Outcome::Exit(i32::from_le_bytes(code))));
                 }
-                Kind::Gone => return Ok(Some(Outcome::Moved(String::from_utf8_lossy(&payload).into_owned()))),
-                Kind::Input | Kind::Resize => true,
+                Kind::Gone => return Ok(self.follow(Gone::from_bytes(&payload))),
+                Kind::Input | Kind::Resize | Kind::Signal => true,
             };
             if !written {
                 return Ok(Some(Outcome::Unread));

@@ -10,7 +10,7 @@ use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
 use pod_runtime::birth::Clocks;
 use pod_runtime::lifecycle;
-use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Newborn, Size};
+use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::{self, Claim};
 use pod_runtime::spec::{Address, Spec};
 use pod_runtime::status::{ProcessKey, State, now};
@@ -57,7 +57,7 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
     let started = monitor::spawn(Launch {
         pod,
         spec,
-        beginning: Beginning::Fill(Box::new(Arriving { reader, note })),
+        beginning: Beginning::Fill(Box::new(Arriving { reader, note, sessions: Vec::new() })),
         size: Size { rows: 24, columns: 80 },
         attach: false,
     })?;
@@ -95,23 +95,27 @@ struct Arriving {
     reader: Reader<File>,
     /// For the log.
     note: String,
+    /// Of `pod exec`.
+    sessions: Vec<About>,
 }
 
 impl Filling for Arriving {
     fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks> {
         let (moment, _) = arrival::receive_at_rest(&mut self.reader, pod, spec, &self.note)?;
-        arrival::clocks(&moment)
+        let clocks = arrival::clocks(&moment)?;
+        self.sessions = moment.sessions;
+        Ok(clocks)
     }
 
     fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
-        fill(self.reader, newborn)
+        fill(self.reader, self.sessions, newborn)
     }
 
     /// Whoever waits for the monitor hears it.
     fn failed(&mut self, _: &Problem) {}
 }
 
-fn fill(mut reader: Reader<File>, newborn: &mut Newborn) -> Result<Filled> {
+fn fill(mut reader: Reader<File>, sessions: Vec<About>, newborn: &mut Newborn) -> Result<Filled> {
     arrival::receive_memory(&mut reader, newborn)?;
     // To the trailer, whose digest the reader compares.
     let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
@@ -121,7 +125,7 @@ fn fill(mut reader: Reader<File>, newborn: &mut Newborn) -> Result<Filled> {
         attachment.announce()?;
     }
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
-    let filled = arrival::filled(restored.go()?);
+    let filled = arrival::filled(restored.go()?, sessions, false);
     let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
     newborn.pod.update_quickly(|status| {
         status.state = State::Running;

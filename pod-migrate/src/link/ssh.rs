@@ -64,12 +64,10 @@ pub struct Remote {
 }
 
 impl Ssh {
-    /// Starts `pod receive` there and opens the link to it.
-    pub fn connect(&self, interrupt: Option<Interrupt>) -> Result<(Remote, Link)> {
-        let words: File =
-            memfd_create(c"ssh-stderr", MFdFlags::MFD_CLOEXEC).doing(|| "make a file in memory".into())?.into();
+    /// ssh, told to run `pod ARGS…` there. The arguments go through a shell there.
+    pub fn command(&self, args: &[&str]) -> Command {
         let program = std::env::var_os("POD_SSH").filter(|p| !p.is_empty()).unwrap_or_else(|| OsString::from("ssh"));
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         for option in ["ServerAliveInterval=3", "ServerAliveCountMax=3", "ForwardX11=no", "ForwardAgent=no"] {
             command.args(["-o", option]);
         }
@@ -79,7 +77,16 @@ impl Ssh {
         if let Some(port) = self.target.port {
             command.args(["-p", &port.to_string()]);
         }
-        command.args(["-T", &self.target.host, "--", &self.remote_pod, "receive"]);
+        command.args(["-T", &self.target.host, "--", &self.remote_pod]).args(args);
+        command
+    }
+
+    /// Starts `pod receive` there and opens the link to it.
+    pub fn connect(&self, interrupt: Option<Interrupt>) -> Result<(Remote, Link)> {
+        let words: File =
+            memfd_create(c"ssh-stderr", MFdFlags::MFD_CLOEXEC).doing(|| "make a file in memory".into())?.into();
+        let mut command = self.command(&["receive"]);
+        let program = command.get_program().to_owned();
         let stderr = words.try_clone().doing(|| "copy a descriptor".into())?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().code(LINK, || format!("start {}", program.to_string_lossy()))?;

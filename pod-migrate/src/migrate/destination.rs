@@ -13,7 +13,8 @@ use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
 use pod_runtime::birth::Clocks;
-use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Newborn, Size};
+use crate::restore::Running;
+use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
 use pod_runtime::network::{self, Claim};
 use pod_runtime::spec::Spec;
@@ -80,7 +81,8 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
     };
     let journal = begin(store, &reservation, hello, job)?;
     let note = format!("moved here from {}", hello.host);
-    spawn(reservation, Arriving { link, journal, note, warnings: Some(warnings), arrival: Arrival::default() })
+    let (warnings, arrival, sessions) = (Some(warnings), Arrival::default(), Vec::new());
+    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions })
 }
 
 fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> Result<Journal> {
@@ -127,6 +129,8 @@ struct Arriving {
     /// To go with RESERVED, until that was said.
     warnings: Option<Vec<String>>,
     arrival: Arrival,
+    /// Of `pod exec`.
+    sessions: Vec<About>,
 }
 
 impl Filling for Arriving {
@@ -139,12 +143,16 @@ impl Filling for Arriving {
         arrival::origin(&mut self.link.reader)?;
         let (moment, arrived) = arrival::receive_at_rest(&mut self.link.reader, pod, spec, &self.note)?;
         (self.arrival.files, self.arrival.bytes) = (arrived.files, arrived.bytes);
-        arrival::clocks(&moment)
+        let clocks = arrival::clocks(&moment)?;
+        self.sessions = moment.sessions;
+        Ok(clocks)
     }
 
     fn fill(mut self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
         let arrival = std::mem::take(&mut self.arrival);
-        let filled = ready(&mut self.link, &mut self.journal, arrival, newborn);
+        let running = ready(&mut self.link, &mut self.journal, arrival, newborn);
+        let sessions = std::mem::take(&mut self.sessions);
+        let filled = running.map(|running| arrival::filled(running, sessions, true));
         if let Err(problem) = &filled {
             self.failed(problem);
         }
@@ -163,7 +171,7 @@ impl Filling for Arriving {
     }
 }
 
-fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: &mut Newborn) -> Result<Filled> {
+fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: &mut Newborn) -> Result<Running> {
     let holder = match &newborn.attachment {
         Some(attachment) => Holder::start(attachment)?,
         None => None,
@@ -185,7 +193,7 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
         attachment.join()?;
         attachment.announce()?;
     }
-    let filled = arrival::filled(restored.go()?);
+    let running = restored.go()?;
     if let Some(holder) = &holder {
         holder.inject();
     }
@@ -197,7 +205,7 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
     if let Some(holder) = &holder {
         holder.inject(); // what strayed in meanwhile
     }
-    Ok(filled)
+    Ok(running)
 }
 
 /// Whether the source says that it has sent everything.

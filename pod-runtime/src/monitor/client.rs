@@ -1,7 +1,7 @@
 //! The other side of the control socket: what commands ask a pod's monitor.
 
 use super::serve::moved_problem;
-use super::wire::{Ends, Exec, Reply, Request, Size};
+use super::wire::{About, Attach, Ends, Exec, Reply, Request};
 use crate::problem::{Doing, Problem, Result};
 use crate::status::State;
 use crate::store::Pod;
@@ -49,7 +49,8 @@ fn no_monitor(pod: &Pod) -> Result<Problem> {
     })
 }
 
-fn ask(stream: &mut UnixStream, request: &Request) -> Result<Reply> {
+/// Says one request on a connection, also one that leads to the monitor of another host, and hears the answer.
+pub fn ask(stream: &mut UnixStream, request: &Request) -> Result<Reply> {
     let mut line = serde_json::to_vec(request).doing(|| "put a request into words".into())?;
     line.push(b'\n');
     let lost = |error| Problem::new("E-MONITOR", "the monitor hung up").because(error);
@@ -76,18 +77,28 @@ pub fn ping(pod: &Pod) -> Result<i32> {
     reply.pid.ok_or_else(|| Problem::new("E-MONITOR", "the monitor does not say who it is"))
 }
 
-/// Becomes a client of the pod's stdio: frames from now on.
-pub fn attach(pod: &Pod, size: Option<Size>) -> Result<UnixStream> {
+/// Becomes a client of the stdio of the pod or of a session in it: frames from now on.
+pub fn attach(pod: &Pod, wanted: Attach) -> Result<(UnixStream, Reply)> {
     let mut stream = connect(pod)?;
-    settled(pod, ask(&mut stream, &Request::Attach { size }))?;
-    Ok(stream)
+    let reply = settled(pod, ask(&mut stream, &Request::Attach(wanted)))?;
+    Ok((stream, reply))
 }
 
 /// Starts a process in the pod; frames of its stdio from now on, unless it is detached.
-pub fn exec(pod: &Pod, exec: Exec) -> Result<(UnixStream, i32)> {
+pub fn exec(pod: &Pod, exec: Exec) -> Result<(UnixStream, Reply)> {
     let mut stream = connect(pod)?;
     let reply = settled(pod, ask(&mut stream, &Request::Exec(exec)))?;
-    Ok((stream, reply.pid.unwrap_or_default()))
+    Ok((stream, reply))
+}
+
+/// What `pod exec` started there. Nothing of a monitor that does not answer at once: this is for lists.
+pub fn sessions(pod: &Pod) -> Vec<About> {
+    let asked = || -> Result<Reply> {
+        let mut stream = connect(pod)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).doing(|| "set up the connection".into())?;
+        ask(&mut stream, &Request::Sessions)
+    };
+    asked().map(|reply| reply.sessions).unwrap_or_default()
 }
 
 /// Waits for the pod's end: its exit code.

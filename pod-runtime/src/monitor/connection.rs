@@ -40,12 +40,24 @@ pub struct Connection {
     output: VecDeque<u8>,
     /// Went away, or sent nonsense.
     pub gone: bool,
+    /// Bytes that it typed and signals that it sent, as far as they were taken.
+    pub typed: u64,
+    pub signals: u64,
 }
 
 impl Connection {
     pub fn new(id: u64, stream: UnixStream, role: Role) -> Result<Connection> {
         super::stdio::nonblocking(stream.as_fd())?;
-        Ok(Connection { id, role, stream, input: Vec::new(), output: VecDeque::new(), gone: false })
+        Ok(Connection {
+            id,
+            role,
+            stream,
+            input: Vec::new(),
+            output: VecDeque::new(),
+            gone: false,
+            typed: 0,
+            signals: 0,
+        })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -182,7 +194,7 @@ mod tests {
     #[test]
     fn a_slow_client_gets_everything_from_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Log::open(&dir.path().join("log")).unwrap();
+        let mut log = Log::open(dir.path(), Default::default()).unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut client = Connection::new(1, ours, Role::Attached { behind: None }).unwrap();
         let mut wanted = Vec::new();

@@ -4,12 +4,14 @@
 //! devpts, so that the process can move with the pod.
 
 use super::stdio::Stdio;
-use super::wire::Exec;
+use super::wire::{About, Exec, Kind, SessionEnds};
 use crate::birth;
 use crate::cgroup::Cgroup;
 use crate::init;
 use crate::problem::{Doing, Problem, Report, Result};
+use crate::proc;
 use crate::spec::{Process, Spec};
+use crate::status;
 use crate::sys::{daemon, tty};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,16 +19,52 @@ use nix::sys::stat::{SFlag, fstat, makedev};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long the output of a session waits for a client that it had before the pod moved.
+pub const AWAITED: Duration = Duration::from_secs(60);
 
 /// A process that was started, and the monitor's ends of its stdio.
 #[derive(Debug)]
 pub struct Session {
-    pub id: u64,
+    /// As others know it; who is attached is in `client`.
+    about: About,
     pub pid: i32,
     pub pidfd: OwnedFd,
     pub stdio: Stdio,
     /// Who sees it.
     pub client: Option<u64>,
+    /// Its client lost it when the pod moved, and is waited for until then: nothing is read meanwhile.
+    pub awaited: Option<Instant>,
+}
+
+impl Session {
+    pub fn id(&self) -> u64 {
+        self.about.id
+    }
+
+    /// One that came with the pod from another host.
+    pub fn arrived(about: About, pid: i32, fds: [Option<OwnedFd>; 4], awaited: bool) -> Result<Session> {
+        let pidfd = daemon::pidfd_open(pid).doing(|| format!("open a pidfd of process {pid}"))?;
+        let awaited = (awaited && about.attached).then(|| Instant::now() + AWAITED);
+        Ok(Session { about, pid, pidfd, stdio: Stdio::new(fds)?, client: None, awaited })
+    }
+
+    pub fn about(&self) -> About {
+        About { attached: self.client.is_some() || self.awaited.is_some(), ..self.about.clone() }
+    }
+
+    pub fn ends(&self) -> SessionEnds {
+        SessionEnds { about: self.about(), numbers: self.stdio.numbers() }
+    }
+}
+
+/// A session that has ended, until somebody hears of it.
+#[derive(Debug)]
+pub struct Ended {
+    pub about: About,
+    /// What it wrote last.
+    pub output: Vec<(Kind, Vec<u8>)>,
 }
 
 /// Starts what `exec` asks for and returns when the program runs.
@@ -66,13 +104,32 @@ pub fn start(id: u64, spec: &Spec, init: i32, pidfd: &OwnedFd, cgroup: &Cgroup, 
     drop(given);
     let child = daemon::pidfd_open(pid).doing(|| format!("open a pidfd of process {pid}"));
     match (child, outcome(news)) {
-        (Ok(pidfd), Ok(())) => Ok(Session { id, pid, pidfd, stdio, client: None }),
+        (Ok(pidfd), Ok(())) => {
+            let about = About {
+                id,
+                pid: pid_inside(pid),
+                command: exec.args.clone(),
+                uid: exec.user.uid,
+                terminal: exec.terminal.is_some(),
+                interactive: exec.interactive,
+                started: status::now(),
+                attached: false,
+                exit_code: None,
+            };
+            Ok(Session { about, pid, pidfd, stdio, client: None, awaited: None })
+        }
         (_, Err(problem)) | (Err(problem), _) => {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
             let _ = daemon::reap(pid);
             Err(problem)
         }
     }
+}
+
+/// The pod's own number of a process of this host; 0 when it is gone already.
+pub fn pid_inside(pid: i32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    proc::status::parse(&text).ns_tgid.last().copied().unwrap_or(0)
 }
 
 /// In the child. Returns only when it fails.

@@ -29,7 +29,7 @@ pub mod wire;
 
 pub use serve::moved_problem;
 pub use spawn::spawn;
-pub use wire::Size;
+pub use wire::{About, Size};
 
 /// What [`spawn`] is told.
 pub struct Launch {
@@ -90,8 +90,20 @@ pub struct Filled {
     pub stderr: Option<OwnedFd>,
     /// Processes besides the first whose parent is the monitor (`pod exec` started them), by their pids on this host.
     pub roots: Vec<i32>,
-    /// Master sides and pipe ends of `pod exec` sessions that nobody is attached to any more: read and thrown away.
+    /// The sessions that these processes are, and such as have ended unheard.
+    pub sessions: Vec<Arrived>,
+    /// Whether those that had clients wait for them.
+    pub awaited: bool,
+    /// Read ends of pipes that nobody listens to any more: read and thrown away.
     pub others: Vec<OwnedFd>,
+}
+
+/// A session of `pod exec` that came with the pod.
+#[derive(Debug)]
+pub struct Arrived {
+    pub about: wire::About,
+    /// Master side of its terminal, or pipe ends: stdin, stdout, stderr.
+    pub fds: [Option<OwnedFd>; 4],
 }
 
 /// A pod that runs.

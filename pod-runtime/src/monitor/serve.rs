@@ -6,10 +6,10 @@
 //! taken everything.
 
 use super::connection::{Connection, Role};
-use super::exec::Session;
+use super::exec::{Ended as Unheard, Session};
 use super::log::{Log, Stream};
 use super::stdio::{End, PIECE, Stdio};
-use super::wire::{Ends, Kind, Reply};
+use super::wire::{About, Ends, Gone, Kind, Reply, SessionEnds};
 use crate::cgroup::Cgroup;
 use crate::lifecycle::{self, Remains};
 use crate::network::Attachment;
@@ -20,6 +20,7 @@ use crate::store::Pod;
 use crate::sys::daemon::{self, Ended};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -33,10 +34,16 @@ pub struct Monitor {
     pub cgroup: Cgroup,
     pub stdio: Stdio,
     pub log: Log,
+    /// The pod's mount namespace: the last unmount of an overlay syncs the file system below it, and shall do it in our
+    /// end and not in that of the pod's last process, for whose end people wait.
+    pub _mounts: Option<File>,
     /// None once the pod has ended.
     pub listener: Option<UnixListener>,
     pub clients: Vec<Connection>,
     pub sessions: Vec<Session>,
+    /// Sessions that have ended and whose client was not there.
+    pub unheard: Vec<Unheard>,
+    pub next_session: u64,
     /// Children besides the first process and the sessions' that are only reaped.
     pub roots: BTreeMap<i32, OwnedFd>,
     /// Read ends that nobody wants: read and thrown away.
@@ -46,11 +53,22 @@ pub struct Monitor {
     pub ended: bool,
     /// Its cable, while it is held.
     pub held: Option<Attachment>,
-    /// The last frame for all who watch, once they have caught up.
-    pub farewell: Option<(Kind, Vec<u8>)>,
+    /// The last word for all who watch, once they have caught up.
+    pub farewell: Option<Farewell>,
     /// Of the pod, to be cleared away once that was said.
     pub remains: Option<Remains>,
 }
+
+/// Why a view ends.
+#[derive(Debug, Clone)]
+pub enum Farewell {
+    Exit(i32),
+    /// The pod went to this host.
+    Moved(String),
+}
+
+/// Ended sessions that are remembered.
+const UNHEARD: usize = 32;
 
 /// What a poll entry is about.
 #[derive(Debug, Clone, Copy)]
@@ -110,11 +128,13 @@ impl Monitor {
             }
             wake = self.stdio.wake(now);
             for session in &self.sessions {
-                let room = self.client(session.client).is_none_or(Connection::has_room);
-                for (end, fd, read, write) in session.stdio.interests(now) {
-                    add(Token::Session(session.id, end), fd, wish(read && room, write));
+                let room = self.may_be_heard(session);
+                // With nothing asked for, a hang-up would still wake us, again and again.
+                for (end, fd, read, write) in session.stdio.interests(now).into_iter().filter(|i| i.2 && room || i.3) {
+                    add(Token::Session(session.id(), end), fd, wish(read && room, write));
                 }
-                wake = [wake, session.stdio.wake(now)].into_iter().flatten().min();
+                let patience = session.awaited.map(|until| until.saturating_duration_since(now));
+                wake = [wake, session.stdio.wake(now), patience].into_iter().flatten().min();
             }
             for fd in &self.others {
                 add(Token::Other(fd.as_raw_fd()), fd.as_fd(), PollFlags::POLLIN);
@@ -123,7 +143,7 @@ impl Monitor {
         for client in &self.clients {
             let heard = match &client.role {
                 Role::Attached { .. } => self.stdio.takes_input() && !self.holding(),
-                Role::Session(id) => self.session(*id).is_none_or(|s| s.stdio.takes_input()),
+                Role::Session(id) => !self.holding() && self.session(*id).is_none_or(|s| s.stdio.takes_input()),
                 _ => true,
             };
             add(Token::Client(client.id), client.fd(), wish(heard, client.wants_to_write()));
@@ -152,18 +172,16 @@ impl Monitor {
                     self.hear(end);
                 }
             }
-            Token::Session(id, End::Stdin) => {
-                if let Some(session) = self.sessions.iter_mut().find(|s| s.id == id) {
-                    session.stdio.write();
-                }
-            }
             Token::Session(id, end) => {
-                if flags.contains(PollFlags::POLLOUT)
-                    && let Some(session) = self.sessions.iter_mut().find(|s| s.id == id)
+                if (end == End::Stdin || flags.contains(PollFlags::POLLOUT))
+                    && let Some(session) = self.sessions.iter_mut().find(|s| s.id() == id)
                 {
                     session.stdio.write();
                 }
-                if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+                if end != End::Stdin
+                    && flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR)
+                    && self.session(id).is_some_and(|session| self.may_be_heard(session))
+                {
                     self.hear_session(id, end);
                 }
             }
@@ -206,16 +224,30 @@ impl Monitor {
         true
     }
 
+    /// Whether what a session writes can be read now: by a client that keeps up, or to throw it away. Not while its
+    /// client is waited for.
+    fn may_be_heard(&self, session: &Session) -> bool {
+        match session.client {
+            Some(_) => self.client(session.client).is_none_or(Connection::has_room),
+            None => session.awaited.is_none(),
+        }
+    }
+
     fn hear_session(&mut self, id: u64, end: End) -> bool {
-        let mut buffer = vec![0; PIECE];
-        let Some(session) = self.sessions.iter_mut().find(|s| s.id == id) else { return false };
-        let Some(n) = session.stdio.read(end, &mut buffer) else { return false };
-        let kind = if end == End::Stderr { Kind::Error } else { Kind::Output };
-        let watcher = session.client;
+        let Some((kind, bytes)) = self.read_session(id, end) else { return false };
+        let watcher = self.session(id).and_then(|session| session.client);
         if let Some(client) = self.clients.iter_mut().find(|c| Some(c.id) == watcher) {
-            client.frame(kind, &buffer[..n]);
+            client.frame(kind, &bytes);
         }
         true
+    }
+
+    fn read_session(&mut self, id: u64, end: End) -> Option<(Kind, Vec<u8>)> {
+        let mut buffer = vec![0; PIECE];
+        let session = self.sessions.iter_mut().find(|s| s.id() == id)?;
+        let n = session.stdio.read(end, &mut buffer)?;
+        buffer.truncate(n);
+        Some((if end == End::Stderr { Kind::Error } else { Kind::Output }, buffer))
     }
 
     /// Reads everything that the pod wrote up to now; bounded, in case that it goes on writing.
@@ -243,17 +275,37 @@ impl Monitor {
 
     fn session_ended(&mut self, pid: i32, ended: Ended) {
         let Some(at) = self.sessions.iter().position(|s| s.pid == pid) else { return };
-        let id = self.sessions[at].id;
+        let id = self.sessions[at].id();
+        let mut output = Vec::new();
         for end in [End::Console, End::Stdout, End::Stderr] {
-            while self.hear_session(id, end) {}
+            // At most what the kernel holds, unless children of it go on writing.
+            while output.len() < 64
+                && let Some(last) = self.read_session(id, end)
+            {
+                output.push(last);
+            }
         }
         let session = self.sessions.remove(at);
-        if let Some(client) = self.clients.iter_mut().find(|c| Some(c.id) == session.client) {
-            client.frame(Kind::Exit, &ended.code().to_le_bytes());
-            client.role = Role::Closing;
+        match self.clients.iter_mut().find(|c| Some(c.id) == session.client) {
+            Some(client) => {
+                output.iter().for_each(|(kind, bytes)| client.frame(*kind, bytes));
+                client.frame(Kind::Exit, &ended.code().to_le_bytes());
+                client.role = Role::Closing;
+            }
+            None => self.remember(&session, ended.code(), output),
         }
         // Its children may still write to its pipes and shall not die of it.
         self.others.extend(session.stdio.leftovers());
+    }
+
+    /// Keeps how a session ended, and what it wrote last if its client is waited for.
+    fn remember(&mut self, session: &Session, code: i32, output: Vec<(Kind, Vec<u8>)>) {
+        let about = About { exit_code: Some(code), ..session.about() };
+        let output = if session.awaited.is_some() { output } else { Vec::new() };
+        self.unheard.push(Unheard { about, output });
+        if self.unheard.len() > UNHEARD {
+            self.unheard.remove(0);
+        }
     }
 
     /// The first process has ended, and with it all of the pod.
@@ -298,7 +350,7 @@ impl Monitor {
             }
             client.role = Role::Closing;
         }
-        self.farewell = Some((Kind::Exit, code.to_le_bytes().to_vec()));
+        self.farewell = Some(Farewell::Exit(code));
     }
 
     /// What the pod wrote before its end.
@@ -318,8 +370,15 @@ impl Monitor {
     fn tidy(&mut self) {
         for client in &mut self.clients {
             client.catch_up(&self.log);
-            if let (Some((kind, payload)), Role::Attached { behind: None }) = (&self.farewell, &client.role) {
-                client.frame(*kind, payload);
+            if let (Some(farewell), Role::Attached { behind: None }) = (&self.farewell, &client.role) {
+                match farewell {
+                    Farewell::Exit(code) => client.frame(Kind::Exit, &code.to_le_bytes()),
+                    Farewell::Moved(to) => {
+                        let (typed, signals) = (client.typed, client.signals);
+                        let gone = Gone { to: to.clone(), typed, signals, log: self.log.length() };
+                        client.frame(Kind::Gone, &gone.to_bytes());
+                    }
+                }
                 client.role = Role::Closing;
             }
         }
@@ -334,9 +393,21 @@ impl Monitor {
             }
             !client.done()
         });
-        for session in self.sessions.iter_mut().filter(|s| lost.contains(&s.id)) {
-            session.client = None;
-            session.stdio.end_input();
+        let now = Instant::now();
+        for session in &mut self.sessions {
+            if lost.contains(&session.id()) {
+                session.client = None;
+                session.stdio.end_input();
+            }
+            if session.awaited.is_some_and(|until| until <= now) {
+                session.awaited = None;
+                session.stdio.end_input();
+            }
+        }
+        if released {
+            // What came during the hold was left where it was.
+            let ids: Vec<u64> = self.clients.iter().map(|client| client.id).collect();
+            ids.into_iter().for_each(|id| self.requests(id));
         }
         if released && !self.clients.iter().any(|c| c.role == Role::Holding { link: true }) {
             self.release_link();
@@ -364,17 +435,17 @@ impl Monitor {
         self.clients.iter().find(|c| Some(c.id) == id)
     }
 
-    fn session(&self, id: u64) -> Option<&Session> {
-        self.sessions.iter().find(|s| s.id == id)
+    pub fn session(&self, id: u64) -> Option<&Session> {
+        self.sessions.iter().find(|s| s.id() == id)
     }
 
     /// The monitor's descriptors that the pod's processes talk to.
     pub fn ends(&self) -> Ends {
         let [console, stdin, stdout, stderr] = self.stdio.numbers();
-        let mut others: Vec<i32> = self.others.iter().map(AsRawFd::as_raw_fd).collect();
-        others.extend(self.sessions.iter().flat_map(|s| s.stdio.numbers()).flatten());
-        let roots = self.sessions.iter().map(|s| s.pid).chain(self.roots.keys().copied()).collect();
-        Ends { console, stdin, stdout, stderr, others, roots }
+        let others = self.others.iter().map(AsRawFd::as_raw_fd).collect();
+        let over = |unheard: &Unheard| SessionEnds { about: unheard.about.clone(), numbers: [None; 4] };
+        let sessions = self.sessions.iter().map(Session::ends).chain(self.unheard.iter().map(over)).collect();
+        Ends { console, stdin, stdout, stderr, others, sessions }
     }
 
     /// A client that is there from the beginning.

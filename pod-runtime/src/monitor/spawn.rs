@@ -3,10 +3,11 @@
 //! The spawner waits on a socket for the one line that says how it went. It may be killed meanwhile: the monitor goes
 //! on. When the monitor is killed before the line, the spawner removes what there is of the pod.
 
+use super::exec::{self, Ended, Session};
 use super::log::Log;
 use super::serve::Monitor;
 use super::stdio::Stdio;
-use super::{Beginning, Filled, Launch, Newborn, Started};
+use super::{Arrived, Beginning, Filled, Launch, Newborn, Started};
 use crate::birth::{self, Born, Clocks, Purpose};
 use crate::lifecycle;
 use crate::network;
@@ -158,7 +159,7 @@ struct Rest {
 fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest)> {
     let Launch { pod, spec, mut beginning, size, .. } = launch;
     let listener = listen(&pod)?;
-    let log = Log::open(&pod.log_path()).doing(|| format!("open the log {}", pod.log_path().display()))?;
+    let log = Log::open(&pod.dir(), spec.log).doing(|| format!("open the log {}", pod.log_path().display()))?;
     let user = &spec.process.user;
     let run = matches!(beginning, Beginning::Run);
     let (stdio, given) = if run && !spec.process.terminal {
@@ -174,7 +175,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
             .and_then(|()| filling.fill(&mut newborn))
             .and_then(|filled| fill_in(&newborn, filled, foreign)),
     };
-    let (stdio, roots, others) = match begun {
+    let Begun { stdio, roots, others, sessions, ended: unheard } = match begun {
         Ok(begun) => begun,
         Err(problem) => {
             end_it(&newborn.born);
@@ -183,7 +184,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
     };
     let Newborn { pod, spec, born, attachment } = newborn;
     // A fill has brought the log of the pod's life so far. The pod may run already: nothing may fail any more.
-    let log = Log::open(&pod.log_path()).unwrap_or_else(|error| {
+    let log = Log::open(&pod.dir(), spec.log).unwrap_or_else(|error| {
         tracing::error!(%error, "the log that arrived cannot be opened");
         log
     });
@@ -198,9 +199,12 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         cgroup,
         stdio,
         log,
+        _mounts: File::open(format!("/proc/{init}/ns/mnt")).ok(),
         listener: Some(listener),
         clients: Vec::new(),
-        sessions: Vec::new(),
+        next_session: sessions.iter().map(Session::id).chain(unheard.iter().map(|e| e.about.id)).max().unwrap_or(0),
+        sessions,
+        unheard,
         roots,
         others,
         next_id: 0,
@@ -239,7 +243,15 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
     }
 }
 
-type Begun = (Stdio, BTreeMap<i32, OwnedFd>, Vec<OwnedFd>);
+/// What the monitor begins with.
+#[derive(Default)]
+struct Begun {
+    stdio: Stdio,
+    roots: BTreeMap<i32, OwnedFd>,
+    others: Vec<OwnedFd>,
+    sessions: Vec<Session>,
+    ended: Vec<Ended>,
+}
 
 /// Lets the program begin.
 fn set_off(newborn: &mut Newborn, stdio: Stdio) -> Result<Begun> {
@@ -255,7 +267,7 @@ fn set_off(newborn: &mut Newborn, stdio: Stdio) -> Result<Begun> {
     write_down(newborn, State::Running)?;
     newborn.born.start()?;
     newborn.pod.store().event(&newborn.pod, "start", &[]);
-    Ok((stdio, BTreeMap::new(), Vec::new()))
+    Ok(Begun { stdio, ..Begun::default() })
 }
 
 /// Takes over from the engine.
@@ -265,23 +277,47 @@ fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> 
         .into_iter()
         .flatten()
         .chain(&filled.others)
+        .chain(filled.sessions.iter().flat_map(|session| session.fds.iter().flatten()))
         .map(AsRawFd::as_raw_fd)
         .collect();
     for old in foreign.iter().filter(|old| identity(old.0).as_ref() == Some(old) && !taken.contains(&old.0)) {
         daemon::close_number(old.0);
     }
-    let Filled { console, stdin, stdout, stderr, roots, others } = filled;
+    let Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others } = filled;
     let stdio = Stdio::new([console, stdin, stdout, stderr])?;
     let pidfd = |pid: i32| daemon::pidfd_open(pid).ok().map(|fd| (pid, fd));
     for fd in &others {
         super::stdio::nonblocking(fd.as_fd())?;
     }
+    let mut roots: BTreeMap<i32, OwnedFd> = roots.into_iter().filter_map(pidfd).collect();
+    let (sessions, ended) = sessions_of(sessions, &mut roots, awaited)?;
     let state = newborn.pod.status()?.state;
     if state == State::Creating {
         write_down(newborn, State::Running)?;
     }
     newborn.pod.store().event(&newborn.pod, "restore", &[]);
-    Ok((stdio, roots.into_iter().filter_map(pidfd).collect(), others))
+    Ok(Begun { stdio, roots, others, sessions, ended })
+}
+
+/// The sessions that came, each with its process out of `roots`; and those that have ended unheard.
+fn sessions_of(
+    came: Vec<Arrived>,
+    roots: &mut BTreeMap<i32, OwnedFd>,
+    awaited: bool,
+) -> Result<(Vec<Session>, Vec<Ended>)> {
+    let inside: BTreeMap<i32, i32> = roots.keys().map(|host| (exec::pid_inside(*host), *host)).collect();
+    let (mut sessions, mut ended) = (Vec::new(), Vec::new());
+    for Arrived { about, fds } in came {
+        match inside.get(&about.pid) {
+            Some(host) if about.exit_code.is_none() => {
+                roots.remove(host);
+                sessions.push(Session::arrived(about, *host, fds, awaited)?);
+            }
+            _ if about.exit_code.is_some() => ended.push(Ended { about, output: Vec::new() }),
+            _ => tracing::warn!(session = about.id, "a session of pod exec came without its process"),
+        }
+    }
+    Ok((sessions, ended))
 }
 
 /// Who the pod is on this host from now on. Not waited for to be on the disk: after a power cut nothing of it is true.

@@ -35,6 +35,8 @@ pub struct Stdio {
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
     input: VecDeque<u8>,
+    /// Which client typed how many of them, in order.
+    typists: VecDeque<(u64, usize)>,
     /// Close stdin when the input is written.
     input_ends: bool,
     /// The console had nobody on its other side; not to be polled before this.
@@ -123,10 +125,29 @@ impl Stdio {
     }
 
     /// Takes what a client typed. More than [`INPUT_BOUND`] is only taken when a client sent it in one frame.
-    pub fn type_in(&mut self, bytes: &[u8]) {
+    pub fn type_in(&mut self, client: u64, bytes: &[u8]) {
         if self.console.is_some() || self.stdin.is_some() {
             self.input.extend(bytes);
+            self.typists.push_back((client, bytes.len()));
             self.write();
+        }
+    }
+
+    /// How many bytes of this client the program has not got.
+    pub fn unread_of(&self, client: u64) -> usize {
+        self.typists.iter().filter(|(who, _)| *who == client).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The oldest `count` of the typed bytes are not waiting any more.
+    fn forget(&mut self, mut count: usize) {
+        drop(self.input.drain(..count));
+        while let Some((_, bytes)) = self.typists.front_mut() {
+            if *bytes > count {
+                *bytes -= count;
+                return;
+            }
+            count -= *bytes;
+            self.typists.pop_front();
         }
     }
 
@@ -144,17 +165,17 @@ impl Stdio {
     pub fn write(&mut self) {
         while !self.input.is_empty() {
             let Some(fd) = self.console.as_ref().or(self.stdin.as_ref()) else {
-                self.input.clear();
+                self.forget(self.input.len());
                 break;
             };
             let (front, _) = self.input.as_slices();
             match nix::unistd::write(fd, front) {
-                Ok(n) => drop(self.input.drain(..n)),
+                Ok(n) => self.forget(n),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
                 Err(_) => {
                     // The program closed its stdin.
-                    self.input.clear();
+                    self.forget(self.input.len());
                     self.stdin = None;
                 }
             }
@@ -190,4 +211,27 @@ pub fn nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
         fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))
     };
     set().map(drop).doing(|| "make a descriptor non-blocking".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_typed_and_not_read_is_known_by_who_typed_it() {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        let mut stdio = Stdio::new([None, Some(write), None, None]).unwrap();
+        let room = nix::fcntl::fcntl(&read, FcntlArg::F_GETPIPE_SZ).unwrap() as usize;
+        stdio.type_in(1, &vec![0; room - 10]);
+        assert_eq!(stdio.unread_of(1), 0);
+        stdio.type_in(1, &vec![0; 9000]);
+        stdio.type_in(2, &[0; 7]);
+        assert!(stdio.unread_of(1) >= 8990 && stdio.unread_of(2) == 7);
+        let mut buffer = vec![0; room];
+        while stdio.unread_of(2) > 0 {
+            nix::unistd::read(&read, &mut buffer).unwrap();
+            stdio.write();
+        }
+        assert_eq!(stdio.unread_of(1), 0);
+    }
 }

@@ -2,8 +2,9 @@
 
 use super::connection::{Connection, Role};
 use super::exec;
-use super::serve::{Monitor, moved_problem};
-use super::wire::{Exec, Kind, Reply, Request, Size};
+use super::serve::{Farewell, Monitor, moved_problem};
+use super::stdio::Stdio;
+use super::wire::{Attach, Exec, Gone, Kind, Reply, Request, Size};
 use crate::lifecycle;
 use crate::network::Attachment;
 use crate::problem::{Doing, Problem, Result};
@@ -25,18 +26,26 @@ impl Monitor {
         }
     }
 
-    fn requests(&mut self, id: u64) {
+    /// Serves what a client has asked so far. What is for a program waits while the pod is held: it may go on
+    /// elsewhere, and then the client says it again there.
+    pub(super) fn requests(&mut self, id: u64) {
         loop {
+            let holding = self.holding();
             let Some(client) = self.clients.iter_mut().find(|c| c.id == id) else { return };
             match client.role.clone() {
                 Role::Fresh => {
                     let Some(line) = client.take_line() else { return };
                     self.request(id, &line);
                 }
-                Role::Attached { .. } | Role::Session(_) => {
+                Role::Attached { .. } | Role::Session(_) if holding => return,
+                role @ (Role::Attached { .. } | Role::Session(_)) => {
                     let Some((kind, payload)) = client.take_frame() else { return };
-                    let role = client.role.clone();
-                    self.frame(&role, kind, &payload);
+                    match kind {
+                        Kind::Input => client.typed += payload.len() as u64,
+                        Kind::Signal => client.signals += 1,
+                        _ => {}
+                    }
+                    self.frame(id, &role, kind, &payload);
                 }
                 Role::Holding { link } => {
                     // Only the cut and `moved` can follow.
@@ -74,12 +83,21 @@ impl Monitor {
         match request {
             Request::Ping => self.answer(id, Role::Fresh, &Reply { pid: me, ..Reply::default() }),
             Request::Wait => self.answer_later(id, Role::Waiting),
-            Request::Attach { size } => {
-                let reply = Reply { terminal: self.spec.process.terminal, ..Reply::default() };
-                self.answer(id, Role::Attached { behind: None }, &reply);
-                if let Some(size) = size {
-                    self.redraw(size);
+            Request::Attach(Attach { session: Some(session), size, again, .. }) => {
+                self.attach_session(id, session, size.filter(|_| !again))?;
+            }
+            Request::Attach(Attach { size, from, again, .. }) => {
+                let (terminal, interactive) = (self.spec.process.terminal, self.spec.process.interactive);
+                let behind = from.filter(|from| *from < self.log.length());
+                self.answer(id, Role::Attached { behind }, &Reply { terminal, interactive, ..Reply::default() });
+                if let Some(size) = size.filter(|_| !again && !self.holding()) {
+                    redraw(&self.stdio, size);
                 }
+            }
+            Request::Sessions => {
+                let over = self.unheard.iter().map(|unheard| unheard.about.clone());
+                let sessions = self.sessions.iter().map(exec::Session::about).chain(over).collect();
+                self.answer(id, Role::Fresh, &Reply { sessions, ..Reply::default() });
             }
             Request::Exec(exec) => self.exec(id, &exec)?,
             Request::Hold { link } => self.hold(id, link)?,
@@ -105,26 +123,70 @@ impl Monitor {
         self.clients.iter_mut().find(|c| c.id == id)
     }
 
-    /// Sets the size so that the program draws its screen anew for who has just come.
-    fn redraw(&mut self, size: Size) {
-        self.stdio.resize(Size { rows: size.rows, columns: size.columns.saturating_sub(1).max(1) });
-        self.stdio.resize(size);
+    /// Gives a client a session that has none.
+    fn attach_session(&mut self, id: u64, wanted: u64, size: Option<Size>) -> Result<()> {
+        let name = &self.spec.name;
+        if let Some(unheard) = self.unheard.iter_mut().find(|unheard| unheard.about.id == wanted) {
+            let (about, output) = (unheard.about.clone(), std::mem::take(&mut unheard.output));
+            let reply = Reply {
+                terminal: about.terminal,
+                interactive: about.interactive,
+                pid: Some(about.pid),
+                ..Reply::default()
+            };
+            self.answer(id, Role::Closing, &reply);
+            if let Some(client) = self.by_id(id) {
+                output.iter().for_each(|(kind, bytes)| client.frame(*kind, bytes));
+                client.frame(Kind::Exit, &about.exit_code.unwrap_or_default().to_le_bytes());
+            }
+            return Ok(());
+        }
+        let holding = self.holding();
+        let Some(session) = self.sessions.iter_mut().find(|session| session.id() == wanted) else {
+            return Err(Problem::new("E-NOSESSION", format!("pod '{name}' has no exec session {wanted}"))
+                .fix(format!("`pod inspect {name}` lists them (exec_sessions)")));
+        };
+        if session.client.is_some() {
+            return Err(Problem::new(
+                "E-STATE",
+                format!("somebody is attached to exec session {wanted} of pod '{name}'"),
+            )
+            .fix("leave it there first (ctrl-p ctrl-q)"));
+        }
+        session.client = Some(id);
+        session.awaited = None;
+        let about = session.about();
+        if let Some(size) = size.filter(|_| !holding) {
+            redraw(&session.stdio, size);
+        }
+        let (terminal, interactive, pid) = (about.terminal, about.interactive, Some(about.pid));
+        self.answer(id, Role::Session(wanted), &Reply { terminal, interactive, pid, ..Reply::default() });
+        Ok(())
     }
 
-    fn frame(&mut self, role: &Role, kind: Kind, payload: &[u8]) {
-        let stdio = match role {
-            Role::Session(id) => match self.sessions.iter_mut().find(|s| s.id == *id) {
-                Some(session) => &mut session.stdio,
+    fn frame(&mut self, id: u64, role: &Role, kind: Kind, payload: &[u8]) {
+        let session = match role {
+            Role::Session(wanted) => match self.sessions.iter_mut().find(|s| s.id() == *wanted) {
+                Some(session) => Some(session),
                 None => return,
             },
-            _ => &mut self.stdio,
+            _ => None,
+        };
+        let (stdio, pidfd) = match session {
+            Some(session) => (&mut session.stdio, &session.pidfd),
+            None => (&mut self.stdio, &self.pidfd),
         };
         match kind {
             Kind::Input if payload.is_empty() => stdio.end_input(),
-            Kind::Input => stdio.type_in(payload),
+            Kind::Input => stdio.type_in(id, payload),
             Kind::Resize => {
                 if let Some(size) = Size::from_bytes(payload) {
                     stdio.resize(size);
+                }
+            }
+            Kind::Signal => {
+                if let Ok(number) = payload.try_into().map(i32::from_le_bytes) {
+                    let _ = daemon::pidfd_send_signal(pidfd.as_fd(), number);
                 }
             }
             _ => {}
@@ -135,16 +197,16 @@ impl Monitor {
         if self.holding() {
             return Err(Problem::new("E-STATE", "the pod is being saved or moved at this moment").fix("try again"));
         }
-        self.next_id += 1;
-        let session_id = self.next_id;
-        let mut session = exec::start(session_id, &self.spec, self.init, &self.pidfd, &self.cgroup, exec)?;
-        let reply = Reply { pid: Some(session.pid), ..Reply::default() };
+        let number = self.next_session + 1;
+        let mut session = exec::start(number, &self.spec, self.init, &self.pidfd, &self.cgroup, exec)?;
+        self.next_session = number;
+        let reply = Reply { pid: Some(session.pid), session: Some(number), ..Reply::default() };
         self.pod.store().event(&self.pod, "exec", &[("command", &exec.args.join(" "))]);
         if exec.detach {
             self.answer(id, Role::Closing, &reply);
         } else {
             session.client = Some(id);
-            self.answer(id, Role::Session(session_id), &reply);
+            self.answer(id, Role::Session(number), &reply);
         }
         self.sessions.push(session);
         Ok(())
@@ -183,6 +245,7 @@ impl Monitor {
     fn moved(&mut self, id: u64, to: &str) {
         self.ended = true;
         self.held = None;
+        self.untype();
         let killed = self.kill_all();
         // Written down before the door closes: who comes too late reads it there.
         let buried = killed.and_then(|()| lifecycle::bury(&self.pod, to));
@@ -193,13 +256,27 @@ impl Monitor {
         for client in &mut self.clients {
             match client.role {
                 Role::Waiting => client.reply(&Reply::problem(&moved_problem(&name, to))),
-                Role::Session(_) => client.frame(Kind::Gone, to.as_bytes()),
+                Role::Session(_) => {
+                    let gone = Gone { to: to.to_owned(), typed: client.typed, signals: client.signals, log: 0 };
+                    client.frame(Kind::Gone, &gone.to_bytes());
+                }
                 Role::Attached { .. } => continue,
                 _ => {}
             }
             client.role = Role::Closing;
         }
-        self.farewell = Some((Kind::Gone, to.as_bytes().to_vec()));
+        self.farewell = Some(Farewell::Moved(to.to_owned()));
+    }
+
+    /// What was typed and waits here goes with nobody: its clients are told, and type it again where the pod is now.
+    fn untype(&mut self) {
+        for client in &mut self.clients {
+            let stdio = match client.role {
+                Role::Session(id) => self.sessions.iter().find(|s| s.id() == id).map(|s| &s.stdio),
+                _ => Some(&self.stdio),
+            };
+            client.typed -= stdio.map_or(0, |stdio| stdio.unread_of(client.id)) as u64;
+        }
     }
 
     /// Kills every process of the pod and reaps the monitor's children among them.
@@ -219,4 +296,10 @@ impl Monitor {
         }
         Err(Problem::new("E-SYSTEM", "the pod's processes do not die"))
     }
+}
+
+/// Sets the size so that the program draws its screen anew for who has just come.
+fn redraw(stdio: &Stdio, size: Size) {
+    stdio.resize(Size { rows: size.rows, columns: size.columns.saturating_sub(1).max(1) });
+    stdio.resize(size);
 }

@@ -18,12 +18,11 @@ pub const MAX: usize = 1 << 20;
 pub enum Request {
     Ping,
     /// From now on this connection carries frames of the pod's stdio.
-    Attach {
-        #[serde(default)]
-        size: Option<Size>,
-    },
+    Attach(Attach),
     /// Starts a process in the pod. Unless detached, the connection carries frames of its stdio.
     Exec(Exec),
+    /// What `pod exec` started and is there, or has ended unheard.
+    Sessions,
     /// Answered when the pod's first process has ended.
     Wait,
     /// Stops reading the pod's stdio until this connection closes; with `link` also takes the pod off the network.
@@ -41,6 +40,22 @@ pub enum Request {
 pub struct Size {
     pub rows: u16,
     pub columns: u16,
+}
+
+/// Whose stdio, and from where on.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Attach {
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// A session of `pod exec` instead of the pod's own stdio.
+    #[serde(default)]
+    pub session: Option<u64>,
+    /// Who was attached before the pod moved: everything that the log has from here on.
+    #[serde(default)]
+    pub from: Option<u64>,
+    /// Comes back after a move: the program is not made to draw its screen anew.
+    #[serde(default)]
+    pub again: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,9 +91,59 @@ pub struct Reply {
     /// Hold: the monitor's descriptors that the pod's stdio ends in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<Ends>,
-    /// Attach: whether the pod has a terminal.
+    /// Attach: whether the program has a terminal, and reads what is typed.
     #[serde(default)]
     pub terminal: bool,
+    #[serde(default)]
+    pub interactive: bool,
+    /// Exec: the session's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<About>,
+}
+
+/// What `pod exec` started, as people and other hosts know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Of this pod; stays when the pod moves.
+    pub id: u64,
+    /// In the pod.
+    pub pid: i32,
+    pub command: Vec<String>,
+    pub uid: u32,
+    pub terminal: bool,
+    pub interactive: bool,
+    /// Seconds since the epoch.
+    pub started: u64,
+    /// Somebody sees it.
+    pub attached: bool,
+    /// It has ended, and nobody was told.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+}
+
+/// What a client needs to know to go on where the pod lives now; the payload of [`Kind::Gone`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    pub to: String,
+    /// How many of the bytes that it typed the program has got.
+    pub typed: u64,
+    /// How many of its signals were delivered.
+    pub signals: u64,
+    /// Everything up to here in the log was shown.
+    pub log: u64,
+}
+
+impl Gone {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Plain data: it cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Gone {
+        serde_json::from_slice(bytes).unwrap_or_default()
+    }
 }
 
 /// Numbers of descriptors in the monitor.
@@ -94,12 +159,19 @@ pub struct Ends {
     pub stdout: Option<i32>,
     #[serde(default)]
     pub stderr: Option<i32>,
-    /// Of processes that `pod exec` started: master sides and pipe ends.
+    /// Read ends that nobody listens to.
     #[serde(default)]
     pub others: Vec<i32>,
-    /// Pids on this host of the processes that `pod exec` started.
     #[serde(default)]
-    pub roots: Vec<i32>,
+    pub sessions: Vec<SessionEnds>,
+}
+
+/// The same of a session of `pod exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEnds {
+    pub about: About,
+    /// Master side of its terminal, or pipe ends: stdin, stdout, stderr. None of one that has ended.
+    pub numbers: [Option<i32>; 4],
 }
 
 impl Reply {
@@ -122,17 +194,19 @@ pub enum Kind {
     Input = 1,
     /// From the client: the size of its terminal, two u16 (rows, columns).
     Resize = 2,
+    /// From the client: the number of a signal for the program, an i32.
+    Signal = 3,
     Output = 16,
     Error = 17,
     /// The program's exit code, an i32. The last frame.
     Exit = 18,
-    /// Words for the person, then the connection ends without an exit code: the pod was moved.
+    /// The pod was moved ([`Gone`]); the connection ends without an exit code.
     Gone = 19,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        [Kind::Input, Kind::Resize, Kind::Output, Kind::Error, Kind::Exit, Kind::Gone]
+        [Kind::Input, Kind::Resize, Kind::Signal, Kind::Output, Kind::Error, Kind::Exit, Kind::Gone]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

@@ -6,6 +6,7 @@ mod files;
 pub mod layers;
 mod special;
 mod tree;
+pub mod view;
 
 pub use files::TINY_INIT;
 
@@ -66,7 +67,7 @@ impl Rootfs {
         let bound = bound.collect::<Result<Vec<_>>>()?;
 
         let mut warnings = Vec::new();
-        let tree = mount_layers(&layers, &staging, (device_nodes, spec.auto_remove), &mut warnings)?;
+        let tree = mount_layers(&layers, &staging, device_nodes, &mut warnings)?;
         for (path, copy) in &bound {
             bind(&tree, copy, path, true)?;
         }
@@ -116,16 +117,10 @@ fn can_hold_layers(dir: &Path) -> Result<()> {
 const FIX_STORAGE: &str =
     "keep the runtime's data on a file system that can take overlays (ext4, xfs, btrfs, tmpfs): set POD_ROOT";
 
-fn mount_layers(
-    layers: &Layers,
-    staging: &Path,
-    (device_nodes, short_lived): (bool, bool),
-    warnings: &mut Vec<String>,
-) -> Result<Tree> {
+fn mount_layers(layers: &Layers, staging: &Path, device_nodes: bool, warnings: &mut Vec<String>) -> Result<Tree> {
     let (root, others) =
         layers.overlays.split_first().ok_or_else(|| Problem::new("E-ROOTFS", "the pod has no root"))?;
     let flags = if device_nodes { MsFlags::empty() } else { MsFlags::MS_NODEV };
-    let overlay_options = |layer: &Layer, lower: &Path| overlay_options(layer, lower, short_lived);
     let options = overlay_options(root, &root.lower);
     nix::mount::mount(Some("overlay"), staging, Some("overlay"), flags, Some(options.as_str()))
         .map_err(|error| root_refused(root, error))?;
@@ -150,23 +145,16 @@ fn mount_layers(
 }
 
 /// `index` and `redirect_dir` would write this host's file handles and paths into the upper layer, which travels.
-///
-/// What a pod with `--rm` wrote ends with it and is never needed after a crash of the host, so nothing of it has to be
-/// brought to the disk: the last unmount of an overlay otherwise syncs the whole file system that its upper layer is on,
-/// in the exit of the pod's last process.
-fn overlay_options(layer: &Layer, lower: &Path, short_lived: bool) -> String {
+fn overlay_options(layer: &Layer, lower: &Path) -> String {
     let escape = |path: &Path| {
         let text = path.to_string_lossy();
         text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
     };
-    // An earlier birth in these folders has left the mark that refuses a second one.
-    let _ = fs::remove_dir_all(layer.work.join("work/incompat"));
     format!(
-        "lowerdir={},upperdir={},workdir={},index=off,redirect_dir=off,metacopy=off{}",
+        "lowerdir={},upperdir={},workdir={},index=off,redirect_dir=off,metacopy=off",
         escape(lower),
         escape(&layer.upper),
         escape(&layer.work),
-        if short_lived { ",volatile" } else { "" }
     )
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn spec(name: &str) -> Spec {
         auto_remove: false,
         stop_signal: 15,
         stop_timeout: 10,
+        log: Default::default(),
     }
 }
 

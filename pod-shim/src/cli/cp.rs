@@ -1,7 +1,9 @@
 //! `pod cp`: files between this host and a pod.
 
 use super::{Context, Exit};
-use pod_runtime::store::{Pod, Store};
+use pod_runtime::rootfs::view;
+use pod_runtime::status::{State, Status};
+use pod_runtime::store::Store;
 use pod_runtime::{Problem, Result, copy, lifecycle};
 use std::path::PathBuf;
 
@@ -12,7 +14,7 @@ Examples:
   pod cp ./index.html web:/srv/www/
 
 As cp -a: owners, modes, times and symbolic links are kept; a path that ends in '/' or is a folder is copied into. No
-symbolic link in the pod leads out of it.")]
+symbolic link in the pod leads out of it. The pod need not run; what it had in memory (/tmp, /run) is gone then.")]
 pub struct Args {
     /// POD:PATH or a path of this host
     source: String,
@@ -33,24 +35,34 @@ fn place(text: &str) -> Place {
     }
 }
 
-/// The root of a running pod as a path of this host.
-fn root(store: &Store, name: &str) -> Result<(Pod, PathBuf)> {
+/// The root of a pod as a path of this host: of one that has ended it is mounted for this process.
+fn root(store: &Store, name: &str) -> Result<PathBuf> {
     let pod = store.pod(name)?;
     let status = pod.status()?;
+    if matches!(status.state, State::Exited | State::Dead) {
+        gone(&status)?;
+        return view::mount(&pod.spec()?, &pod);
+    }
     lifecycle::init_of(&pod, &status)?;
     let init = status.init.map_or(0, |key| key.pid);
-    Ok((pod, format!("/proc/{init}/root").into()))
+    Ok(format!("/proc/{init}/root").into())
+}
+
+/// Waits until the monitor of an ended pod is gone, which has the pod's layers mounted until then.
+fn gone(status: &Status) -> Result<()> {
+    let Some(monitor) = status.monitor.map(|key| key.pidfd()).transpose()?.flatten() else { return Ok(()) };
+    lifecycle::wait_for(&monitor)
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let store = context.store()?;
     match (place(&args.source), place(&args.destination)) {
         (Place::Pod(name, from), Place::Here(to)) => {
-            let (_pod, root) = root(&store, &name)?;
+            let root = root(&store, &name)?;
             copy::copy(&root, &from, std::path::Path::new("/"), &absolute(&to)?)?;
         }
         (Place::Here(from), Place::Pod(name, to)) => {
-            let (_pod, root) = root(&store, &name)?;
+            let root = root(&store, &name)?;
             copy::copy(std::path::Path::new("/"), &absolute(&from)?, &root, &to)?;
         }
         (Place::Pod(..), Place::Pod(..)) => {

@@ -20,7 +20,7 @@ Examples:
   pod exec web cat /etc/hostname
   pod exec -d -u www-data -w /srv web ./job --once
 
-The exit code is the program's; 125: pod failed, 126: the program cannot be executed, 127: not found.")]
+One that was left with ctrl-p ctrl-q is taken again by `pod attach --exec SESSION`. The exit code is the program's; 125: pod failed, 126: the program cannot be executed, 127: not found.")]
 pub struct Args {
     /// Keep stdin open
     #[arg(short, long)]
@@ -91,13 +91,15 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         detach: args.detach,
         privileged: args.privileged,
     };
-    let (stream, pid) = client::exec(&pod, request)?;
+    let (stream, reply) = client::exec(&pod, request)?;
+    let session = reply.session;
     if args.detach {
         if context.json {
-            output::json(&json!({ "schema_version": output::SCHEMA_VERSION, "pid": pid }))?;
+            let pid = reply.pid;
+            output::json(&json!({ "schema_version": output::SCHEMA_VERSION, "pid": pid, "session": session }))?;
         }
         return Ok(Exit::OK);
     }
-    let view = View { stream, input: args.interactive, terminal: args.tty, detach_keys, proxy: None };
-    Ok(Exit(run::tell(&spec.name, view.run()?)))
+    let (input, terminal) = (args.interactive, args.tty);
+    View { stream, input, terminal, detach_keys, proxy: false, pod, session }.show(&spec.name)
 }

@@ -40,6 +40,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         found.push(row);
     }
     match &args.format {
+        Some(format) if format == "json" => output::json(&found)?,
         Some(format) => Format::parse(format)?.show(&found)?,
         None => output::json(&found)?,
     }

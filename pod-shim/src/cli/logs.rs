@@ -1,18 +1,19 @@
 //! `pod logs`: what the program wrote.
 
 use super::{Context, Exit};
+use crate::elsewhere::there;
 use crate::output;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use pod_runtime::monitor::log::{self, Record, Stream};
+use pod_runtime::monitor::log::{History, Record, Stream};
 use pod_runtime::monitor::{client, moved_problem};
 use pod_runtime::status::State;
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result, when};
 use serde_json::json;
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::process::Stdio;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pod logs -f --tail 20 web\n  pod logs --since 10m -t web")]
@@ -32,6 +33,9 @@ pub struct Args {
     /// With the time of each line
     #[arg(short, long)]
     timestamps: bool,
+    /// Go on from this place, on behalf of who followed the log where the pod came from
+    #[arg(long, hide = true)]
+    offset: Option<u64>,
     /// Name or id of the pod
     pod: String,
 }
@@ -43,6 +47,9 @@ struct Printer<'a> {
     until: Option<u64>,
     /// Whether the last thing shown of stdout and stderr ended its line.
     fresh_line: bool,
+    history: History,
+    /// What was shown ends here.
+    at: u64,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
@@ -63,34 +70,35 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let pod = context.store()?.pod(&args.pod)?;
     let status = pod.status()?;
     if let (State::Moved, Some(to)) = (status.state, &status.moved_to) {
-        return Err(moved_problem(&pod.name()?, to));
+        return match args.offset {
+            Some(at) => Ok(Exit(elsewhere(&pod, to, at, &args, context.json))),
+            None => Err(moved_problem(&pod.name()?, to)),
+        };
     }
-    let path = pod.log_path();
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Exit::OK),
-        Err(error) => return Err(error).doing(|| format!("open {}", path.display())),
+    let history = open(&pod)?;
+    let at = match (args.offset, tail) {
+        (Some(offset), _) => offset,
+        (None, Some(lines)) => history.tail(lines).doing(|| "read the log".into())?,
+        (None, None) => history.start(),
     };
-    let mut at = match tail {
-        Some(lines) => log::tail_offset(&file, lines).doing(|| "read the log".into())?,
-        None => 0,
-    };
-    let mut printer = Printer { args: &args, json: context.json, since, until, fresh_line: true };
-    if printer.catch_up(&file, &mut at)? && args.follow {
-        follow(&pod, &file, &mut at, &mut printer)?;
-    }
-    Ok(Exit::OK)
+    let (json, fresh_line) = (context.json, true);
+    let mut printer = Printer { args: &args, json, since, until, fresh_line, history, at };
+    if args.follow { follow(&pod, &mut printer) } else { printer.catch_up().map(|_| Exit::OK) }
+}
+
+fn open(pod: &Pod) -> Result<History> {
+    History::open(&pod.dir()).doing(|| format!("open the log {}", pod.log_path().display()))
 }
 
 impl Printer<'_> {
     /// Shows what there is; whether somebody still wants to see more.
-    fn catch_up(&mut self, file: &File, at: &mut u64) -> Result<bool> {
+    fn catch_up(&mut self) -> Result<bool> {
         loop {
-            let (records, end) = log::read(file, *at, 1 << 20).doing(|| "read the log".into())?;
-            if end == *at {
+            let (records, end) = self.history.read(self.at, 1 << 20).doing(|| "read the log".into())?;
+            if end == self.at {
                 return Ok(true);
             }
-            *at = end;
+            self.at = end;
             for record in records {
                 if !self.show(&record) {
                     return Ok(false);
@@ -134,23 +142,31 @@ impl Printer<'_> {
     }
 }
 
-/// Waits for more with inotify, until the pod ends.
-fn follow(pod: &Pod, file: &File, at: &mut u64, printer: &mut Printer<'_>) -> Result<()> {
+/// Waits for more with inotify, until the pod ends; goes with it when it moves.
+fn follow(pod: &Pod, printer: &mut Printer<'_>) -> Result<Exit> {
     let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).doing(|| "watch the log".into())?;
-    watch.add_watch(&pod.log_path(), AddWatchFlags::IN_MODIFY).doing(|| "watch the log".into())?;
+    // The folder: a log that is full makes way for another.
+    let changes = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_TO;
+    watch.add_watch(&pod.dir(), changes).doing(|| "watch the log".into())?;
     let end = match client::wait_later(pod) {
         Ok(end) => end,
         Err(problem) if ["E-MONITOR", "E-MOVED"].contains(&problem.code()) => {
-            printer.catch_up(file, at)?;
+            printer.catch_up()?;
             return Err(problem);
         }
         // It has ended.
-        Err(_) => return printer.catch_up(file, at).map(drop),
+        Err(_) => return printer.catch_up().map(|_| Exit::OK),
     };
     let stdout = std::io::stdout();
     loop {
-        if !printer.catch_up(file, at)? {
-            return Ok(());
+        // When the pod moves its log goes; what was open can still be read.
+        let history = open(pod)?;
+        let wanted = printer.catch_up()?;
+        if !history.is_empty() {
+            printer.history = history;
+        }
+        if !wanted || !printer.catch_up()? {
+            return Ok(Exit::OK);
         }
         let mut fds = [
             PollFd::new(watch.as_fd(), PollFlags::POLLIN),
@@ -166,22 +182,54 @@ fn follow(pod: &Pod, file: &File, at: &mut u64, printer: &mut Printer<'_>) -> Re
         let (ended, unread) = (happened(1), fds[2].revents().is_some_and(|f| f.contains(PollFlags::POLLERR)));
         let _ = watch.read_events();
         if ended || unread {
-            printer.catch_up(file, at)?;
-            return last_words(pod, unread);
+            printer.catch_up()?;
+            if let Ok(history) = open(pod).map_err(drop)
+                && !history.is_empty()
+            {
+                printer.history = history;
+                printer.catch_up()?;
+            }
+            return last_words(pod, printer, unread);
         }
     }
 }
 
-fn last_words(pod: &Pod, unread: bool) -> Result<()> {
-    let Ok(status) = pod.status() else { return Ok(()) };
+fn last_words(pod: &Pod, printer: &Printer<'_>, unread: bool) -> Result<Exit> {
+    let Ok(status) = pod.status() else { return Ok(Exit::OK) };
     match (status.state, &status.moved_to) {
-        (State::Moved, Some(to)) => {
-            output::say(format!("moved to {to}; go on there with: pod logs -f {}", pod.name()?))
+        (State::Moved, Some(to)) if !unread => {
+            return Ok(Exit(elsewhere(pod, to, printer.at, printer.args, printer.json)));
         }
         _ if status.monitor_lost && !unread => {
             return Err(Problem::new("E-MONITOR", "the pod's monitor is gone: what it writes now is lost"));
         }
         _ => {}
     }
-    Ok(())
+    Ok(Exit::OK)
+}
+
+/// Goes on where the pod is now, behind what was shown: the log has the same places there. Or says how to.
+fn elsewhere(pod: &Pod, to: &str, at: u64, args: &Args, json: bool) -> i32 {
+    let name = pod.name().unwrap_or_else(|_| pod.id().to_owned());
+    let at = at.to_string();
+    let mut words = vec!["logs", "--follow", "--offset", &at];
+    words.extend(args.timestamps.then_some("--timestamps"));
+    words.extend(json.then_some("--json"));
+    let quoted = |text: &String| format!("'{}'", text.replace('\'', "'\\''"));
+    let (since, until) = (args.since.as_ref().map(quoted), args.until.as_ref().map(quoted));
+    for (flag, value) in [("--since", &since), ("--until", &until)] {
+        words.extend(value.as_ref().map(|value| [flag, value]).into_iter().flatten());
+    }
+    words.push(pod.id());
+    output::say(format!("[pod] moved to {to}"));
+    let followed =
+        there(pod.store(), pod.id(), &words).ok().and_then(|mut command| command.stdin(Stdio::null()).status().ok());
+    match followed.and_then(|status| status.code()) {
+        // ssh's own.
+        None | Some(255) => {
+            output::say(format!("moved to {to}; go on there with: ssh {to} pod logs -f {name}"));
+            0
+        }
+        Some(code) => code,
+    }
 }

@@ -21,6 +21,7 @@ mod options;
 mod port;
 mod ps;
 mod receive;
+mod relay;
 mod restore;
 mod run;
 mod stats;
@@ -97,6 +98,9 @@ pub enum Command {
     /// The far side of a move
     #[command(hide = true)]
     Receive(receive::Args),
+    /// Leads to a pod that has moved
+    #[command(hide = true)]
+    Relay(relay::Args),
     /// Show all that is known of pods
     Inspect(inspect::Args),
     /// Show what pods use
@@ -141,6 +145,7 @@ impl Command {
             Command::Restore(args) => restore::run(args, context),
             Command::Job(args) => job::run(args, context),
             Command::Receive(args) => receive::run(args, context),
+            Command::Relay(args) => relay::run(args, context),
             Command::Inspect(args) => inspect::run(args, context),
             Command::Stats(args) => stats::run(args, context),
             Command::Top(args) => top::run(args, context),

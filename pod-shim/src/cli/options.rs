@@ -1,6 +1,6 @@
 //! The values of options: text as people type it, to what the spec holds. Pure, so that every form has a test.
 
-use pod_runtime::spec::{Address, NetworkMode, Port, Rlimit, Volume};
+use pod_runtime::spec::{Address, LogLimits, NetworkMode, Port, Rlimit, Volume};
 use pod_runtime::{Problem, Result, security};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -168,6 +168,23 @@ pub fn ulimit(text: &str) -> Result<Rlimit> {
     Ok(Rlimit { kind: kind.to_ascii_lowercase(), soft, hard })
 }
 
+/// `--log-opt max-size=10m,max-file=3`, or one at a time; -1 keeps all.
+pub fn log(texts: &[String]) -> Result<LogLimits> {
+    let mut limits = LogLimits::default();
+    for option in texts.iter().flat_map(|text| text.split(',')) {
+        let bad = || usage(format!("'{option}' is no option of a log"), "--log-opt max-size=10m,max-file=3");
+        match option.split_once('=') {
+            Some(("max-size", "-1" | "unlimited")) => limits.max_size = None,
+            Some(("max-size", text)) => limits.max_size = Some(size(text)?).filter(|bytes| *bytes > 0),
+            Some(("max-file", text)) => {
+                limits.max_files = text.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(bad)?;
+            }
+            _ => return Err(bad()),
+        }
+    }
+    Ok(limits)
+}
+
 /// `TERM`, `SIGTERM`, `15`, `RTMIN+3`.
 pub fn signal(text: &str) -> Result<i32> {
     let bad = || usage(format!("'{text}' is no signal"), "a name or number, as in TERM, SIGUSR1, 9, RTMIN+1");
@@ -333,6 +350,17 @@ mod tests {
         assert_eq!(ulimit("core=-1").unwrap().hard, u64::MAX);
         for bad in ["nofile", "nope=1", "nofile=2:1", "nofile=a"] {
             assert_eq!(code(ulimit(bad)), "E-USAGE", "{bad}");
+        }
+    }
+
+    #[test]
+    fn logs() {
+        let log = |texts: &[&str]| log(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+        assert_eq!(log(&[]).unwrap(), LogLimits { max_size: Some(20 << 20), max_files: 5 });
+        assert_eq!(log(&["max-size=10m,max-file=3"]).unwrap(), LogLimits { max_size: Some(10 << 20), max_files: 3 });
+        assert_eq!(log(&["max-size=-1", "max-file=1"]).unwrap(), LogLimits { max_size: None, max_files: 1 });
+        for bad in ["", "max-size", "max-size=x", "max-file=0", "max-file=9999", "compress=true"] {
+            assert_eq!(code(log(&[bad])), "E-USAGE", "{bad}");
         }
     }
 

@@ -4,6 +4,7 @@ use super::format::Format;
 use super::{Context, Exit, options};
 use crate::output::{self, Table};
 use pod_runtime::cgroup::Cgroup;
+use pod_runtime::monitor::client;
 use pod_runtime::spec::{NetworkMode, Port, Spec};
 use pod_runtime::status::{self, State, Status};
 use pod_runtime::store::Pod;
@@ -132,6 +133,7 @@ pub fn row(pod: &Pod, spec: &Spec, status: &Status, whole: bool) -> Value {
         "exit_code": status.exit_code,
         "moved_to": status.moved_to,
         "monitor_lost": status.monitor_lost,
+        "exec_sessions": if live && !status.monitor_lost { client::sessions(pod) } else { Vec::new() },
         "labels": spec.labels,
     })
 }

@@ -2,7 +2,7 @@
 
 use super::{Context, Exit, options};
 use crate::output;
-use crate::terminal::{self, Outcome, View};
+use crate::terminal::{self, View};
 use nix::sys::stat::{SFlag, major, minor, stat};
 use pod_runtime::monitor::{self, Beginning, Launch, Started};
 use pod_runtime::security::{capabilities, user};
@@ -60,6 +60,9 @@ pub struct Args {
     /// Seconds that `pod stop` then waits
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u32,
+    /// What is kept of the log: max-size=20m (of a file, -1: all), max-file=5
+    #[arg(long, value_name = "OPTION=VALUE")]
+    log_opt: Vec<String>,
     /// Write the pod's id here
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
@@ -189,9 +192,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let Some(stream) = started.client else {
         return show_started(context, &pod, &name);
     };
-    let proxy = pod_runtime::sys::daemon::pidfd_open(started.init).ok();
-    let view = View { stream, input, terminal: args.tty, detach_keys, proxy };
-    Ok(Exit(tell(&name, view.run()?)))
+    let (terminal, proxy) = (args.tty, true);
+    View { stream, input, terminal, detach_keys, proxy, pod, session: None }.show(&name)
 }
 
 fn show_started(context: &Context, pod: &Pod, name: &str) -> Result<Exit> {
@@ -208,23 +210,6 @@ fn show_started(context: &Context, pod: &Pod, name: &str) -> Result<Exit> {
         "addresses": addresses,
     }))?;
     Ok(Exit::OK)
-}
-
-/// Says how a view ended; the exit code.
-pub fn tell(name: &str, outcome: Outcome) -> i32 {
-    match outcome {
-        Outcome::Exit(code) => code,
-        Outcome::Detached => {
-            output::say(format!("detached; back with: pod attach {name}"));
-            0
-        }
-        Outcome::Moved(to) => {
-            output::say(format!("\nmoved to {to}; go on there with: pod attach {name}"));
-            0
-        }
-        // As a shell counts a broken pipe.
-        Outcome::Unread => 141,
-    }
 }
 
 /// Reserves, leases and starts; what was begun is taken back when it fails.
@@ -281,6 +266,7 @@ fn spec_of(args: &Args, store: &Store) -> Result<Spec> {
         auto_remove: args.rm,
         stop_signal: options::signal(&args.stop_signal)?,
         stop_timeout: args.stop_timeout,
+        log: options::log(&args.log_opt)?,
         name,
     })
 }

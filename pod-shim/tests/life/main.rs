@@ -3,6 +3,7 @@
 
 mod bench;
 mod moved;
+mod sessions;
 
 use bench::{Bench, DETACH, Terminal, eventually};
 use std::fs;

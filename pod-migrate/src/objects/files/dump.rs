@@ -5,7 +5,6 @@
 //! in [`FilesDump::finish`].
 
 use super::classify::{Class, Look, classify};
-use super::view::Holder;
 use super::{
     Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, pidfd,
     pipe, pty, regular, signalfd, socket, timerfd,
@@ -252,9 +251,6 @@ impl<'v> FilesDump<'v> {
             Class::Namespace => FileState::Regular(self.namespace(look, subject)?),
             Class::Pipe => {
                 let external = self.view.outside.pipes.get(&look.stat.st_ino).copied();
-                if external == Some(Holder::Session) {
-                    self.warnings.push(format!("{subject}: nobody is attached to this pod exec session afterwards"));
-                }
                 FileState::Pipe(pipe::dump(fd, look, self.number(key), external)?)
             }
             Class::PtyMaster => FileState::Pty(self.terminal(index, fd, pty::End::Master)),

@@ -43,8 +43,10 @@ pub struct Outside {
 pub enum Holder {
     /// The pod's stdin, stdout, stderr (0, 1, 2); 0 for its terminal.
     Pod(u8),
-    /// A session of `pod exec`. After a restore nobody is at its other end any more.
-    Session,
+    /// The same of a session of `pod exec`, by its number.
+    Session(u64, u8),
+    /// What a session left; it is read and thrown away.
+    Nobody,
 }
 
 impl Outside {

@@ -40,7 +40,9 @@ pub struct External {
     pub stderr: Option<OwnedFd>,
     /// Master of the pod's terminal.
     pub console: Option<OwnedFd>,
-    /// The same of `pod exec` sessions, whose client is gone.
+    /// The same of `pod exec` sessions: console, stdin, stdout, stderr.
+    pub sessions: BTreeMap<u64, [Option<OwnedFd>; 4]>,
+    /// What nobody listens to.
     pub others: Vec<OwnedFd>,
 }
 
@@ -156,6 +158,7 @@ impl Opener {
             let fd = self.copy(number)?;
             match holder {
                 Holder::Pod(_) if external.console.is_none() => external.console = Some(fd),
+                Holder::Session(id, _) => external.sessions.entry(id).or_default()[0] = Some(fd),
                 _ => external.others.push(fd),
             }
         }
@@ -165,7 +168,10 @@ impl Opener {
                 Holder::Pod(0) => external.stdin = Some(fd),
                 Holder::Pod(1) => external.stdout = Some(fd),
                 Holder::Pod(_) => external.stderr = Some(fd),
-                Holder::Session => external.others.push(fd),
+                Holder::Session(id, which @ 0..=2) => {
+                    external.sessions.entry(id).or_default()[1 + usize::from(which)] = Some(fd);
+                }
+                Holder::Session(..) | Holder::Nobody => external.others.push(fd),
             }
         }
         Ok(external)
