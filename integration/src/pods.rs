@@ -164,6 +164,9 @@ impl Bed {
             host.pod(&["checkpoint", "create", "first", "first"])?;
             host.pod(&["checkpoint", "rm", "first"])?;
             host.pod(&["rm", "-f", "first"])?;
+            // Its last act is to have the disk hold what the pod wrote, which takes as long as the disk is busy.
+            let gone = || host.output(&["pgrep", "-x", "pod-monitor"]).is_ok_and(|found| !found.status.success());
+            wait::until_true("the first pod's monitor to be gone", wait::SOON * 2, gone)?;
         }
         let taken = [Census::of(self.a())?, Census::of(self.b())?];
         Ok(taken)

@@ -5,6 +5,7 @@
 //! does the death of this process: the kernel lets the tasks go, the monitor notices that its client is gone, reads
 //! stdio again and puts the pod back on the network.
 
+use crate::connections::Connections;
 use crate::dump::{DumpReport, dump};
 use crate::freeze::Frozen;
 use crate::ids::HostPid;
@@ -77,8 +78,7 @@ pub struct Capture {
 pub struct Captured {
     pub dump: DumpReport,
     pub files: Sent,
-    /// Established TCP connections.
-    pub connections: u64,
+    pub connections: Connections,
 }
 
 impl Capture {
@@ -237,7 +237,14 @@ impl Still {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);
         }
-        Ok(Captured { connections: dump.connections, dump, files: self.capture.files })
+        let connections = match self.settling {
+            Some(_) => {
+                let network = self.capture.pod.store().network_dir()?;
+                Connections::tally(&self.capture.spec, &network, &dump.peers, &unsaved)
+            }
+            None => Connections { kept: dump.peers.len() as u64, ..Connections::default() },
+        };
+        Ok(Captured { dump, files: self.capture.files, connections })
     }
 
     /// Stops the pod in a way that outlives this process: for the commit.

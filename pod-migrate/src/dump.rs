@@ -19,6 +19,7 @@ use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
 use std::fs::File;
 use std::io::Write;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -28,8 +29,8 @@ use std::os::unix::fs::MetadataExt;
 pub struct DumpReport {
     pub processes: usize,
     pub threads: usize,
-    /// Established TCP connections.
-    pub connections: u64,
+    /// The other ends of the established TCP connections.
+    pub peers: Vec<IpAddr>,
     /// What will not be exactly as it was, a line each.
     pub warnings: Vec<String>,
 }
@@ -49,7 +50,7 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
         crowd(processes, init, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
-    let Rest { contents, connections, warnings } = files.finish(w)?;
+    let Rest { contents, peers, warnings } = files.finish(w)?;
     spaces.records(w)?;
     w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
@@ -62,7 +63,7 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
     Ok(DumpReport {
         processes: frozen.processes().len(),
         threads: frozen.processes().iter().map(|process| process.threads.len()).sum(),
-        connections,
+        peers,
         warnings,
     })
 }

@@ -9,6 +9,7 @@ pub mod arrival;
 pub mod capture;
 pub mod check;
 pub mod checkpoint;
+mod connections;
 pub mod dump;
 pub mod freeze;
 pub mod ids;

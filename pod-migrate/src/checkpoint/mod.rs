@@ -96,7 +96,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
         total: began.elapsed(),
         processes,
         files: files.files,
-        connections,
+        connections: connections.kept,
         warnings: dump.warnings,
     })
 }

@@ -12,8 +12,8 @@ use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, 
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
-use pod_runtime::birth::Clocks;
 use crate::restore::Running;
+use pod_runtime::birth::Clocks;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
 use pod_runtime::network::{self, Claim};

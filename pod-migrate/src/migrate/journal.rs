@@ -12,6 +12,7 @@ use pod_runtime::store::{Store, read_json, write_json_quickly};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -201,6 +202,20 @@ pub fn jobs(store: &Store) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
+/// What the tool that moved the pod had to tell, a line each with its time: for `pod job log`.
+pub fn keep_log(store: &Store, id: &str, lines: &str) -> Result<()> {
+    check_id(id)?;
+    let path = store.jobs_dir()?.join(format!("{id}.log"));
+    let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    open.and_then(|mut file| file.write_all(lines.as_bytes())).doing(|| format!("write {}", path.display()))
+}
+
+/// What [`keep_log`] kept; empty where that was on the other host.
+pub fn log(store: &Store, id: &str) -> Result<String> {
+    let job = Journal::open(store, id)?.job;
+    Ok(fs::read_to_string(store.jobs_dir()?.join(format!("{}.log", job.id))).unwrap_or_default())
+}
+
 /// Ids become parts of paths and come from another host.
 pub fn check_id(id: &str) -> Result<()> {
     let good = (4..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -222,6 +237,7 @@ fn forget_old(dir: &Path) {
         {
             let _ = fs::remove_file(&path);
             let _ = fs::remove_file(path.with_extension("lock"));
+            let _ = fs::remove_file(path.with_extension("log"));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Moving a pod to another host.
 //!
 //! * [`protocol`]: what is said; [`commit`]: the one instant that decides; [`journal`]: what is written down.
-//! * [`offer`]: what can be known before the pod is touched, on both sides; `pod check` is the same code.
+//! * [`offer`]: what can be known before the pod is touched, on both sides, [`base`] what lies below its own files;
+//!   `pod check` is the same code.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
+mod base;
 pub mod commit;
 pub mod destination;
 pub mod journal;

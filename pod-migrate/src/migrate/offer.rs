@@ -1,6 +1,7 @@
 //! What the source offers and what can stand against it at the destination: everything that can be known before the
 //! pod is touched.
 
+use super::base::Base as Below;
 use super::protocol::{Cpu, Hello, Offer};
 use crate::storage::volumes;
 use nix::sys::statvfs::statvfs;
@@ -36,13 +37,23 @@ pub fn blockers(pod: &Pod) -> Result<Vec<Problem>> {
     Ok(found)
 }
 
+/// Source: what will not be afterwards as it was, as far as it can be known before.
+pub fn downgrades(pod: &Pod) -> Result<Vec<Problem>> {
+    let (spec, status) = (pod.spec()?, pod.status()?);
+    let Some(init) = status.init.filter(|_| status.state == State::Running) else { return Ok(Vec::new()) };
+    let network = pod.store().network_dir()?;
+    Ok(crate::connections::downgrade(&spec, &network, crate::ids::HostPid(init.pid)).into_iter().collect())
+}
+
 /// Source: what it would bring.
 pub fn offer(pod: &Pod) -> Result<Offer> {
     let cgroup = Cgroup::open(pod.id())?;
     let processes = cgroup.procs()?;
     let memory = cgroup.stats().ok().and_then(|s| s.memory).unwrap_or_else(|| resident(&processes));
+    let spec = pod.spec()?;
     Ok(Offer {
-        spec: pod.spec()?,
+        base: Below::of(&spec),
+        spec,
         memory,
         files: disk_usage(&pod.upper_dir()),
         processes: processes.len() as u64,
@@ -143,6 +154,7 @@ pub fn against(store: &Store, offer: &Offer, hello: &Hello) -> (Vec<Problem>, Ve
     found.extend(volumes::check(store, spec));
     found.extend(root(spec));
     found.extend(taken(store, spec));
+    warnings.extend(Below::of(spec).differs(&offer.base));
     let skew = now().abs_diff(hello.time);
     if skew > SKEW {
         warnings.push(format!("the clocks of the two hosts differ by {skew} s: time in the pod will jump"));

@@ -47,6 +47,8 @@ pub struct Report {
     pub bytes_raw: u64,
     pub connections_kept: u64,
     pub connections_closed: u64,
+    /// Half-open: left to their clients, who send again.
+    pub connections_retried: u64,
     pub processes: usize,
     pub files: u64,
     pub file_bytes: u64,

@@ -3,6 +3,7 @@
 //! A message is a MESSAGE record of the stream of its direction; the records of the image go between them. Every
 //! message has one place in the order; another one there is [`crate::link::PROTOCOL`].
 
+use super::base::Base;
 use pod_runtime::problem::Report;
 use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,9 @@ pub struct Offer {
     pub processes: u64,
     /// Of the source's processor: what a program in the pod may have seen and may use.
     pub cpu: Cpu,
+    /// Of what lies below the pod's own layer, and does not come along.
+    #[serde(default)]
+    pub base: Base,
     /// Names of kernel features that the image needs.
     pub features: Vec<String>,
 }

@@ -102,17 +102,25 @@ pub struct Checked {
     pub blockers: Vec<Problem>,
     /// From the destination.
     pub refused: Vec<Problem>,
+    /// What will not be as it was.
+    pub downgrades: Vec<Problem>,
     pub warnings: Vec<String>,
+    /// What would go over, in bytes: memory, and files of the pod's own layer.
+    pub memory: u64,
+    pub files: u64,
     pub peer: Option<Hello>,
 }
 
 /// `pod check`: the first steps of a move, without taking anything.
 pub fn check(pod: &Pod, ssh: Option<&Ssh>) -> Result<Checked> {
-    let mut checked = Checked { blockers: offer::blockers(pod)?, ..Checked::default() };
+    let (blockers, downgrades) = (offer::blockers(pod)?, offer::downgrades(pod)?);
+    let mut checked = Checked { blockers, downgrades, ..Checked::default() };
     if let Some(ssh) = ssh {
+        let offer = offer::offer(pod)?;
+        (checked.memory, checked.files) = (offer.memory, offer.files);
         let (_remote, mut link, peer) = connect(ssh, Purpose::Check, None)?;
         checked.peer = Some(peer);
-        link.say(&Say::Offer(Box::new(offer::offer(pod)?)))?;
+        link.say(&Say::Offer(Box::new(offer)))?;
         match link.hear()? {
             Answer::Reserved { warnings } => checked.warnings = warnings,
             Answer::Refused(reports) => checked.refused = reports.into_iter().map(Problem::from).collect(),
@@ -152,6 +160,7 @@ pub fn migrate(
     if !blockers.is_empty() {
         return Err(Failure::several(Ended::Blocked, blockers));
     }
+    let downgrades = offer::downgrades(pod).unwrap_or_default();
     tell(Step::Connect, ssh.target.host.clone());
     let connected = Connected::new(store, pod, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
     tell(Step::Reserve, connected.peer.host.clone());
@@ -168,6 +177,7 @@ pub fn migrate(
         sent.commit(store, pod, ssh)
     });
     let mut report = result.map_err(|failure| Failure { job: Some(job.clone()), ..failure })?;
+    report.warnings.extend(downgrades.iter().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
     report.total_ms = began.elapsed().as_secs_f64() * 1e3;
     for text in &report.warnings {
         (listener.borrow_mut())(&Event::Warning { text: text.clone() });
@@ -341,7 +351,9 @@ impl Frozen {
             to: self.journal.job.peer.clone(),
             bytes_sent: self.link.writer.bytes(),
             bytes_raw: self.link.writer.raw_bytes(),
-            connections_kept: connections,
+            connections_kept: connections.kept,
+            connections_closed: connections.closed,
+            connections_retried: connections.retried,
             processes: dump.processes,
             files: files.files,
             file_bytes: files.bytes,

@@ -170,6 +170,12 @@ pub fn load(dir: &Path, name: &str) -> Result<Definition> {
     Ok(definition)
 }
 
+/// The file that a network of this host is defined in.
+pub fn origin(dir: &Path, name: &str) -> PathBuf {
+    let given = file(Path::new(ETC), name);
+    if given.exists() { given } else { file(dir, name) }
+}
+
 /// All networks of this host, by name.
 pub fn list(dir: &Path) -> Result<Vec<Definition>> {
     let mut found: Vec<Definition> = Vec::new();

@@ -40,17 +40,25 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
             "clear": clear,
             "blockers": reports(&checked.blockers),
             "refused": reports(&checked.refused),
+            "downgrades": reports(&checked.downgrades),
             "warnings": checked.warnings,
+            "memory_bytes": args.to.as_ref().map(|_| checked.memory),
+            "file_bytes": args.to.as_ref().map(|_| checked.files),
         }))?;
         return Ok(exit);
     }
     let mut text = String::new();
     if let Some(peer) = &checked.peer {
         text.push_str(&format!("{}: reachable, pod {}, kernel {}\n", peer.host, peer.version, peer.kernel));
+        let (memory, files) = (output::size(checked.memory), output::size(checked.files));
+        text.push_str(&format!("would go over: {memory} of memory, {files} of files\n"));
     }
-    for (who, problem) in
-        checked.blockers.iter().map(|p| ("BLOCKER", p)).chain(checked.refused.iter().map(|p| ("REFUSED", p)))
-    {
+    let named = |who: &'static str, problems| -> Vec<(&str, &Problem)> {
+        let problems: &[Problem] = problems;
+        problems.iter().map(|problem| (who, problem)).collect()
+    };
+    let (blockers, refused) = (named("BLOCKER", &checked.blockers), named("REFUSED", &checked.refused));
+    for (who, problem) in [blockers, refused, named("DOWNGRADE", &checked.downgrades)].concat() {
         text.push_str(&format!("{who:<9} {:<20} {}\n", problem.code(), problem.chain()));
         if let Some(fix) = problem.way_out() {
             text.push_str(&format!("          fix: {fix}\n"));

@@ -11,11 +11,16 @@ enum Part {
 }
 
 #[derive(Debug)]
-pub struct Format(Vec<Part>);
+pub struct Format {
+    parts: Vec<Part>,
+    /// `table …`: with a head, in straight columns.
+    table: bool,
+}
 
 impl Format {
     pub fn parse(text: &str) -> Result<Format> {
-        let text = text.strip_prefix("table ").unwrap_or(text).replace("\\t", "\t").replace("\\n", "\n");
+        let (text, table) = text.strip_prefix("table ").map_or((text, false), |rest| (rest, true));
+        let text = text.replace("\\t", "\t").replace("\\n", "\n");
         if !text.contains("{{") {
             let mut parts = Vec::new();
             for field in text.split(',') {
@@ -24,7 +29,7 @@ impl Format {
                 }
                 parts.push(Part::Field(key(field.trim())?));
             }
-            return Ok(Format(parts));
+            return Ok(Format { parts, table });
         }
         let mut parts = Vec::new();
         let mut rest = text.as_str();
@@ -37,11 +42,20 @@ impl Format {
             rest = &rest[end + 2..];
         }
         parts.push(Part::Text(rest.to_owned()));
-        Ok(Format(parts))
+        Ok(Format { parts, table })
     }
 
     /// One line a row.
     pub fn show(&self, rows: &[Value]) -> Result<()> {
+        if self.table {
+            let cells = |line: &str| line.split('\t').map(str::to_owned).collect::<Vec<String>>();
+            let head = cells(&self.head());
+            let mut table = output::Table::new(&head.iter().map(String::as_str).collect::<Vec<_>>());
+            for row in rows {
+                table.row(cells(&self.line(row)?));
+            }
+            return table.show();
+        }
         let mut all = String::new();
         for row in rows {
             all.push_str(&self.line(row)?);
@@ -50,9 +64,17 @@ impl Format {
         output::data(&all)
     }
 
+    fn head(&self) -> String {
+        let word = |part: &Part| match part {
+            Part::Text(piece) => piece.clone(),
+            Part::Field(name) => name.to_uppercase().replace('_', " "),
+        };
+        self.parts.iter().map(word).collect()
+    }
+
     fn line(&self, row: &Value) -> Result<String> {
         let mut line = String::new();
-        for part in &self.0 {
+        for part in &self.parts {
             match part {
                 Part::Text(piece) => line.push_str(piece),
                 Part::Field(name) => match row.get(name) {
@@ -116,6 +138,7 @@ mod tests {
         assert_eq!(line("{{.Name}}={{ .ExitCode }}").unwrap(), "web=3");
         assert_eq!(line("name,exit_code").unwrap(), "web\t3");
         assert_eq!(line("table {{.Names}}\\t{{.Ports}}").unwrap(), "web\t80->80/tcp");
+        assert_eq!(Format::parse("table {{.Names}}\\t{{.ExitCode}}").unwrap().head(), "NAME\tEXIT CODE");
         for bad in ["{{.Name", "{{Name}}", "", "nope", "a b"] {
             assert_eq!(line(bad).unwrap_err().code(), "E-USAGE", "{bad}");
         }

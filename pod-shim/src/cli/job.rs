@@ -3,10 +3,11 @@
 use super::checkpoint::with_version;
 use super::{Context, Exit};
 use crate::output::{self, Table};
-use pod_migrate::migrate::journal::{Job, Journal, Phase, Role, jobs};
+use pod_migrate::migrate::journal::{self, Job, Journal, Phase, Role, jobs};
 use pod_migrate::migrate::{abort, repair, resume};
-use pod_runtime::Result;
 use pod_runtime::status::now;
+use pod_runtime::store::Store;
+use pod_runtime::{Result, when};
 use serde_json::json;
 
 #[derive(Debug, clap::Args)]
@@ -22,6 +23,8 @@ enum Verb {
     Ls,
     /// Show one
     Info { id: String },
+    /// Show what happened in one, a line each with its time
+    Log { id: String },
     /// Settle a move whose connection broke in the commit
     Resume { id: String },
     /// Stop a move before its commit
@@ -66,6 +69,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
             }
             output::data(&text)?;
         }
+        Verb::Log { id } => output::data(&history(&store, &id)?)?,
         Verb::Resume { id } => {
             let there = resume(&store, &id)?;
             let job = Journal::open(&store, &id)?.job;
@@ -76,6 +80,18 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         Verb::Abort { id } => abort(&store, &id)?,
     }
     Ok(Exit::OK)
+}
+
+/// What was told while it was under way, between what the journal says.
+fn history(store: &Store, id: &str) -> Result<String> {
+    let job = Journal::open(store, id)?.job;
+    let line = |seconds: u64, text: String| format!("{} {text}\n", when::rfc3339(seconds * 1_000_000_000));
+    let arrow = if job.role == Role::Source { "to" } else { "from" };
+    let mut text = line(job.started, format!("pod {} ({}) {arrow} {}", job.name, job.pod, job.peer));
+    text.push_str(&journal::log(store, id)?);
+    let because = job.problem.as_ref().map_or_else(String::new, |p| format!(", {}: {}", p.code, p.what));
+    text.push_str(&line(job.updated, format!("{}{because}", phase(&job))));
+    Ok(text)
 }
 
 fn phase(job: &Job) -> String {

@@ -7,8 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pod_migrate::link::Interrupt;
 use pod_migrate::link::ssh::{Ssh, Target};
 use pod_migrate::migrate::progress::{Event, Report, Step};
-use pod_migrate::migrate::{self, Ended, Failure, Listener};
-use pod_runtime::Result;
+use pod_migrate::migrate::{self, Ended, Failure, Listener, journal};
+use pod_runtime::store::Store;
+use pod_runtime::{Result, when};
 use serde_json::json;
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -74,6 +75,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let (listener, show) = show(args.progress, context.json);
     let moved = migrate::migrate(&store, &pod, &ssh, &interrupt, listener);
     show.borrow_mut().end();
+    keep(&store, &moved, &show.borrow().told);
     match moved {
         Ok(report) if context.json => {
             output::json(&with_version(json!(report)))?;
@@ -85,6 +87,28 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         }
         Err(failure) => Ok(failed(&name, failure, context.json)),
     }
+}
+
+/// For `pod job log`: what was told, and how it ended.
+fn keep(store: &Store, moved: &Result<Report, Failure>, told: &str) {
+    let (job, mut lines) = match moved {
+        Ok(report) => (Some(&report.job), words(report)),
+        Err(failure) => {
+            let problems = std::iter::once(&failure.problem).chain(&failure.more);
+            let lines = problems.map(|problem| format!("{}: {}\n", problem.code(), problem.chain())).collect();
+            (failure.job.as_ref(), lines)
+        }
+    };
+    lines = lines.lines().map(stamped).collect();
+    if let Some(job) = job
+        && let Err(problem) = journal::keep_log(store, job, &format!("{told}{lines}"))
+    {
+        tracing::warn!("{}", problem.chain());
+    }
+}
+
+fn stamped(line: &str) -> String {
+    format!("{} {line}\n", when::rfc3339(when::now_ns()))
 }
 
 /// The exit code of a move that did not succeed.
@@ -123,11 +147,15 @@ fn failed(name: &str, failure: Failure, as_json: bool) -> Exit {
 
 /// The six lines.
 fn words(report: &Report) -> String {
+    let retried = match report.connections_retried {
+        0 => String::new(),
+        n => format!(", {n} half-open left to the client's retransmission"),
+    };
     let mut text = format!(
         "{} moved to {} in {:.2} s, frozen {:.1} ms\n\
          memory and files  {} sent ({} raw)\n\
          processes         {}\n\
-         connections       {} kept, {} closed\n\
+         connections       {} kept, {} closed{}\n\
          files             {}, {}\n",
         report.pod,
         report.to,
@@ -138,6 +166,7 @@ fn words(report: &Report) -> String {
         report.processes,
         report.connections_kept,
         report.connections_closed,
+        retried,
         report.files,
         output::size(report.file_bytes),
     );
@@ -156,6 +185,8 @@ struct Show {
     began: Instant,
     said: Instant,
     step: Option<Step>,
+    /// Every step with its time.
+    told: String,
 }
 
 fn show(how: Progress, json: bool) -> (Listener, Rc<RefCell<Show>>) {
@@ -172,13 +203,28 @@ fn show(how: Progress, json: bool) -> (Listener, Rc<RefCell<Show>>) {
         bar
     });
     let now = Instant::now();
-    let show = Rc::new(RefCell::new(Show { how, bar, bytes: 0, began: now, said: now, step: None }));
+    let show =
+        Rc::new(RefCell::new(Show { how, bar, bytes: 0, began: now, said: now, step: None, told: String::new() }));
     let told = Rc::clone(&show);
     (Rc::new(RefCell::new(move |event: &Event| told.borrow_mut().event(event))), show)
 }
 
+fn named(step: Step, detail: &str) -> String {
+    match step {
+        Step::Connect => format!("connect to {detail}"),
+        Step::Check => "check".to_owned(),
+        Step::Reserve => format!("reserve on {detail}"),
+        Step::Files => "files, while the pod runs".to_owned(),
+        Step::Freeze => "freeze; memory and the rest".to_owned(),
+        Step::Commit => "commit".to_owned(),
+    }
+}
+
 impl Show {
     fn event(&mut self, event: &Event) {
+        if let Event::Step { step, detail } = event {
+            self.told.push_str(&stamped(&named(*step, detail)));
+        }
         match (self.how, event) {
             (Progress::None, _) => {}
             (Progress::Json, Event::Sent { .. }) if self.said.elapsed() < Duration::from_millis(500) => {}
@@ -200,14 +246,7 @@ impl Show {
 
     fn step(&mut self, step: Step, detail: &str) {
         self.step = Some(step);
-        let words = match step {
-            Step::Connect => format!("connect to {detail}"),
-            Step::Check => "check".to_owned(),
-            Step::Reserve => format!("reserve on {detail}"),
-            Step::Files => "files, while the pod runs".to_owned(),
-            Step::Freeze => "freeze; memory and the rest".to_owned(),
-            Step::Commit => "commit".to_owned(),
-        };
+        let words = named(step, detail);
         match &self.bar {
             Some(bar) => bar.set_message(words),
             None => output::say(words),

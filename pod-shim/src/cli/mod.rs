@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod checkpoint;
 mod completion;
+mod config;
 mod cp;
 mod doctor;
 mod each;
@@ -115,6 +116,8 @@ pub enum Command {
     Events(events::Args),
     /// See whether this host has what pods need
     Doctor(doctor::Args),
+    /// Show what pod goes by on this host
+    Config(config::Args),
     /// Explain a code that an error showed
     Explain(explain::Args),
     /// Print a completion script for a shell
@@ -153,6 +156,7 @@ impl Command {
             Command::Network(args) => network::run(args, context),
             Command::Events(args) => events::run(args, context),
             Command::Doctor(args) => doctor::run(args, context),
+            Command::Config(args) => config::run(args, context),
             Command::Explain(args) => explain::run(args, context),
             Command::Completion(args) => completion::run(args),
             Command::Man(args) => man::run(args),
@@ -187,6 +191,11 @@ pub struct Context {
 impl Context {
     pub fn new(global: &Global) -> Context {
         Context { json: global.json, root: global.root.clone() }
+    }
+
+    /// Whether `--root` or its variable says where pods are kept.
+    pub fn root_was_given(&self) -> bool {
+        self.root.is_some()
     }
 
     /// The store of this host; the first thing that needs root.

@@ -23,6 +23,7 @@ use serde_bytes::ByteBuf;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Collects the files of a frozen pod.
@@ -81,10 +82,10 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Rest {
     pub contents: Vec<Contents>,
-    /// TCP connections that are established. (To ask the kernel for them would be to walk its table of all connections
+    /// The other ends of the TCP connections that are established. (To ask the kernel for them would be to walk its table of all connections
     /// of the host, which takes milliseconds even when it is empty.)
-    pub connections: u64,
-    /// What will not be exactly as it was.
+    pub peers: Vec<IpAddr>,
+    /// What is not kept exactly, a line each.
     pub warnings: Vec<String>,
 }
 
@@ -379,8 +380,8 @@ impl<'v> FilesDump<'v> {
         for (id, table) in &self.records {
             w.put(Kind::FD_TABLE, id.0, table)?;
         }
-        let connections = self.entries.iter().filter_map(|entry| entry.file.as_ref()).filter(|file| established(file));
-        Ok(Rest { connections: connections.count() as u64, contents: self.contents, warnings: self.warnings })
+        let peers = self.entries.iter().filter_map(|entry| peer(entry.file.as_ref()?)).collect();
+        Ok(Rest { peers, contents: self.contents, warnings: self.warnings })
     }
 
     /// Queues of sockets can hold files that nobody else has, sockets too: until there is nothing new.
@@ -506,7 +507,9 @@ fn search<T>(
     Ok(Err(low))
 }
 
-fn established(file: &File) -> bool {
-    let FileState::Socket(socket::State::Tcp(state)) = &file.state else { return false };
-    matches!(&state.phase, socket::tcp::Phase::Connected(connection) if !connection.received_fin && !connection.sent_fin)
+/// The other end of an established connection.
+fn peer(file: &File) -> Option<IpAddr> {
+    let FileState::Socket(socket::State::Tcp(state)) = &file.state else { return None };
+    let socket::tcp::Phase::Connected(connection) = &state.phase else { return None };
+    (!connection.received_fin && !connection.sent_fin).then_some(connection.peer.ip)
 }

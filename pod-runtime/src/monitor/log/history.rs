@@ -111,13 +111,11 @@ impl History {
 
     /// The first place from `offset` on that is left.
     pub fn settle(&self, offset: u64) -> io::Result<u64> {
-        for (at, segment) in self.segments.iter().enumerate() {
-            if offset <= segment.base {
-                return Ok(segment.base);
-            }
-            // The end of a file is the beginning of the next.
-            if offset < segment.end()? || at + 1 == self.segments.len() {
-                return Ok(offset);
+        for (number, segment) in self.segments.iter().enumerate() {
+            let at = offset.max(segment.base);
+            // The end of a file is the beginning of the next, and a file may have nothing left.
+            if at < segment.end()? || number + 1 == self.segments.len() {
+                return Ok(at);
             }
         }
         Ok(offset)

@@ -1,0 +1,127 @@
+//! What a person is told of a pod's connections before and after a move, and that it is true; ports that are published.
+
+use anyhow::{Context, Result, ensure};
+use integration::bed::{Bed, Host};
+use integration::wait::{SOON, until_true};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+/// A python program on a host that has done what it should when it says so, and is killed when dropped.
+struct Program(Child);
+
+impl Program {
+    fn start(host: &Host, text: &str) -> Result<Program> {
+        let child =
+            host.command("python3").args(["-c", text]).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let mut program = Program(child);
+        let mut line = String::new();
+        BufReader::new(program.0.stdout.as_mut().context("it is piped")?).read_line(&mut line)?;
+        ensure!(line == "ready\n", "it says {line:?}");
+        Ok(program)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn connected(host: &Host, address: &str, port: u16) -> Result<Program> {
+    let text = format!(
+        "import socket,time\ns=socket.create_connection(('{address}',{port}),20)\nprint('ready',flush=True)\ntime.sleep(1000)"
+    );
+    Program::start(host, &text)
+}
+
+#[test]
+fn connections_by_the_hosts_address_are_named_before_and_counted_after() -> Result<()> {
+    let bed = Bed::new()?;
+    let serve = "import socket,time\ns=socket.create_server(('0.0.0.0',8000))\nc=[]\nwhile 1: c.append(s.accept())";
+    bed.a().pod(&["run", "-d", "--name", "web", "-p", "8080:8000", "--", "python3", "-c", serve])?;
+    let here = bed.a().address().to_string();
+    until_true("the port to be open", SOON, || bed.client().reaches(&here, 8080))?;
+    ensure!(bed.a().pod(&["port", "web"])?.trim() == "8000/tcp -> 0.0.0.0:8080");
+    let client = connected(bed.client(), &here, 8080)?;
+    let checked = bed.a().pod(&["check", "web", "--to", bed.b().name()])?;
+    ensure!(checked.contains("DOWNGRADE W-NAT") && checked.contains("can be moved"), "{checked}");
+    ensure!(checked.contains("of memory"), "{checked}");
+    let report = bed.a().pod(&["migrate", "web", "--to", bed.b().name()])?;
+    // `reaches` may have left one that is not closed yet.
+    let line = report.lines().find(|line| line.starts_with("connections")).unwrap_or_default();
+    ensure!(line.contains(" 0 kept, ") && !line.contains(" 0 closed"), "{report}");
+    ensure!(report.contains("W-NAT"), "{report}");
+    drop(client);
+    // The port is open on the other host.
+    let there = bed.b().address().to_string();
+    until_true("the port to be open there", SOON, || bed.client().reaches(&there, 8080))?;
+    ensure!(!bed.client().reaches(&here, 8080), "it still is open here");
+    let job = bed.a().pod(&["job", "ls", "--json"])?;
+    let id = job.split("\"id\": \"").nth(1).and_then(|rest| rest.split('"').next()).context("no job")?;
+    let told = bed.a().pod(&["job", "log", id])?;
+    ensure!(told.contains("commit") && told.contains("connections") && told.contains("done"), "{told}");
+    Ok(())
+}
+
+/// A SYN from an address where nobody is: the handshake stays half open.
+const SYN: &str = "import socket,struct,time\n\
+    def sum16(b):\n    b+=b'\\0'*(len(b)%2); t=sum(struct.unpack('!%dH'%(len(b)//2),b))\n    \
+    while t>>16: t=(t&65535)+(t>>16)\n    return ~t&65535\n\
+    a,b=socket.inet_aton('10.77.0.77'),socket.inet_aton('10.77.0.100')\n\
+    t=struct.pack('!HHLLBBHHH',4321,7000,1,0,5<<4,2,8192,0,0)\n\
+    c=sum16(a+b+struct.pack('!BBH',0,6,len(t))+t)\nt=t[:16]+struct.pack('!H',c)+t[18:]\n\
+    s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_RAW)\n\
+    s.sendto(struct.pack('!BBHHHBBH',69,0,20+len(t),1,0,64,6,0)+a+b+t,('10.77.0.100',0))\n\
+    print('ready',flush=True)\ntime.sleep(1000)";
+
+#[test]
+fn what_nobody_could_keep_is_counted() -> Result<()> {
+    let bed = Bed::new()?;
+    // Accepts one connection and no other.
+    let serve = "import socket,time\ns=socket.create_server(('0.0.0.0',7000))\nc=s.accept()\nprint('accepted',flush=True)\ntime.sleep(1000)";
+    let lan = ["run", "-d", "--name", "web", "--network", "bridge:br0", "--ip", "10.77.0.100/24", "--"];
+    bed.a().pod(&[&lan[..], &["python3", "-c", serve]].concat())?;
+    let mut kept = None;
+    until_true("a connection", SOON, || {
+        kept = connected(bed.client(), "10.77.0.100", 7000).ok();
+        kept.is_some()
+    })?;
+    integration::pods::said(bed.a(), "web", "accepted")?;
+    let _waits = connected(bed.client(), "10.77.0.100", 7000)?;
+    let _half_open = Program::start(bed.client(), SYN)?;
+    let states = || bed.a().pod(&["exec", "web", "cat", "/proc/net/tcp"]);
+    until_true("the half-open one to be there", SOON, || states().is_ok_and(|t| t.contains(" 03 ")))?;
+    let checked = bed.a().pod(&["check", "web", "--to", bed.b().name()])?;
+    ensure!(!checked.contains("W-NAT"), "{checked}");
+    let report = bed.a().pod(&["migrate", "web", "--to", bed.b().name()])?;
+    let line = report.lines().find(|line| line.starts_with("connections")).unwrap_or_default();
+    ensure!(line.ends_with(" 1 kept, 1 closed, 1 half-open left to the client's retransmission"), "{report}");
+    Ok(())
+}
+
+#[test]
+fn pods_reach_each_other_and_the_world() -> Result<()> {
+    let bed = Bed::new()?;
+    let world = "import socket\ns=socket.create_server(('0.0.0.0',9000))\nprint('ready',flush=True)\n\
+        while 1:\n c,a=s.accept(); c.sendall(b'hello'); c.close()";
+    let _world = Program::start(bed.client(), world)?;
+    for name in ["one", "two"] {
+        bed.a().pod(&["run", "-d", "--name", name, "--", "python3", "-c", world])?;
+        integration::pods::said(bed.a(), name, "ready")?;
+    }
+    let fetch = |address: &str| {
+        let text = format!("import socket\nprint(socket.create_connection(('{address}',9000),10).recv(9).decode())");
+        bed.a().pod(&["exec", "one", "python3", "-c", &text])
+    };
+    ensure!(fetch(&bed.client().address().to_string())?.trim() == "hello", "outside");
+    let two = bed.a().pod(&["inspect", "two", "--format", "{{.Ip}}"])?;
+    ensure!(fetch(two.trim())?.trim() == "hello", "from pod to pod");
+    let ours = bed.a().run(&["cat", "/etc/resolv.conf"])?;
+    let servers = |text: &str| text.lines().filter(|line| line.starts_with("nameserver")).count();
+    let inside = bed.a().pod(&["exec", "one", "cat", "/etc/resolv.conf"])?;
+    ensure!(servers(&ours) == 0 || servers(&inside) > 0, "no name server in the pod: {inside:?} of {ours:?}");
+    let asked = bed.a().pod(&["run", "--rm", "--dns", "10.1.2.3", "--", "cat", "/etc/resolv.conf"])?;
+    ensure!(asked.contains("nameserver 10.1.2.3"), "{asked}");
+    Ok(())
+}
