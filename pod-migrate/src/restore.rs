@@ -12,6 +12,7 @@
 //! Until then every task dies with the tracer (PTRACE_O_EXITKILL), and dropping what was made kills the first process
 //! and all others with it: a restore that fails leaves nothing.
 
+mod check;
 mod finish;
 mod memory;
 mod pages;
@@ -23,7 +24,7 @@ use crate::objects::files::opener::External;
 use crate::objects::files::{self, Files, Opener};
 use crate::objects::memory::{MmState, SharedMemoryState};
 use crate::objects::namespaces::ipc::{self, IpcState};
-use crate::objects::task::{Filter, Life, ProcessState, Seccomp, Tree, seccomp};
+use crate::objects::task::{Filter, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::Born;
 use pod_runtime::sys::memory as remote_memory;
@@ -64,35 +65,8 @@ impl Image {
                 _ => other(&record, reader)?,
             }
         }
-        image.check()?;
+        check::image(&image)?;
         Ok(image)
-    }
-
-    /// Every id that something names must be there: after this the walk may index.
-    fn check(&self) -> Result<()> {
-        let tree = self.tree.as_ref().ok_or_else(|| damaged("the image has no processes"))?;
-        if tree.processes.is_empty() || tree.processes.len() > 1 << 22 {
-            return Err(damaged("the image has no sensible number of processes"));
-        }
-        for node in tree.processes.iter().filter(|node| !matches!(node.life, Life::Zombie(_))) {
-            let lacks = |what: &str| damaged(format!("process {} has no {what} in the image", node.pid));
-            let state = self.processes.get(&node.pid).ok_or_else(|| lacks("state"))?;
-            let space = self.spaces.get(&state.mm).ok_or_else(|| lacks("memory"))?;
-            let table = self.files.tables.get(&state.fd_table).ok_or_else(|| lacks("descriptors"))?;
-            if !table.fds.iter().all(|fd| self.files.files.contains_key(&fd.file)) {
-                return Err(lacks("open file"));
-            }
-            let known = |id: &crate::ids::FileId| self.files.files.contains_key(id);
-            if !known(&state.cwd) || !known(&space.exe) || !state.root.as_ref().is_none_or(known) {
-                return Err(lacks("directory or program"));
-            }
-            if state.threads.is_empty() || state.handlers.len() != 64 {
-                return Err(lacks("thread or set of handlers"));
-            }
-            memory::check(space, &self.shared, known)?;
-            state.threads.iter().try_for_each(|thread| self.filters(&thread.seccomp).map(drop))?;
-        }
-        Ok(())
     }
 
     /// The seccomp filters of a task, oldest first.

@@ -120,6 +120,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
     for node in image.nodes().iter().filter(|node| node.parent == PodPid(0)) {
         growing.root(node)?;
     }
+    growing.all_made()?;
     growing.groups()?;
     growing.verify()?;
     Ok(growing.grown)
@@ -127,7 +128,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
 
 /// How a process comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Made {
+pub(super) enum Made {
     Outside,
     /// By its parent, before the parent's setsid.
     Early,
@@ -152,7 +153,7 @@ struct Growing<'a> {
 }
 
 /// Decides for each process who makes it, from pids alone.
-fn plan(image: &Image) -> Result<BTreeMap<PodPid, Made>> {
+pub(super) fn plan(image: &Image) -> Result<BTreeMap<PodPid, Made>> {
     let nodes: BTreeMap<PodPid, &Node> = image.nodes().iter().map(|node| (node.pid, node)).collect();
     if nodes.len() != image.nodes().len() {
         return Err(crate::image::damaged("two processes of the image have the same pid"));
@@ -331,6 +332,14 @@ impl Growing<'_> {
     fn next_helper(&mut self) -> PodPid {
         self.helper.0 += 1;
         self.helper
+    }
+
+    /// A process whose session's leader descends from it is made by nobody. The kernel has no such tree; an image can.
+    fn all_made(&self) -> Result<()> {
+        match self.image.nodes().iter().find(|node| !self.grown.stubs.contains_key(&node.pid)) {
+            None => Ok(()),
+            Some(node) => Err(Problem::new("E-TREE-SHAPE", format!("process {} can be made by nobody", node.pid))),
+        }
     }
 
     /// Process groups, once everybody exists. A group whose leader is gone is led by a helper for a moment.
