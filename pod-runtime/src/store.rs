@@ -212,9 +212,38 @@ impl Store {
                 let _ = remove_dir(&entry.path());
             }
         }
+        self.put_back();
         for pod in self.pods().unwrap_or_default() {
             if pod.status().is_ok_and(|status| status.state == State::Dead && status.started.is_none()) {
                 let _ = lifecycle::remove(&pod);
+            }
+        }
+    }
+
+    /// What a restore put aside (`.aside-ID-PID`) and was killed before it could settle: goes when the restored pod runs,
+    /// comes back when there is none.
+    fn put_back(&self) {
+        for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some((id, maker)) = name.strip_prefix(".aside-").and_then(|rest| rest.rsplit_once('-')) else { continue };
+            if check_id(id).is_err() || Path::new(&format!("/proc/{maker}")).exists() {
+                continue;
+            }
+            let pod = Pod { id: id.to_owned(), store: self.clone() };
+            if !pod.dir().exists() {
+                let _ = fs::rename(entry.path(), pod.dir());
+                continue;
+            }
+            let Ok(status) = pod.status() else { continue };
+            match status.state {
+                // Its monitor goes on with the restore.
+                State::Creating => {}
+                State::Dead if status.started.is_none() => {
+                    if lifecycle::remove(&pod).is_ok() {
+                        let _ = fs::rename(entry.path(), pod.dir());
+                    }
+                }
+                _ => drop(remove_dir(&entry.path())),
             }
         }
     }

@@ -143,13 +143,14 @@ struct Aside {
 
 impl Aside {
     fn make(store: &Store, spec: &Spec) -> Result<Aside> {
+        store.sweep()?;
         let before = store.pods()?.into_iter().find(|pod| pod.id() == spec.id);
         let Some(pod) = before else { return Ok(Aside { pod: None }) };
         refuse_if_it_lives(&pod, spec)?;
         // Its cgroup and cable went when it ended; should something be left, it goes now.
         lifecycle::give_back(&pod)?;
-        let aside = store.data().join(format!(".aside-{}", spec.id));
-        let _ = fs::remove_dir_all(&aside);
+        // The store's sweep finds it by its name, should we be killed.
+        let aside = store.data().join(format!(".aside-{}-{}", spec.id, std::process::id()));
         fs::rename(pod.dir(), &aside).doing(|| format!("put {} aside", pod.dir().display()))?;
         Ok(Aside { pod: Some((pod.dir(), aside)) })
     }

@@ -131,3 +131,28 @@ fn names_and_ids() {
         assert!(check_id(bad).is_err());
     }
 }
+
+#[test]
+fn what_a_killed_restore_put_aside_comes_back() {
+    let (_dir, store) = store();
+    let spec = spec("web");
+    let pod = store.reserve(&spec).unwrap();
+    let mut status = Status::creating().unwrap();
+    (status.state, status.started) = (State::Exited, Some(1));
+    pod.set_status(&status).unwrap();
+    // Nobody has the largest pid.
+    let aside = store.data().join(format!(".aside-{}-4194304", spec.id));
+    fs::rename(pod.dir(), &aside).unwrap();
+    store.sweep().unwrap();
+    assert_eq!(pod.status().unwrap().state, State::Exited, "it is back");
+    assert!(!aside.exists());
+
+    fs::rename(pod.dir(), &aside).unwrap();
+    store.reserve(&spec).unwrap();
+    store.sweep().unwrap();
+    assert!(aside.exists(), "the restore goes on");
+    pod.update(|status| (status.state, status.started) = (State::Exited, Some(2))).unwrap();
+    store.sweep().unwrap();
+    assert_eq!(pod.status().unwrap().started, Some(2), "the restored one stays");
+    assert!(!aside.exists());
+}
