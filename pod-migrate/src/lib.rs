@@ -21,5 +21,6 @@ pub mod remote;
 pub mod restore;
 pub mod settle;
 pub mod storage;
+pub mod watchdog;
 
 pub use pod_runtime::problem::{Doing, Problem, Result};

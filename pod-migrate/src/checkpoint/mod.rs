@@ -12,6 +12,7 @@ use crate::image::{Kind, Reader, Writer, verify, verify_but_pages};
 use crate::objects::memory::MmState;
 use crate::objects::task::{ProcessState, Tree};
 use crate::storage::volumes;
+use crate::watchdog::Watchdog;
 use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{LinkatFlags, linkat};
@@ -69,11 +70,14 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
         // Who goes on running shall stand still for the copying alone.
         room::make(&file.file, w.bytes(), &capture.processes());
     }
+    let watchdog = Watchdog::over_writes();
     let mut still = capture.freeze(options.stop)?;
     let captured = still.dump(&mut w, || Ok(()))?;
     let bytes;
     let frozen;
     if options.stop {
+        // The disk may take its time now: the pod is not to go on.
+        drop(watchdog);
         bytes = finish(w, &file)?;
         file.name(&path)?;
         frozen = still.since().elapsed();
@@ -81,6 +85,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     } else {
         frozen = still.since().elapsed();
         drop(still);
+        drop(watchdog);
         bytes = finish(w, &file)?;
         file.name(&path)?;
     }

@@ -8,21 +8,31 @@ use super::{LINK, SILENCE};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use pod_runtime::{Doing, Problem, Result};
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// A larger pipe between us and ssh is fewer switches; the kernel's limit for anyone.
 const PIPE: i32 = 1 << 20;
 
-/// Somebody asked to stop: SIGINT, SIGTERM or SIGHUP, as a descriptor.
+/// Somebody wants us to stop waiting, as a descriptor that can be read then.
 #[derive(Debug, Clone)]
-pub struct Interrupt(Rc<SignalFd>);
+pub struct Interrupt(Rc<Reason>);
+
+#[derive(Debug)]
+enum Reason {
+    /// SIGINT, SIGTERM or SIGHUP came.
+    Signals(SignalFd),
+    /// A file was written to, which says that another process has taken this one's work away.
+    Written(Inotify),
+}
 
 /// What an interrupted wait ends with.
 pub const ABORTED: &str = "E-ABORTED";
@@ -40,23 +50,41 @@ impl Interrupt {
             pod_runtime::sys::interrupt::ignore(signal).doing(|| "ignore a signal".into())?;
         }
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
-        Ok(Interrupt(Rc::new(fd.doing(|| "make a signalfd".into())?)))
+        Ok(Interrupt(Rc::new(Reason::Signals(fd.doing(|| "make a signalfd".into())?))))
+    }
+
+    /// Raised when somebody writes to this file.
+    pub fn on_write(path: &Path) -> Result<Interrupt> {
+        let what = || format!("watch {}", path.display());
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).doing(what)?;
+        inotify.add_watch(path, AddWatchFlags::IN_MODIFY).doing(what)?;
+        Ok(Interrupt(Rc::new(Reason::Written(inotify))))
     }
 
     /// Whether one came. It stays raised.
     pub fn raised(&self) -> bool {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
     /// An error if one came.
     pub fn check(&self) -> Result<()> {
-        if self.raised() { Err(aborted()) } else { Ok(()) }
+        if self.raised() { Err(self.problem()) } else { Ok(()) }
     }
-}
 
-fn aborted() -> Problem {
-    Problem::new(ABORTED, "stopped as you asked; the pod runs on where it was")
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &*self.0 {
+            Reason::Signals(fd) => fd.as_fd(),
+            Reason::Written(fd) => fd.as_fd(),
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        match &*self.0 {
+            Reason::Signals(_) => Problem::new(ABORTED, "stopped as you asked; the pod runs on where it was"),
+            Reason::Written(_) => Problem::new(LINK, "this attempt was given up; the pod runs on where it was"),
+        }
+    }
 }
 
 /// What both directions share.
@@ -82,23 +110,28 @@ impl Channel {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let interrupt = self.interrupt.as_ref().map(|i| i.0.as_fd());
+            let interrupt = self.interrupt.as_ref().map(Interrupt::fd);
             let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(self.file.as_fd(), what)];
             fds.extend(interrupt.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)));
             match poll(&mut fds, timeout) {
                 Ok(0) => {
-                    let silence = self.patience.as_secs_f32();
-                    let what = format!("nothing was heard from {} for {silence:.0} s", self.peer);
-                    return Err(io::Error::other(Problem::new(LINK, what).fix("look at the network, then try again")));
+                    return Err(io::Error::other(self.silent()));
                 }
                 Ok(_) if fds.get(1).is_some_and(|fd| fd.any() == Some(true)) => {
-                    return Err(io::Error::other(aborted()));
+                    return Err(io::Error::other(
+                        self.interrupt.as_ref().map_or_else(|| self.silent(), Interrupt::problem),
+                    ));
                 }
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    fn silent(&self) -> Problem {
+        let what = format!("nothing was heard from {} for {:.0} s", self.peer, self.patience.as_secs_f32());
+        Problem::new(LINK, what).fix("look at the network, then try again")
     }
 
     fn lost(&self, error: Option<io::Error>) -> io::Error {
@@ -132,6 +165,10 @@ impl Incoming {
     pub fn patience(&mut self, patience: Duration) {
         self.0.patience = patience;
     }
+
+    pub fn interrupted_by(&mut self, interrupt: Interrupt) {
+        self.0.interrupt = Some(interrupt);
+    }
 }
 
 impl Outgoing {
@@ -141,6 +178,10 @@ impl Outgoing {
 
     pub fn deaf(&mut self) {
         self.channel.interrupt = None;
+    }
+
+    pub fn interrupted_by(&mut self, interrupt: Interrupt) {
+        self.channel.interrupt = Some(interrupt);
     }
 
     /// Calls back with the number of bytes of each write.

@@ -58,6 +58,13 @@ impl Link {
         hear(&mut self.reader)
     }
 
+    /// From now on this ends a wait.
+    pub fn interrupted_by(&mut self, interrupt: &Interrupt) -> Result<()> {
+        self.reader.get_mut().interrupted_by(interrupt.clone());
+        self.writer.sink()?.interrupted_by(interrupt.clone());
+        Ok(())
+    }
+
     /// From now on an interrupt no longer ends a wait: there is no way back.
     pub fn past_interrupts(&mut self) {
         self.reader.get_mut().deaf();

@@ -45,7 +45,10 @@ pub fn await_commit(link: &mut Link, journal: &mut Journal, arrival: &Arrival) -
     let heard = link.say(&Answer::Ready(arrival.clone())).and_then(|()| link.hear());
     let problem = match heard {
         Ok(Say::Commit) => match journal.decide(Phase::Running)? {
-            Phase::Running => return Ok(()),
+            Phase::Running => {
+                link.past_interrupts();
+                return Ok(());
+            }
             _ => Problem::new(crate::link::LINK, "the source asked, and was told that the pod will not run here"),
         },
         Ok(Say::Abort(report)) => report.into(),
@@ -85,6 +88,7 @@ mod tests {
             remote_pod: None,
             phase,
             tool: ProcessKey::myself().unwrap(),
+            receiver: None,
             started: now(),
             updated: now(),
             problem: None,

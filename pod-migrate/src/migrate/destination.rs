@@ -9,6 +9,7 @@ use super::commit::await_commit;
 use super::journal::{Job, Journal, Phase, Role, ask};
 use super::offer;
 use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, Purpose, Say};
+use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
@@ -71,6 +72,7 @@ fn check(store: &Store, mut link: Link, hello: &Hello) -> Result<()> {
 
 fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()> {
     let offer = offered(&mut link)?;
+    supersede(store, &offer.spec.id, &hello.host)?;
     let (problems, warnings) = offer::against(store, &offer, hello);
     if !problems.is_empty() {
         return link.say(&Answer::Refused(problems.iter().map(Problem::report).collect()));
@@ -80,6 +82,7 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
         Err(problem) => return link.say(&Answer::Refused(vec![problem.report()])),
     };
     let journal = begin(store, &reservation, hello, job)?;
+    link.interrupted_by(&journal.given_up()?)?;
     let note = format!("moved here from {}", hello.host);
     let (warnings, arrival, sessions) = (Some(warnings), Arrival::default(), Vec::new());
     spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions })
@@ -102,6 +105,7 @@ fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> 
             remote_pod: None,
             phase: Phase::Receiving,
             tool: ProcessKey::myself()?,
+            receiver: Some(ProcessKey::myself()?),
             started: now(),
             updated: now(),
             problem: None,

@@ -5,6 +5,7 @@
 //! as long as the host is up (with it go the processes that they are about), so they are not waited for. Who asks about a job that is
 //! still `Receiving` makes it `Aborted`.
 
+use crate::link::{Interrupt, LINK};
 use nix::fcntl::{Flock, FlockArg};
 use pod_runtime::problem::Report;
 use pod_runtime::status::{ProcessKey, now};
@@ -69,6 +70,9 @@ pub struct Job {
     pub phase: Phase,
     /// Who works on it; the job is orphaned when this is gone.
     pub tool: ProcessKey,
+    /// Destination: `pod receive`, which has things of its own to give back though the monitor works on the job.
+    #[serde(default)]
+    pub receiver: Option<ProcessKey>,
     /// Seconds since the epoch.
     pub started: u64,
     pub updated: u64,
@@ -148,6 +152,29 @@ impl Journal {
         Ok(self.job.phase)
     }
 
+    /// Destination: decides that it does not happen, unless it did, and has whoever works on it hear of it at once
+    /// instead of when its patience ends. Returns what holds now.
+    pub fn give_up(&mut self) -> Result<Phase> {
+        let undecided = !self.job.phase.is_over();
+        let phase = self.decide(Phase::Aborted)?;
+        if undecided && phase == Phase::Aborted {
+            let path = self.path.with_extension("lock");
+            let written = OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(b"."));
+            written.doing(|| format!("write {}", path.display()))?;
+        }
+        Ok(phase)
+    }
+
+    /// Raised when somebody else gives the job up.
+    pub fn given_up(&self) -> Result<Interrupt> {
+        let interrupt = Interrupt::on_write(&self.path.with_extension("lock"))?;
+        // It may have been a moment ago.
+        match read_json::<Job>(&self.path)?.phase {
+            Phase::Aborted => Err(Problem::new(LINK, "this attempt was given up; the pod runs on where it was")),
+            _ => Ok(interrupt),
+        }
+    }
+
     fn write(&self) -> Result<()> {
         let job = Job { updated: now(), ..self.job.clone() };
         write_json_quickly(&self.path, &job)
@@ -165,7 +192,7 @@ impl Journal {
 pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
     check_id(id)?;
     match Journal::open(store, id) {
-        Ok(mut journal) => journal.decide(Phase::Aborted),
+        Ok(mut journal) => journal.give_up(),
         // Never heard of, or a late COMMIT is still under way: it shall find this.
         Err(problem) if problem.code() == "E-NOJOB" => {
             let job = Job {
@@ -179,6 +206,7 @@ pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
                 remote_pod: None,
                 phase: Phase::Aborted,
                 tool: ProcessKey::myself()?,
+                receiver: None,
                 started: now(),
                 updated: now(),
                 problem: None,

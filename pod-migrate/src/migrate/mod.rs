@@ -15,6 +15,7 @@ pub mod progress;
 pub mod protocol;
 mod repair;
 pub mod source;
+mod supersede;
 
 pub use destination::receive;
 pub use repair::{abort, repair, resume};

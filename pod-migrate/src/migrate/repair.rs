@@ -151,6 +151,12 @@ pub fn abort(store: &Store, id: &str) -> Result<()> {
     if !job.tool.alive() {
         return resume(store, id).map(drop);
     }
+    if job.role == Role::Destination {
+        return match Journal::open(store, id)?.give_up()? {
+            Phase::Aborted => Ok(()),
+            _ => Err(Problem::new("E-STATE", format!("job {id} is over: the pod runs here"))),
+        };
+    }
     if job.phase == Phase::Committing {
         return Err(Problem::new("E-STATE", format!("job {id} is in its commit: too late, it is finishing")));
     }

@@ -16,7 +16,7 @@ use super::repair;
 use crate::capture::{Capture, Captured, Still};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{Interrupt, LINK, Link, PROTOCOL, hear};
-use nix::unistd::alarm;
+use crate::watchdog::Watchdog;
 use pod_runtime::problem::Report as ProblemReport;
 use pod_runtime::status::{ProcessKey, now};
 use pod_runtime::store::{Pod, Store, new_id};
@@ -63,33 +63,6 @@ impl Failure {
     fn several(ended: Ended, mut problems: Vec<Problem>) -> Failure {
         let problem = problems.remove(0);
         Failure { more: problems, ..Failure::new(ended, problem) }
-    }
-}
-
-/// A pod must not stand still because we do: without a byte in or out for this long the kernel ends this process, and
-/// with it the freeze.
-const STALL: u32 = 45;
-
-/// Runs while the pod is held still by nothing but this process; ends with it.
-struct Watchdog;
-
-impl Watchdog {
-    fn start() -> Watchdog {
-        alarm::set(STALL);
-        Watchdog
-    }
-
-    /// Something went out: still alive.
-    fn fed() {
-        if alarm::cancel().is_some() {
-            alarm::set(STALL);
-        }
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        alarm::cancel();
     }
 }
 
@@ -264,6 +237,7 @@ fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
         remote_pod: Some(ssh.remote_pod.clone()),
         phase: Phase::Copying,
         tool: ProcessKey::myself()?,
+        receiver: None,
         started: now(),
         updated: now(),
         problem: None,
