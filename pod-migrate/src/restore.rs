@@ -27,10 +27,15 @@ use crate::objects::namespaces::ipc::{self, IpcState};
 use crate::objects::task::{Filter, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::Born;
+use pod_runtime::cgroup::Cgroup;
 use pod_runtime::sys::memory as remote_memory;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::time::Duration;
 use tree::Grown;
+
+/// Every task has stopped already when the cgroup is frozen.
+const FREEZING: Duration = Duration::from_secs(5);
 
 /// All records of an image but its pages, by id.
 #[derive(Debug, Default)]
@@ -128,11 +133,21 @@ impl Restored {
         self.image.processes.len()
     }
 
-    /// Lets the pod run. From the first line on there is no way back: connections speak again.
-    pub fn go(self) -> Result<Running> {
+    /// Has the pod outlive this process: held still by its cgroup, not by us. Until then it dies with us, which before
+    /// a commit is right and after it is not.
+    pub fn outlive(&mut self, cgroup: &Cgroup) -> Result<()> {
+        self.opener.arm()?;
+        cgroup.freeze(FREEZING)?;
+        self.grown.outlive(&self.image)
+    }
+
+    /// Lets the pod run, which `frozen` holds besides us, if it does. From the first line on there is no way back:
+    /// connections speak again.
+    pub fn go(self, frozen: Option<&Cgroup>) -> Result<Running> {
         let Restored { grown, mut opener, image, external } = self;
         opener.release()?;
         let roots = grown.detach(&image)?;
+        frozen.map_or(Ok(()), Cgroup::thaw)?;
         opener.finish()?;
         Ok(Running { external, roots })
     }

@@ -225,7 +225,9 @@ impl Store {
     fn put_back(&self) {
         for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some((id, maker)) = name.strip_prefix(".aside-").and_then(|rest| rest.rsplit_once('-')) else { continue };
+            let Some((id, maker)) = name.strip_prefix(".aside-").and_then(|rest| rest.rsplit_once('-')) else {
+                continue;
+            };
             if check_id(id).is_err() || Path::new(&format!("/proc/{maker}")).exists() {
                 continue;
             }

@@ -125,7 +125,7 @@ fn fill(mut reader: Reader<File>, sessions: Vec<About>, newborn: &mut Newborn) -
         attachment.announce()?;
     }
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
-    let filled = arrival::filled(restored.go()?, sessions, false);
+    let filled = arrival::filled(restored.go(None)?, sessions, false);
     let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
     newborn.pod.update_quickly(|status| {
         status.state = State::Running;

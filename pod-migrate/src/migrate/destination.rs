@@ -5,6 +5,7 @@
 //! left to be done while it is frozen there: the file tree, then the filling. Every phase owns what must be undone: [`Reservation`] until the fork, the monitor
 //! after it. Silence, errors and an end of the link all mean "no" until COMMIT.
 
+use super::arrived;
 use super::commit::await_commit;
 use super::journal::{Job, Journal, Phase, Role, ask};
 use super::offer;
@@ -116,9 +117,15 @@ fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> 
 /// Forks the monitor, which speaks from here on.
 fn spawn(mut reservation: Reservation, arriving: Arriving) -> Result<()> {
     let (pod, spec) = (reservation.pod()?.clone(), reservation.spec.clone());
+    let (store, job) = (pod.store().clone(), arriving.journal.job.id.clone());
     reservation.hand_over();
     let beginning = Beginning::Fill(Box::new(arriving));
-    monitor::spawn(Launch { pod, spec, beginning, size: Size { rows: 24, columns: 80 }, attach: false })?;
+    let launch = Launch { pod, spec, beginning, size: Size { rows: 24, columns: 80 }, attach: false };
+    if let Err(problem) = monitor::spawn(launch)
+        && arrived::settle(&store, &job)? != Phase::Running
+    {
+        return Err(problem);
+    }
     reservation.keep();
     Ok(())
 }
@@ -190,14 +197,15 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
-    let restored = arrival::restore(&mut link.reader, newborn, is_sent)?;
+    let mut restored = arrival::restore(&mut link.reader, newborn, is_sent)?;
+    restored.outlive(&newborn.born.cgroup)?;
     await_commit(link, journal, &arrival)?;
     // The pod is ours. From here on nothing may end it but itself.
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;
     }
-    let running = restored.go()?;
+    let running = restored.go(Some(&newborn.born.cgroup))?;
     if let Some(holder) = &holder {
         holder.inject();
     }

@@ -6,6 +6,7 @@
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
+mod arrived;
 mod base;
 pub mod commit;
 pub mod destination;

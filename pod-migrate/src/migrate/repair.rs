@@ -3,6 +3,7 @@
 //! A tool that is killed leaves little: the kernel lets its tracees go, the monitor sees its hold end. What is left is
 //! said here, and [`repair`] is cheap enough for every command: it reads one small file a job.
 
+use super::arrived;
 use super::journal::{Job, Journal, Phase, Role, jobs};
 use super::protocol::{Answer, Fate, Purpose};
 use super::source::connect;
@@ -25,7 +26,13 @@ const ATTEMPTS: u32 = 3;
 pub fn repair(store: &Store) -> Result<Vec<Job>> {
     let mut pending = Vec::new();
     for job in jobs(store)? {
-        if job.phase.is_over() || job.tool.alive() {
+        if job.tool.alive() {
+            continue;
+        }
+        if job.phase.is_over() {
+            if job.phase == Phase::Running && arrived::arriving(store, &job).is_some() {
+                arrived::settle(store, &job.id)?;
+            }
             continue;
         }
         match (job.role, job.phase) {
@@ -48,7 +55,9 @@ pub fn repair(store: &Store) -> Result<Vec<Job>> {
                 journal.aborted(&Problem::new("E-LINK", "the tool that moved the pod was killed; it runs on here"))?;
             }
             (Role::Destination, _) => {
-                Journal::open(store, &job.id)?.decide(Phase::Aborted)?;
+                if !job.receiver.is_some_and(|receiver| receiver.alive()) {
+                    arrived::settle(store, &job.id)?;
+                }
             }
         }
     }

@@ -8,10 +8,11 @@
 //! Only one tool at a time moves a pod at its source (`capture.lock`), so there is nobody left who could finish the
 //! older attempt.
 
+use super::arrived;
 use super::journal::{Job, Journal, Phase, Role, jobs};
 use pod_runtime::status::ProcessKey;
 use pod_runtime::store::Store;
-use pod_runtime::{Doing, Result, lifecycle};
+use pod_runtime::{Doing, Result};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ pub fn supersede(store: &Store, pod: &str, source: &str) -> Result<()> {
         // One that was decided a moment ago may still be at work giving back.
         if journal.give_up()? == Phase::Aborted && at_work(&job) {
             tracing::info!(job = job.id, "an older attempt makes way for a new one");
-            make_way(store, &job.id, pod)?;
+            make_way(store, &job.id)?;
         }
     }
     Ok(())
@@ -37,7 +38,7 @@ fn at_work(job: &Job) -> bool {
 }
 
 /// Waits until nobody works on the job any more, and sees to it if need be.
-fn make_way(store: &Store, id: &str, pod: &str) -> Result<()> {
+fn make_way(store: &Store, id: &str) -> Result<()> {
     let deadline = Instant::now() + GIVING_BACK;
     loop {
         // Anew each time: the monitor takes over from the receiver.
@@ -51,13 +52,7 @@ fn make_way(store: &Store, id: &str, pod: &str) -> Result<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     // What one that was killed left.
-    match store.pods()?.into_iter().find(|found| found.id() == pod) {
-        Some(left) if left.status().is_ok_and(|status| status.job.as_deref() == Some(id)) => {
-            lifecycle::kill_now(&left)?;
-            lifecycle::remove(&left)
-        }
-        _ => Ok(()),
-    }
+    arrived::settle(store, id).map(drop)
 }
 
 fn end(process: ProcessKey) -> Result<()> {

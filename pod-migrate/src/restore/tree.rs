@@ -45,6 +45,8 @@ pub(super) struct Grown {
     pub kernel_maps: Vec<(String, u64, u64)>,
     init: OwnedFd,
     armed: bool,
+    /// Stopped processes were told so.
+    stopped: bool,
 }
 
 impl Drop for Grown {
@@ -57,8 +59,21 @@ impl Drop for Grown {
 }
 
 impl Grown {
-    /// Lets every task go. Stopped processes stop again by themselves.
-    pub fn detach(mut self, image: &Image) -> Result<Vec<i32>> {
+    /// From here on no task dies with this process: they go where it leaves them. Their cgroup holds them.
+    pub fn outlive(&mut self, image: &Image) -> Result<()> {
+        self.stop(image)?;
+        for stub in self.threads.values().flatten().chain(self.stubs.values()) {
+            let set = ptrace::set_options(stub.task.0, OPTIONS & !ptrace::O_EXITKILL);
+            set.doing(|| format!("let go of task {}", stub.task))?;
+        }
+        Ok(())
+    }
+
+    /// Stopped processes stop again by themselves.
+    fn stop(&mut self, image: &Image) -> Result<()> {
+        if std::mem::replace(&mut self.stopped, true) {
+            return Ok(());
+        }
         for node in image.nodes() {
             let Some(stub) = self.stubs.get(&node.pid) else { continue };
             if let Life::Stopped(signal) = node.life {
@@ -66,6 +81,12 @@ impl Grown {
                 kill(stub.task.0, signal).doing(|| format!("stop process {}", node.pid))?;
             }
         }
+        Ok(())
+    }
+
+    /// Lets every task go.
+    pub fn detach(mut self, image: &Image) -> Result<Vec<i32>> {
+        self.stop(image)?;
         self.armed = false;
         let threads = self.threads.values().flatten();
         for stub in threads.chain(self.stubs.values()) {
@@ -99,6 +120,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
         kernel_maps: Vec::new(),
         init,
         armed: true,
+        stopped: false,
     };
     grown.kernel_maps = places(&own, base);
     let mut children: BTreeMap<PodPid, Vec<&Node>> = BTreeMap::new();

@@ -128,6 +128,12 @@ impl Cgroup {
         self.folders().try_for_each(|folder| join(&folder, pid))
     }
 
+    /// Into all groups but the one by which the pod is frozen: for who must work while it is.
+    pub(crate) fn add_but_freezer(&self, pid: i32) -> Result<()> {
+        let freezer = self.unified().or_else(|| self.v1("freezer"));
+        self.folders().filter(|folder| Some(folder) != freezer.as_ref()).try_for_each(|folder| join(&folder, pid))
+    }
+
     /// The same without v2, for a process that was born into that one.
     pub(crate) fn add_v1(&self, pid: i32) -> Result<()> {
         self.hierarchies.v1.iter().try_for_each(|v1| join(&v1.mount.join(&self.path), pid))

@@ -13,7 +13,7 @@ use crate::lifecycle;
 use crate::network;
 use crate::problem::{Doing, Problem, Report, Result};
 use crate::spec::Spec;
-use crate::status::{self, ProcessKey, State};
+use crate::status::{self, ProcessKey, State, Status};
 use crate::store::Pod;
 use crate::sys::daemon::{self, Fork};
 use nix::sys::stat::{Mode, umask};
@@ -43,9 +43,10 @@ pub fn spawn(launch: Launch) -> Result<Started> {
     let pod = launch.pod.clone();
     match daemon::fork().doing(|| "fork the monitor".into())? {
         Fork::Parent(child) => {
+            let filled = matches!(launch.beginning, Beginning::Fill(_));
             drop((tell, watched, launch));
             let _ = daemon::reap(child);
-            hear(&pod, news).map(|started| Started { client, ..started })
+            hear(&pod, news, filled).map(|started| Started { client, ..started })
         }
         Fork::Child => {
             let _ = nix::unistd::setsid();
@@ -61,7 +62,7 @@ pub fn spawn(launch: Launch) -> Result<Started> {
     }
 }
 
-fn hear(pod: &Pod, news: UnixStream) -> Result<Started> {
+fn hear(pod: &Pod, news: UnixStream, filled: bool) -> Result<Started> {
     let mut line = String::new();
     let heard = BufReader::new(news).read_line(&mut line);
     match serde_json::from_str(&line) {
@@ -70,7 +71,16 @@ fn hear(pod: &Pod, news: UnixStream) -> Result<Started> {
         Err(_) => {
             let last = std::fs::read_to_string(pod.monitor_log_path()).unwrap_or_default();
             let last = last.lines().last().unwrap_or("it was killed").to_owned();
-            let _ = lifecycle::remove(pod);
+            match pod.status() {
+                // A pod that was filled runs from before this is written, with or without its monitor.
+                Ok(Status { state: State::Running, init: Some(init), .. }) if filled => {
+                    let warnings = vec!["the pod's monitor was killed, and its terminal or pipes are gone".to_owned()];
+                    return Ok(Started { init: init.pid, monitor: 0, warnings, client: None });
+                }
+                // One that arrives may have been decided to run here: who receives it knows.
+                Ok(Status { job: Some(_), .. }) => {}
+                _ => drop(lifecycle::remove(pod)),
+            }
             let mut problem = Problem::new("E-MONITOR", format!("the monitor ended before the pod ran: {last}"));
             if let Err(error) = heard {
                 problem = problem.because(error);

@@ -50,6 +50,7 @@ pub struct External {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Order {
     Connect,
+    Arm,
     Release,
     Finish,
 }
@@ -86,7 +87,7 @@ struct Process {
 impl Opener {
     /// `free_pid` is one that no restored task has. Called in the monitor, whose child the opener is.
     pub fn start(init: &OwnedFd, cgroup: &Cgroup, free_pid: PodPid, files: &Files) -> Result<Opener> {
-        Opener::start_by(free_pid, files, |f| birth::enter(init, cgroup, Some(free_pid.0), f))
+        Opener::start_by(free_pid, files, |f| birth::enter_beside(init, cgroup, Some(free_pid.0), f))
     }
 
     /// `spawn` runs the closure in a child and returns its pid on this host.
@@ -175,6 +176,12 @@ impl Opener {
             }
         }
         Ok(external)
+    }
+
+    /// From here on the opener does by itself what [`Opener::release`] asks for when who started it is gone. If the pod
+    /// is not to run after all nothing is lost: its cable is in no bridge.
+    pub fn arm(&mut self) -> Result<()> {
+        self.order(Order::Arm).map(drop)
     }
 
     /// The last moment before the tasks go: connections leave repair mode, seals are set.
