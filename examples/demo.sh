@@ -20,11 +20,8 @@ prepare() {
     need_packages iproute2 nftables openssh-server openssh-client procps util-linux redis-server
     need_rust
     say "building pod (release)"
-    cargo build --release --locked --package pod-shim --package integration
-    local target
-    target=$(cargo metadata --format-version 1 --no-deps --offline --locked |
-        sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
-    export BED=$target/bed CLIENT=$target/client POD_PROGRAM=$target/pod
+    build release
+    export BED=$built/bed CLIENT=$built/client POD_PROGRAM=$built/pod
     # The keeper of the bed takes the hosts down when this process ends, also when it is killed.
     exec env BED_NAME="demo-$$" BED_HOSTS="hostA hostB client" "$BED" run "$self" between-the-hosts
 }

@@ -2,6 +2,7 @@
 #
 #   need_root            refuse unless root
 #   need_packages P...   install the Debian packages that are not there yet
+#   build PROFILE        `pod` and what goes with it on a bed; their folder is in $built
 #   need_rust            a cargo for the toolchain that rust-toolchain.toml pins
 #
 # Everything here may be run again at any time and by several scripts at once: apt and cargo wait for their own locks.
@@ -51,4 +52,11 @@ need_rust() {
     need_packages gcc libc6-dev
     # rustup fetches the toolchain that rust-toolchain.toml names on the first call.
     cargo --version >/dev/null || die "cargo is there but does not run: see above"
+}
+
+# Always the same packages together: with others, features differ and everything below is compiled once more.
+build() {
+    cargo build --quiet --profile "$1" --locked --package pod-shim --package integration --bins
+    built=$(cargo metadata --format-version 1 --no-deps --offline --locked |
+        sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/${1/#dev/debug}
 }

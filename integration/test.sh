@@ -13,14 +13,13 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 need_root
 need_packages iproute2 iputils-ping nftables openssh-server openssh-client procps util-linux \
-    redis-server redis-tools nginx-light wrk postgresql postgresql-contrib python3 tcpdump vim
+    redis-server redis-tools nginx-light wrk postgresql postgresql-contrib python3 tcpdump vim busybox-static
 need_rust
 
 profile=${POD_PROFILE:-release}
 say "building pod ($profile) and the tests"
-cargo build --profile "$profile" --locked --package pod-shim
-target=$(cargo metadata --format-version 1 --no-deps --offline --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
-export POD_PROGRAM=$target/${profile/#dev/debug}/pod
+build "$profile"
+export POD_PROGRAM=$built/pod
 
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --workspace --locked --no-run
