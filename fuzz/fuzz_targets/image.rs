@@ -1,25 +1,33 @@
-//! The image reader on anything, and on streams whose checksums are right but whose records say anything.
+//! The image reader, and what a restore believes of an image before it makes anything of it.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use pod_migrate::ids::MmId;
-use pod_migrate::image::{Kind, Owner, PageRun, Reader, Writer};
+use libfuzzer_sys::{fuzz_crossover, fuzz_mutator, fuzz_target};
+use pod_migrate::image::{Reader, verify};
+use pod_migrate::objects::files::{FileState, socket};
 use pod_migrate::restore::Image;
+use pod_runtime::spec::{Seccomp, Security};
+
+fuzz_mutator!(|data: &mut [u8], size: usize, most: usize, seed: u32| {
+    pod_fuzz::mutate_stream(data, size, most, seed)
+});
+fuzz_crossover!(|one: &[u8], other: &[u8], out: &mut [u8], seed: u32| {
+    pod_fuzz::cross_streams(one, other, out, seed)
+});
 
 fuzz_target!(|data: &[u8]| {
-    let _ = pod_migrate::image::verify(data);
-    // The first byte of each piece chooses a kind; its CBOR is the rest.
-    let mut w = Writer::new(Vec::new());
-    for piece in data.chunks(64) {
-        let kind = Kind(u16::from(piece[0]));
-        if kind.is_raw() {
-            let run = PageRun { owner: Owner::Mm(MmId(1)), address: 4096, bytes: piece.len() as u64 };
-            w.pages(run, &[piece]).unwrap();
-        } else if let Ok(value) = ciborium::from_reader::<ciborium::Value, _>(&piece[1..]) {
-            w.put(kind, u64::from(piece[0]), &value).unwrap();
+    let _ = verify(data);
+    let Ok(mut reader) = Reader::new(data) else { return };
+    let Ok(image) = Image::collect(&mut reader, |_, _| Ok(())) else { return };
+    // As the restore walk goes on: terminals by session, rights of sockets, pages to their owners.
+    let _ = image.files.controlling_terminals();
+    let rights = Security { privileged: false, capabilities: Vec::new(), seccomp: Seccomp::Default };
+    for file in image.files.files.values() {
+        if let FileState::Socket(state) = &file.state {
+            let _ = socket::permitted(state, &rights);
         }
     }
-    let image = w.finish().unwrap();
-    let mut reader = Reader::new(&image[..]).unwrap();
-    let _ = Image::collect(&mut reader, |_, _| Ok(()));
+    let mut buffer = [0; 4096];
+    while let Ok(Some(_)) = reader.next() {
+        while reader.read_pages(&mut buffer).is_ok_and(|n| n > 0) {}
+    }
 });
