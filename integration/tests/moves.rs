@@ -50,6 +50,6 @@ macro_rules! ways {
 }
 
 ways! { checkpoint_and_restore_twice there_and_back: [
-    clocks counter credentials epoll eventfd fifo files inotify limits locks memory pipes pty registers seccomp sharedmem
-    signalfd signals tcp threads timerfd timers tree udp unix
+    clocks counter credentials epoll eventfd fifo files inotify limits lockedmem locks memory pipes pty registers sealed seccomp sharedmem
+    sharedparts signalfd signals switches tcp threads timeouts timerfd timers tree udp unix
 ] }

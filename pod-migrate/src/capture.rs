@@ -12,6 +12,7 @@ use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
+use crate::objects::task::waits::Waits;
 use crate::settle::Settling;
 use crate::storage::{self, Inventory, Layer, Place, Sent};
 use nix::fcntl::{Flock, FlockArg};
@@ -139,8 +140,10 @@ impl Capture {
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
         let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
+        let run_root = self.pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default();
         let frozen = loop {
-            let frozen = Frozen::seize(self.init, || cgroup.procs())?;
+            let waits = Waits::observe(&cgroup.procs()?, &run_root);
+            let frozen = Frozen::seize(self.init, || cgroup.procs(), &waits)?;
             if settling.as_ref().is_none_or(Settling::ready) {
                 break frozen;
             }
@@ -220,6 +223,7 @@ impl Still {
         self.capture.log(w, self.hold.log)?;
         let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
         w.put(Kind::MOMENT, 0, &moment(self.capture.init, sessions)?)?;
+        self.frozen.passed(self.since.elapsed());
         for (place, tree) in storage::layers_in_memory(self.capture.init.0)? {
             w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
             let (_, sent) = storage::walk(&tree, w, &mut self.capture.next_id, None, &BTreeSet::new())?;
@@ -232,7 +236,7 @@ impl Still {
         let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         self.hold.cut()?;
         let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
-        let mut dump = dump(&mut self.frozen, outside, w)?;
+        let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, w)?;
         if unsaved.closing > 0 {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);

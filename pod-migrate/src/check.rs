@@ -24,6 +24,7 @@ pub fn check(spec: &Spec, init: HostPid, members: &[i32], outside: Outside) -> R
         found.extend(memory::dump::check(*process));
     }
     found.extend(shared_for_long(&processes));
+    found.extend(task::shared_tables(&processes));
     found.extend(files::check(&View::new(init, outside)?, &processes));
     Ok(found)
 }

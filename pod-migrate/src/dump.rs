@@ -6,15 +6,16 @@ use crate::ids::{FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
-use crate::objects::memory;
 use crate::objects::memory::dump::Spaces;
+use crate::objects::memory::{self, Told};
 use crate::objects::namespaces::ipc;
-use crate::objects::task::check;
 use crate::objects::task::dump::{self as task, Asked, Parts};
-use crate::objects::task::{Chains, Life, Node, ProcessState, Tree};
+use crate::objects::task::landlock::Onlookers;
+use crate::objects::task::{Chains, Life, Node, ProcessState, Tree, check, interrupted};
 use crate::remote::{Borrowed, RemoteCall};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use pod_runtime::cgroup::Cgroup;
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
 use std::fs::File;
@@ -37,7 +38,7 @@ pub struct DumpReport {
 
 /// Dumps everything of the pod but its spec, storage and log, which are the caller's. The pod stays frozen and is not
 /// changed. `outside` is what its monitor holds of its files.
-pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -> Result<DumpReport> {
+pub fn dump(frozen: &mut Frozen, cgroup: &Cgroup, outside: Outside, w: &mut Writer<impl Write>) -> Result<DumpReport> {
     let init = first(frozen)?;
     frozen.read_maps()?;
     let view = View::new(init, outside)?;
@@ -45,12 +46,14 @@ pub fn dump(frozen: &mut Frozen, outside: Outside, w: &mut Writer<impl Write>) -
     let mut spaces = Spaces::default();
     let mut chains = Chains::default();
     refuse(frozen, init)?;
+    let onlookers = onlookers(frozen, cgroup)?;
     w.put(Kind::TREE, 0, &tree(frozen))?;
     for processes in frozen.processes().chunks(CROWD) {
-        crowd(processes, init, &mut spaces, &mut files, &mut chains, w)?;
+        crowd(processes, init, &onlookers, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
-    let Rest { contents, peers, warnings } = files.finish(w)?;
+    let Rest { contents, peers, mut warnings } = files.finish(w)?;
+    warnings.extend(frozen.processes().iter().flat_map(interrupted::begun_anew));
     spaces.records(w)?;
     w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
@@ -77,8 +80,20 @@ fn first(frozen: &Frozen) -> Result<HostPid> {
 fn refuse(frozen: &Frozen, init: HostPid) -> Result<()> {
     let hosts: Vec<HostPid> = frozen.processes().iter().map(|process| process.host).collect();
     let common = check::Common::of(init);
-    let mut found = hosts.iter().flat_map(|host| check::process(*host, &common)).chain(check::shared_spaces(&hosts));
+    let mut found = hosts
+        .iter()
+        .flat_map(|host| check::process(*host, &common))
+        .chain(check::shared_spaces(&hosts))
+        .chain(check::shared_tables(&hosts));
     found.next().map_or(Ok(()), Err)
+}
+
+/// Whom the processes of the pod are asked about: who restricted himself may not look at them.
+fn onlookers(frozen: &Frozen, cgroup: &Cgroup) -> Result<Onlookers> {
+    match frozen.process(PodPid(1)) {
+        Some(first) => Onlookers::enter(frozen, &first.pidfd, cgroup),
+        None => Ok(Onlookers::default()),
+    }
 }
 
 fn tree(frozen: &Frozen) -> Tree {
@@ -126,6 +141,7 @@ const CROWD: usize = 128;
 impl<'a> Walk<'a> {
     fn begin(process: &'a Process, init: HostPid, files: &mut FilesDump<'_>) -> Result<Walk<'a>> {
         let task = Task { pid: process.pid, host: process.host, pidfd: process.pidfd.as_fd(), comm: &process.comm };
+        check::answers(process)?;
         let borrowed = Borrowed::begin(process, &process.maps)?;
         let parts = Parts {
             mm: crate::ids::MmId(process.pid.0 as u64),
@@ -147,10 +163,12 @@ impl<'a> Walk<'a> {
     fn hear(
         &mut self,
         mut asked: Asked,
+        onlookers: &Onlookers,
         files: &mut FilesDump<'_>,
         chains: &mut Chains,
-    ) -> Result<(ProcessState, u64)> {
+    ) -> Result<(ProcessState, Told)> {
         let found = task::dump(self.process, &mut self.borrowed, &mut asked, self.parts, chains)?;
+        onlookers.ask(self.process, &mut self.borrowed)?;
         for (fd, call) in self.unsure.iter().zip(&asked.more) {
             files.close_on_exec(self.parts.fd_table, *fd, call.result & i64::from(libc::FD_CLOEXEC) != 0);
         }
@@ -162,6 +180,7 @@ impl<'a> Walk<'a> {
 fn crowd(
     processes: &[Process],
     init: HostPid,
+    onlookers: &Onlookers,
     spaces: &mut Spaces,
     files: &mut FilesDump<'_>,
     chains: &mut Chains,
@@ -170,11 +189,11 @@ fn crowd(
     let walks = processes.iter().map(|process| Walk::begin(process, init, files));
     let mut walks = walks.collect::<Result<Vec<_>>>()?;
     let asked = walks.iter_mut().map(Walk::ask).collect::<Result<Vec<_>>>()?;
-    let heard = walks.iter_mut().zip(asked).map(|(walk, asked)| walk.hear(asked, files, chains));
+    let heard = walks.iter_mut().zip(asked).map(|(walk, asked)| walk.hear(asked, onlookers, files, chains));
     let heard = heard.collect::<Result<Vec<_>>>()?;
-    for (Walk { process, borrowed, ours, .. }, (state, brk)) in walks.into_iter().zip(heard) {
+    for (Walk { process, borrowed, ours, .. }, (state, told)) in walks.into_iter().zip(heard) {
         borrowed.leave()?;
-        let space = spaces.space(process, brk, &ours, files)?;
+        let space = spaces.space(process, told, &ours, files)?;
         w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
         w.put(Kind::MM, space.id.0, &space)?;
     }

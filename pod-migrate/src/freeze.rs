@@ -7,7 +7,9 @@
 //! ptrace is bound to a thread: a [`Frozen`] must be used and dropped by the thread that made it.
 
 use crate::ids::{HostPid, PodPid, TaskFd};
-use crate::objects::task::{Life, interrupted};
+use crate::objects::task::Life;
+use crate::objects::task::interrupted::{self, Healed, Interrupted};
+use crate::objects::task::waits::Waits;
 use pod_runtime::proc::maps::{self, Map};
 use pod_runtime::proc::{self, stat, status};
 use pod_runtime::sys::pidfd;
@@ -71,6 +73,8 @@ pub struct Thread {
     pub group_stop: Option<i32>,
     /// As it was when everything had stopped.
     pub status: status::Status,
+    /// The call that the stop has interrupted.
+    pub interrupted: Interrupted,
 }
 
 /// A process that ended and was not waited for.
@@ -123,15 +127,15 @@ impl Thread {
 
 impl Frozen {
     /// Stops every task of the pod. `members` lists the processes of its cgroup as the host numbers them and is asked
-    /// until nothing new turns up; `init` is the first process.
-    pub fn seize(init: HostPid, members: impl Fn() -> Result<Vec<i32>>) -> Result<Frozen> {
+    /// until nothing new turns up; `init` is the first process. `waits` was asked just before.
+    pub fn seize(init: HostPid, members: impl Fn() -> Result<Vec<i32>>, waits: &Waits) -> Result<Frozen> {
         let mut attempt = 0;
         loop {
             let since = Instant::now();
             let mut hunt = Hunt::default();
             // Dropping an unfinished hunt lets go of all that it caught.
-            match hunt.all(init, &members) {
-                Ok(()) => return hunt.settle(init, since),
+            match hunt.all(init, &members, waits) {
+                Ok(()) => return hunt.settle(init, since, waits),
                 Err(problem) if problem.code() == BUSY && attempt < ATTEMPTS => {
                     attempt += 1;
                     drop(hunt);
@@ -185,6 +189,14 @@ impl Frozen {
         self.since
     }
 
+    /// The clock of the pod has gone on by so much since it was stopped: for as long waits have waited.
+    pub fn passed(&mut self, time: Duration) {
+        let threads = self.processes.iter_mut().flat_map(|process| &mut process.threads);
+        for waiting in threads.filter_map(|thread| thread.interrupted.waiting.as_mut()) {
+            waiting.remaining_ns = waiting.remaining_ns.saturating_sub(time.as_nanos() as u64);
+        }
+    }
+
     /// Lets all tasks run on where they were.
     pub fn thaw(self) {
         drop(self);
@@ -210,7 +222,7 @@ struct Hunt {
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     group: Option<i32>,
-    regs: Regs,
+    healed: Healed,
 }
 
 impl Drop for Hunt {
@@ -237,7 +249,7 @@ const OPTIONS: i32 = ptrace::O_TRACECLONE
     | ptrace::O_SUSPEND_SECCOMP;
 
 impl Hunt {
-    fn all(&mut self, init: HostPid, members: &impl Fn() -> Result<Vec<i32>>) -> Result<()> {
+    fn all(&mut self, init: HostPid, members: &impl Fn() -> Result<Vec<i32>>, waits: &Waits) -> Result<()> {
         loop {
             let mut fresh = false;
             let mut pids = members()?;
@@ -251,7 +263,7 @@ impl Hunt {
                     }
                 }
             }
-            self.wait_all()?;
+            self.wait_all(waits)?;
             if !fresh {
                 return Ok(());
             }
@@ -274,7 +286,7 @@ impl Hunt {
     }
 
     /// Until every caught task has stopped or ended.
-    fn wait_all(&mut self) -> Result<()> {
+    fn wait_all(&mut self, waits: &Waits) -> Result<()> {
         let until = Instant::now() + STOP_WITHIN;
         loop {
             let pending: Vec<i32> =
@@ -284,7 +296,7 @@ impl Hunt {
             }
             let mut moved = false;
             for &tid in &pending {
-                moved |= self.look_at(tid)?;
+                moved |= self.look_at(tid, waits)?;
             }
             if !moved {
                 if Instant::now() > until {
@@ -297,7 +309,7 @@ impl Hunt {
     }
 
     /// Handles what one task has to say; true when it said something.
-    fn look_at(&mut self, tid: i32) -> Result<bool> {
+    fn look_at(&mut self, tid: i32, waits: &Waits) -> Result<bool> {
         let stopped = match ptrace::wait(tid, false) {
             Ok(Wait::Nothing) => return Ok(false),
             Ok(Wait::Ended(_)) => None,
@@ -312,9 +324,9 @@ impl Hunt {
         match event {
             ptrace::EVENT_STOP => {
                 // At once: were we killed now, the program would see an EINTR that our stop has made.
-                let Some(regs) = interrupted::heal(tid)? else { return Ok(false) };
+                let Some(healed) = interrupted::heal(tid, waits)? else { return Ok(false) };
                 let group = (signal != libc::SIGTRAP).then_some(signal);
-                self.caught.insert(tid, Some(Stop { group, regs }));
+                self.caught.insert(tid, Some(Stop { group, healed }));
             }
             ptrace::EVENT_FORK | ptrace::EVENT_VFORK | ptrace::EVENT_CLONE => {
                 // The newborn is attached already and stops by itself.
@@ -331,13 +343,21 @@ impl Hunt {
     }
 
     /// Everything is still: who is who.
-    fn settle(mut self, init: HostPid, since: Instant) -> Result<Frozen> {
+    fn settle(mut self, init: HostPid, since: Instant, waits: &Waits) -> Result<Frozen> {
         let mut by_process: BTreeMap<i32, Vec<Thread>> = BTreeMap::new();
         for (&tid, stop) in &self.caught {
             let status = read_status(tid).doing(|| format!("read the status of task {tid}"))?;
-            let Some(Stop { group, regs }) = *stop else { continue };
+            let Some(Stop { group, healed }) = *stop else { continue };
+            let interrupted = interrupted::look(tid, &healed, waits.remaining(HostPid(tid), &status));
             let process = by_process.entry(status.tgid).or_default();
-            process.push(Thread { tid: last(&status.ns_pid), host: HostPid(tid), regs, group_stop: group, status });
+            process.push(Thread {
+                tid: last(&status.ns_pid),
+                host: HostPid(tid),
+                regs: healed.regs,
+                group_stop: group,
+                status,
+                interrupted,
+            });
         }
         let level = read_status(init.0).doing(|| "read the status of the first process".into())?.ns_pid.len();
         let mut processes = Vec::new();

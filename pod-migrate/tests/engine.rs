@@ -7,6 +7,7 @@ use pod_migrate::freeze::Frozen;
 use pod_migrate::ids::{FdTableId, FileId, HostPid, MmId};
 use pod_migrate::objects::task::ProcessState;
 use pod_migrate::objects::task::dump::{self as task, Parts};
+use pod_migrate::objects::task::waits::Waits;
 use pod_migrate::remote::Borrowed;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -66,7 +67,7 @@ impl Drop for Guest {
 
 /// Freezes a process, asks it everything, lets it go.
 fn ask(pid: i32) -> pod_migrate::Result<ProcessState> {
-    let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]))?;
+    let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]), &Waits::default())?;
     assert!(!frozen.processes().is_empty(), "process {pid} is not there");
     frozen.read_maps()?;
     let process = &frozen.processes()[0];
@@ -162,7 +163,7 @@ fn cost() {
     for (name, pid) in [("sleep", sleeper.id() as i32), ("1000 threads", crowd.pid())] {
         for _ in 0..3 {
             let begin = Instant::now();
-            let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid])).unwrap();
+            let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]), &Waits::default()).unwrap();
             let froze = begin.elapsed();
             frozen.read_maps().unwrap();
             let process = &frozen.processes()[0];

@@ -30,9 +30,11 @@ use std::os::unix::fs::FileExt;
 /// No place for code or memory can be found in a process.
 pub const NO_ROOM: &str = "E-NO-ROOM";
 
-const DATA: u64 = 128 << 10;
-/// The mapping begins with the cookie; tables come after.
+/// Room for the questions to as many threads as work at once.
+const DATA: u64 = 256 << 10;
+/// The mapping begins with the cookie; tables come after, up to a page that is never touched.
 const TABLES: u64 = 64;
+const SPARE: u64 = DATA - 4096;
 /// So many threads of a process work at once. Each has a page of its own for its code, behind the mapping.
 const SLOTS: usize = 128;
 const CODE: u64 = SLOTS as u64 * 4096;
@@ -164,6 +166,11 @@ impl<'a> Borrowed<'a> {
         Ok(())
     }
 
+    /// Address of a page of the borrowed mapping that nothing was written to: as fresh memory of the process is.
+    pub fn fresh_page(&self) -> u64 {
+        self.data + SPARE
+    }
+
     /// Runs calls in one of the process's threads. They must be such that running them to the end without us does no
     /// harm.
     pub fn run(&mut self, thread: &Thread, calls: &mut [RemoteCall]) -> Result<()> {
@@ -177,7 +184,7 @@ impl<'a> Borrowed<'a> {
             return Ok(());
         }
         let base = self.data + TABLES;
-        let (table, count) = lay_out(calls, base, (DATA - TABLES) as usize)?;
+        let (table, count) = lay_out(calls, base, (SPARE - TABLES) as usize)?;
         memory::write(self.process.host.0, &table.bytes, &[(base, table.bytes.len())])
             .doing(|| format!("write remote calls to {}", self.process.name()))?;
         let mut running =
@@ -234,7 +241,7 @@ impl<'a> Borrowed<'a> {
         let (mut bytes, mut tables) = (Vec::new(), Vec::new());
         for calls in calls.iter() {
             let at = bytes.len();
-            let (table, count) = lay_out(calls, base + at as u64, (DATA - TABLES) as usize - at)?;
+            let (table, count) = lay_out(calls, base + at as u64, (SPARE - TABLES) as usize - at)?;
             if count < calls.len() {
                 return Err(Problem::new("E-INTERNAL", "the calls of many threads do not fit"));
             }

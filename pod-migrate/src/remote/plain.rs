@@ -178,6 +178,36 @@ impl Stub {
         single(self.task, self.base + SYSCALL, number, args)
     }
 
+    /// Begins a call that waits and stops it at once. What it returned: the kernel's note to itself that it is to be
+    /// restarted, unless it had nothing to wait for. The task is in a stop from which a restart is possible.
+    pub fn begin(&self, number: i64, args: [u64; 6]) -> Result<i64> {
+        let task = self.task.0;
+        let doing = || format!("begin a call of task {task}");
+        let mut regs = clean(self.task)?;
+        regs.rip = self.base + SYSCALL;
+        regs.rax = number as u64;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        ptrace::set_regs(task, &regs).doing(doing)?;
+        ptrace::syscall(task, 0).doing(doing)?;
+        let entry = self.wait()?;
+        if entry != (libc::SIGTRAP | 0x80, 0) {
+            return Err(unexpected(self.task, entry));
+        }
+        self.stop_here()?;
+        Ok(ptrace::regs(task).doing(doing)?.rax as i64)
+    }
+
+    /// Lets the task go on to where the kernel restarts calls, and stops it there: not an instruction of it runs.
+    pub fn stop_here(&self) -> Result<()> {
+        let doing = || format!("stop task {}", self.task);
+        ptrace::interrupt(self.task.0).doing(doing)?;
+        ptrace::cont(self.task.0, 0).doing(doing)?;
+        match self.wait()? {
+            (_, ptrace::EVENT_STOP) => Ok(()),
+            stop => Err(unexpected(self.task, stop)),
+        }
+    }
+
     /// Writes bytes for a [`Stub::single`] to point at; the next table covers them.
     pub fn scratch(&self, bytes: &[u8]) -> Result<u64> {
         let at = self.base + TABLE;

@@ -10,12 +10,16 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::damaged;
 use crate::objects::files::{Fd, Opener};
 use crate::objects::memory::MmState;
-use crate::objects::task::{Life, ProcessState, ThreadState, credentials, limits, seccomp, signals, threads, timers};
+use crate::objects::task::{
+    Dispatch, Life, ProcessState, ThreadState, Waiting, credentials, interrupted, limits, seccomp, signals, threads,
+    timers,
+};
 use crate::remote::plain::{Job, Stub, run_all, single_all};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use pod_runtime::sys::memory as remote_memory;
-use pod_runtime::sys::ptrace;
+use pod_runtime::sys::ptrace::{self, Regs};
+use std::collections::BTreeMap;
 use std::fs;
 
 const PR_SET_MM_MAP: i32 = 14;
@@ -44,8 +48,10 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
     run_all(&mut jobs)?;
     run_all(&mut states().map(|state| job(grown, state, signals::restore_process_pending(state))).collect::<Vec<_>>())?;
     states().for_each(|state| outside_settings(&grown.stubs[&state.pid], state));
+    let waits = states().map(|state| begin_waits(grown, state)).collect::<Result<Vec<_>>>()?;
     take_stubs_away(image, grown)?;
-    states().zip(sections).try_for_each(|(state, sections)| last(grown, state, sections))
+    let rest = states().zip(sections).zip(waits);
+    rest.into_iter().try_for_each(|((state, sections), waits)| last(grown, state, sections, &waits))
 }
 
 /// Leader first.
@@ -84,6 +90,7 @@ fn process(image: &Image, opener: &Opener, state: &ProcessState) -> Result<Vec<R
         let args = vec![libc::PR_SET_THP_DISABLE.into(), 1.into(), 0.into(), 0.into(), 0.into()];
         calls.push(RemoteCall::new("disable huge pages", libc::SYS_prctl, args));
     }
+    calls.extend(state.switches.restore());
     Ok(calls)
 }
 
@@ -262,10 +269,11 @@ fn before_last(
     alike: threads::Alike,
 ) -> Result<Vec<RemoteCall>> {
     let mut calls = threads::restore(thread, alike);
-    calls.extend(signals::restore_alternate_stack(&thread.alternate_stack));
+    calls.extend(signals::restore_alternate_stack(&thread.alternate_stack, thread.tid == state.pid));
     calls.extend(signals::restore_thread_pending(state, thread));
     if thread.tid == state.pid {
         calls.extend(limits::restore(state));
+        calls.extend(state.switches.restore_last());
     }
     calls.extend(seccomp::restore(&thread.seccomp, image.filters(&thread.seccomp)?, filters));
     if !alike.ids {
@@ -304,15 +312,69 @@ fn take_stubs_away(image: &Image, grown: &Grown) -> Result<()> {
 }
 
 /// Gives every thread its registers.
-fn last(grown: &Grown, state: &ProcessState, sections: Sections) -> Result<()> {
+fn last(grown: &Grown, state: &ProcessState, sections: Sections, waits: &Waits) -> Result<()> {
     each_thread(grown, state, |stub, thread| {
         let what = || format!("set the registers of thread {}", thread.tid);
         ptrace::set_xstate(stub.task.0, &thread.xstate).doing(what)?;
-        ptrace::set_regs(stub.task.0, &threads::registers(&thread.registers)).doing(what)?;
+        let mut registers = threads::registers(&thread.registers);
+        if let (Some(result), Some(waiting)) = (waits.get(&thread.tid), thread.waiting) {
+            stub.stop_here()?;
+            registers = after_wait(&registers, waiting, *result);
+        }
+        ptrace::set_regs(stub.task.0, &registers).doing(what)?;
+        if let Some(dispatch) = thread.switches.dispatch {
+            set_dispatch(stub, dispatch).doing(what)?;
+        }
         ptrace::set_signal_mask(stub.task.0, thread.blocked).doing(what)
     })?;
     let leader = grown.stubs[&state.pid].task;
     sections.into_iter().try_for_each(|(address, bytes)| write_memory(leader, address, &bytes))
+}
+
+/// From outside, for no call of the task would get through after it.
+fn set_dispatch(stub: &Stub, dispatch: Dispatch) -> std::io::Result<()> {
+    let Dispatch { selector, offset, bytes } = dispatch;
+    ptrace::set_user_dispatch(stub.task.0, &ptrace::UserDispatch { mode: 1, selector, offset, bytes })
+}
+
+/// What calls returned that were begun, by thread.
+type Waits = BTreeMap<PodPid, i64>;
+
+/// Begins the calls in which threads wait, each with the time that remains: the kernel keeps it for the restart. What
+/// each returned.
+fn begin_waits(grown: &Grown, state: &ProcessState) -> Result<Waits> {
+    let mut results = Waits::new();
+    each_thread(grown, state, |stub, thread| {
+        let Some(Waiting { number, remaining_ns }) = thread.waiting else { return Ok(()) };
+        let r = &thread.registers;
+        let mut args = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
+        let time = [remaining_ns / 1_000_000_000, remaining_ns % 1_000_000_000];
+        let at = stub.scratch(&time.map(u64::to_ne_bytes).concat())?;
+        match number {
+            libc::SYS_nanosleep => args[0] = at,
+            libc::SYS_clock_nanosleep => args[2] = at,
+            libc::SYS_futex => args[3] = at,
+            libc::SYS_poll => args[2] = remaining_ns.div_ceil(1_000_000).min(i32::MAX as u64),
+            _ => return Err(damaged(format!("thread {} waits in call {number}", thread.tid))),
+        }
+        results.insert(thread.tid, stub.begin(number, args)?);
+        Ok(())
+    })?;
+    Ok(results)
+}
+
+/// The registers of a thread whose call was begun.
+fn after_wait(before: &Regs, waiting: Waiting, result: i64) -> Regs {
+    if interrupted::restarts(result) {
+        return interrupted::stopped_in(before, waiting.number);
+    }
+    if waiting.number == libc::SYS_poll && result != 0 {
+        // Not everything that it looks at may be in its last state yet: it looks once more.
+        let left = waiting.remaining_ns.div_ceil(1_000_000).min(i32::MAX as u64);
+        return Regs { rdx: left, ..*before };
+    }
+    // It has ended meanwhile.
+    Regs { rax: result as u64, rip: before.rip.wrapping_add(2), ..*before }
 }
 
 /// Addresses and contents.

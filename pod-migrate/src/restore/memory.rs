@@ -34,12 +34,17 @@ pub(super) fn check(
         if map.start < last || map.end <= map.start || map.end > TASK_SIZE || (map.start | map.end) & 0xfff != 0 {
             return Err(wrong("is not where a map can be"));
         }
+        if map.guards.iter().any(|(start, end)| *start < map.start || start >= end || *end > map.end) {
+            return Err(wrong("has guards that are not in it"));
+        }
         if map.protection & !PROTECTIONS != 0 {
             return Err(wrong("has no sensible protection"));
         }
         match &map.backing {
             Backing::File { file, offset } if !known(file) || offset & 0xfff != 0 => return Err(wrong("has no file")),
-            Backing::Shared { memory, offset } if !shared.contains_key(memory) || offset & 0xfff != 0 => {
+            Backing::Shared { memory, offset }
+                if shared.get(memory).is_none_or(|state| state.bytes > TASK_SIZE) || offset & 0xfff != 0 =>
+            {
                 return Err(wrong("has no memory behind it"));
             }
             _ => {}
@@ -52,7 +57,7 @@ pub(super) fn check(
 /// Makes everything but the contents. Returns what pages of shared memory are written to.
 pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Result<BTreeMap<SharedMemoryId, File>> {
     let mut shared = BTreeMap::new();
-    let mut homes = BTreeMap::new();
+    let mut homes = Homes::new();
     for (id, state) in &image.shared {
         match &state.kind {
             SharedMemoryKind::Anonymous => {}
@@ -67,12 +72,22 @@ pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Resu
             return Err(Problem::new("E-SHARED-MEMORY-SPACE", what));
         }
         let stub = grown.stubs[&state.pid];
-        let mut mapper =
-            Mapper { image, grown, opener, homes: &homes, pid: state.pid, calls: Vec::new(), fds: BTreeMap::new() };
-        mapper.space(&image.spaces[&state.mm])?;
+        let space = &image.spaces[&state.mm];
+        let mut mapper = Mapper {
+            image,
+            grown,
+            opener,
+            homes: &mut homes,
+            pid: state.pid,
+            calls: Vec::new(),
+            fds: BTreeMap::new(),
+            space,
+        };
+        mapper.space()?;
         stub.run(&mut mapper.calls)?;
-        find_homes(image, &image.spaces[&state.mm], state.pid, stub.task, &mut homes, &mut shared)?;
+        open_homes(&homes, state.pid, stub.task, &mut shared)?;
     }
+    leave_homes(&homes, grown)?;
     ipc::remove_segments(init(grown)?.0, image.shared.values())?;
     Ok(shared)
 }
@@ -81,29 +96,54 @@ fn init(grown: &Grown) -> Result<HostPid> {
     grown.stubs.get(&PodPid(1)).map(|stub| stub.task).ok_or_else(|| damaged("the image has no first process"))
 }
 
-/// Where shared anonymous memory first came to be: the process and the range of map_files.
-type Homes = BTreeMap<SharedMemoryId, (PodPid, Map)>;
-
-/// Shared anonymous memory that this process brought into the world.
-fn find_homes(
-    image: &Image,
-    space: &MmState,
+/// Where a piece of shared anonymous memory came to be: all of it is mapped there.
+#[derive(Debug, Clone, Copy)]
+struct Home {
     pid: PodPid,
-    task: HostPid,
-    homes: &mut Homes,
-    shared: &mut BTreeMap<SharedMemoryId, File>,
-) -> Result<()> {
-    for map in &space.maps {
-        let Backing::Shared { memory, .. } = map.backing else { continue };
-        if !matches!(image.shared[&memory].kind, SharedMemoryKind::Anonymous) || homes.contains_key(&memory) {
-            continue;
-        }
-        let path = format!("/proc/{task}/map_files/{:x}-{:x}", map.start, map.end);
+    start: u64,
+    end: u64,
+    /// In no map of the program, which has parts of it only: unmapped when everybody has his.
+    passing: bool,
+}
+
+type Homes = BTreeMap<SharedMemoryId, Home>;
+
+/// Opens shared anonymous memory that this process brought into the world, for its contents.
+fn open_homes(homes: &Homes, pid: PodPid, task: HostPid, shared: &mut BTreeMap<SharedMemoryId, File>) -> Result<()> {
+    for (memory, home) in homes.iter().filter(|(_, home)| home.pid == pid) {
+        let path = format!("/proc/{task}/map_files/{:x}-{:x}", home.start, home.end);
         let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
-        homes.insert(memory, (pid, map.clone()));
-        shared.insert(memory, file);
+        shared.insert(*memory, file);
     }
     Ok(())
+}
+
+fn leave_homes(homes: &Homes, grown: &Grown) -> Result<()> {
+    for home in homes.values().filter(|home| home.passing) {
+        let args = vec![home.start.into(), (home.end - home.start).into()];
+        grown.stubs[&home.pid].call(RemoteCall::new("unmap", libc::SYS_munmap, args))?;
+    }
+    Ok(())
+}
+
+/// The lowest gap of a space that holds so many bytes, clear of the engine's own maps.
+fn hole(space: &MmState, grown: &Grown, homes: &Homes, pid: PodPid, bytes: u64) -> Option<u64> {
+    const LOWEST: u64 = 1 << 20;
+    /// A stack that grows down keeps its distance.
+    const GUARD: u64 = 2 << 20;
+    let mut taken: Vec<(u64, u64)> = space.maps.iter().map(|map| (map.start, map.end)).collect();
+    taken.push((grown.base.0, grown.reserved_end()));
+    taken.extend(homes.values().filter(|home| home.pid == pid).map(|home| (home.start, home.end)));
+    taken.push((TASK_SIZE, TASK_SIZE));
+    taken.sort_unstable();
+    let mut free = LOWEST;
+    for (start, end) in taken {
+        if start.saturating_sub(free) >= bytes.checked_add(GUARD)? {
+            return Some(free);
+        }
+        free = free.max(end);
+    }
+    None
 }
 
 /// Collects the calls for one process.
@@ -111,15 +151,17 @@ struct Mapper<'a> {
     image: &'a Image,
     grown: &'a Grown,
     opener: &'a Opener,
-    homes: &'a Homes,
+    homes: &'a mut Homes,
     pid: PodPid,
+    space: &'a MmState,
     calls: Vec<RemoteCall>,
     /// Descriptors that the process has open for its maps.
     fds: BTreeMap<FileId, i32>,
 }
 
 impl Mapper<'_> {
-    fn space(&mut self, space: &MmState) -> Result<()> {
+    fn space(&mut self) -> Result<()> {
+        let space = self.space;
         self.calls.push(open_opener(self.opener));
         for map in &space.maps {
             match &map.backing {
@@ -153,7 +195,11 @@ impl Mapper<'_> {
 
     fn map(&mut self, map: &Map, fd: i32, offset: u64, extra: i32) {
         let mut flags = extra | libc::MAP_FIXED_NOREPLACE;
-        flags |= if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        flags |= match (map.shared, map.droppable && knows_droppable()) {
+            (true, _) => libc::MAP_SHARED,
+            (false, true) => MAP_DROPPABLE,
+            (false, false) => libc::MAP_PRIVATE,
+        };
         if map.grows_down {
             flags |= libc::MAP_GROWSDOWN;
         }
@@ -188,21 +234,38 @@ impl Mapper<'_> {
                 self.map(map, fd, offset, 0);
             }
             SharedMemoryKind::SysV { shmid, .. } => self.attach(map, *shmid, offset, self.image.shared[&memory].bytes),
-            SharedMemoryKind::Anonymous => match self.homes.get(&memory) {
-                None if offset == 0 => self.map(map, -1, 0, libc::MAP_ANONYMOUS),
-                None => {
-                    let what = format!("process {} maps shared memory from its middle only", self.pid);
-                    return Err(Problem::new("E-SHARED-MEMORY-PART", what));
+            SharedMemoryKind::Anonymous => {
+                let bytes = self.image.shared[&memory].bytes.next_multiple_of(4096);
+                if !self.homes.contains_key(&memory) && offset == 0 && map.end - map.start == bytes {
+                    let home = Home { pid: self.pid, start: map.start, end: map.end, passing: false };
+                    self.homes.insert(memory, home);
+                    self.map(map, -1, 0, libc::MAP_ANONYMOUS);
+                    return Ok(());
                 }
-                Some((home, at)) => self.share_home(map, *home, &at.clone(), offset),
-            },
+                let home = match self.homes.get(&memory) {
+                    Some(home) => *home,
+                    None => self.passing_home(memory, bytes)?,
+                };
+                self.share_home(map, home, offset);
+            }
         }
         Ok(())
     }
 
-    /// Opens memory that another process has mapped already.
-    fn share_home(&mut self, map: &Map, home: PodPid, at: &Map, offset: u64) {
-        let path = format!("/proc/{home}/map_files/{:x}-{:x}\0", at.start, at.end);
+    /// Nobody maps all of the memory in one piece, or others come first: it is made whole, beside the program's maps.
+    fn passing_home(&mut self, memory: SharedMemoryId, bytes: u64) -> Result<Home> {
+        let start = hole(self.space, self.grown, self.homes, self.pid, bytes).ok_or_else(super::no_room)?;
+        let home = Home { pid: self.pid, start, end: start + bytes, passing: true };
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+        let args = vec![start.into(), bytes.into(), libc::PROT_NONE.into(), flags.into(), (-1).into(), 0.into()];
+        self.calls.push(RemoteCall::new("map shared memory", libc::SYS_mmap, args).returns(start as i64));
+        self.homes.insert(memory, home);
+        Ok(home)
+    }
+
+    /// Opens memory that is mapped somewhere already.
+    fn share_home(&mut self, map: &Map, home: Home, offset: u64) {
+        let path = format!("/proc/{}/map_files/{:x}-{:x}\0", home.pid, home.start, home.end);
         let fd = 1 + self.fds.len() as i32;
         let args = vec![libc::AT_FDCWD.into(), Arg::In(path.into_bytes()), (libc::O_RDWR | libc::O_CLOEXEC).into()];
         self.calls.push(RemoteCall::new("open shared memory", libc::SYS_openat, args).returns(fd.into()));
@@ -255,6 +318,16 @@ impl Mapper<'_> {
     }
 }
 
+const MAP_DROPPABLE: i32 = 8;
+
+/// Since Linux 6.11; another kernel keeps such memory like any other.
+fn knows_droppable() -> bool {
+    let name = nix::sys::utsname::uname().ok();
+    let release = name.as_ref().and_then(|name| name.release().to_str()).unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|word| word.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 11)
+}
+
 /// The same sizes in the same order at the same distances.
 fn same_shape(wanted: &[&Map], ours: &[(String, u64, u64)]) -> bool {
     let distance = |start: u64, first: u64| start.wrapping_sub(first);
@@ -287,6 +360,9 @@ pub(super) fn close_all() -> RemoteCall {
 
 /// Advice and locks, which would cost or do harm before the pages are there.
 pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
+    const MLOCK_ONFAULT: u64 = 1;
+    const SYS_MSEAL: i64 = 462;
+    const MADV_GUARD_INSTALL: i32 = 102;
     let mut calls = Vec::new();
     for map in &space.maps {
         let bytes = map.end - map.start;
@@ -295,12 +371,26 @@ pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
             // A hint that this kernel does not know changes nothing that a program could see.
             calls.push(RemoteCall::new("madvise", libc::SYS_madvise, args).may_fail());
         }
+        // What is locked takes no guards.
+        for (start, end) in &map.guards {
+            let args = vec![(*start).into(), end.wrapping_sub(*start).into(), MADV_GUARD_INSTALL.into()];
+            calls.push(RemoteCall::new("install a guard region", libc::SYS_madvise, args));
+        }
         if map.locked {
-            calls.push(RemoteCall::new("mlock", libc::SYS_mlock, vec![map.start.into(), bytes.into()]).may_fail());
+            let flags = if map.lock_on_fault { MLOCK_ONFAULT } else { 0 };
+            let args = vec![map.start.into(), bytes.into(), flags.into()];
+            calls.push(RemoteCall::new("mlock", libc::SYS_mlock2, args).may_fail());
         }
     }
+    // The last of its maps: nothing of a sealed one can be changed any more.
+    for map in space.maps.iter().filter(|map| map.sealed) {
+        let args = vec![map.start.into(), (map.end - map.start).into(), 0.into()];
+        calls.push(RemoteCall::new(format!("seal {:#x}", map.start), SYS_MSEAL, args));
+    }
     if space.lock_future {
-        calls.push(RemoteCall::new("mlockall", libc::SYS_mlockall, vec![libc::MCL_FUTURE.into()]).may_fail());
+        let on_fault = if space.lock_future_on_fault { libc::MCL_ONFAULT } else { 0 };
+        let flags = libc::MCL_FUTURE | on_fault;
+        calls.push(RemoteCall::new("mlockall", libc::SYS_mlockall, vec![flags.into()]).may_fail());
     }
     calls
 }

@@ -59,6 +59,11 @@ impl Drop for Grown {
 }
 
 impl Grown {
+    /// End of what the engine uses in every address space.
+    pub fn reserved_end(&self) -> u64 {
+        reserved_end(self.base, &self.kernel_maps)
+    }
+
     /// From here on no task dies with this process: they go where it leaves them. Their cgroup holds them.
     pub fn outlive(&mut self, image: &Image) -> Result<()> {
         self.stop(image)?;
@@ -270,7 +275,7 @@ impl Growing<'_> {
 
     /// End of what the engine uses in every address space: the stub and behind it vdso and vvar.
     fn reserved_end(&self) -> u64 {
-        reserved_end(self.grown.base, &self.grown.kernel_maps)
+        self.grown.reserved_end()
     }
 
     fn children(&mut self, pid: PodPid, node: &Node) -> Result<()> {

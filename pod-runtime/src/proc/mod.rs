@@ -1,6 +1,7 @@
 //! Text of /proc into structs. Pure but for [`read`]: anything that does not parse is `None` or left out, and
 //! nothing panics whatever the text (a process chooses its own name and its mapped paths).
 
+pub mod btf;
 pub mod fdinfo;
 pub mod limits;
 pub mod maps;

@@ -36,6 +36,8 @@ pub struct Status {
     /// 0 off, 1 strict, 2 filters.
     pub seccomp: u32,
     pub seccomp_filters: u32,
+    /// How often it went to sleep.
+    pub voluntary_switches: u64,
 }
 
 pub fn parse(text: &str) -> Status {
@@ -73,6 +75,7 @@ pub fn parse(text: &str) -> Status {
             "CapAmb" => status.ambient = hex(value),
             "NoNewPrivs" => status.no_new_privileges = value == "1",
             "Seccomp" => status.seccomp = number(value),
+            "voluntary_ctxt_switches" => status.voluntary_switches = number(value),
             "Seccomp_filters" => status.seccomp_filters = number(value),
             _ => {}
         }

@@ -1,5 +1,5 @@
-//! bpf(2) as far as cgroup v2 needs it here, for a device allow-list and for a gate before listeners: load a small
-//! program and attach it.
+//! bpf(2) as far as it is needed here: a device allow-list and a gate before listeners, both attached to a cgroup, and a
+//! walk over the threads of a process.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -8,6 +8,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 const PROG_LOAD: u32 = 5;
 const PROG_ATTACH: u32 = 8;
 const LINK_CREATE: u32 = 28;
+const ITER_CREATE: u32 = 33;
+const TRACING: u32 = 26;
+const TRACE_ITERATOR: u32 = 28;
 const CGROUP_SKB: u32 = 8;
 const ATTACH_CGROUP_INGRESS: u32 = 0;
 const CGROUP_DEVICE: u32 = 15;
@@ -47,6 +50,35 @@ struct AttachAttributes {
     program: u32,
     kind: u32,
     flags: u32,
+}
+
+/// `union bpf_attr` for loading, on to the last field that is used.
+#[repr(C)]
+#[derive(Default)]
+struct WalkAttributes {
+    load: LoadAttributes,
+    btf: u32,
+    function_info_bytes: u32,
+    function_info: u64,
+    function_info_count: u32,
+    line_info_bytes: u32,
+    line_info: u64,
+    line_info_count: u32,
+    attach_btf_id: u32,
+    attach_program: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct WalkLinkAttributes {
+    program: u32,
+    target: u32,
+    kind: u32,
+    flags: u32,
+    info: u64,
+    info_bytes: u32,
+    pad: u32,
 }
 
 fn bpf<T>(command: u32, attributes: &T) -> nix::Result<i64> {
@@ -107,4 +139,51 @@ pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         flags: ALLOW_MULTI,
     };
     bpf(PROG_ATTACH, &attributes).map(drop)
+}
+
+/// The program that a walk over tasks runs for each; `function` is the BTF type of `bpf_iter_task` in this kernel.
+///
+/// The helpers that read kernel memory and write to the walk's output are lent to programs under the GPL only: the few
+/// instructions that are loaded here may be had under it as well as under the MIT licence.
+pub fn load_task_walk(program: &[EbpfInstruction], function: u32) -> nix::Result<OwnedFd> {
+    let license = c"Dual MIT/GPL";
+    let attributes = WalkAttributes {
+        load: LoadAttributes {
+            kind: TRACING,
+            count: program.len() as u32,
+            instructions: program.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            name: *b"pod_waits\0\0\0\0\0\0\0",
+            expected_attach_type: TRACE_ITERATOR,
+            ..LoadAttributes::default()
+        },
+        attach_btf_id: function,
+        ..WalkAttributes::default()
+    };
+    let fd = bpf(PROG_LOAD, &attributes)?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Runs such a program for every thread of a process, and returns what it wrote.
+pub fn walk_tasks(program: BorrowedFd<'_>, process: i32) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    // `union bpf_iter_link_info`, of tasks: tid, pid, pidfd.
+    let info = [0u32, process as u32, 0, 0];
+    let attributes = WalkLinkAttributes {
+        program: program.as_raw_fd() as u32,
+        kind: TRACE_ITERATOR,
+        info: info.as_ptr() as u64,
+        info_bytes: size_of_val(&info) as u32,
+        ..WalkLinkAttributes::default()
+    };
+    let link = bpf(LINK_CREATE, &attributes)?;
+    // SAFETY: as above.
+    let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
+    let fd = bpf(ITER_CREATE, &[link.as_raw_fd() as u32, 0])?;
+    // SAFETY: as above.
+    let mut walk = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    let mut bytes = Vec::new();
+    walk.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -133,6 +133,12 @@ pub fn replace_stdio(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Ends this process when the thread that made it ends. A change of user undoes it.
+pub fn end_with_parent() {
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
 /// The name that ps shows for this process.
 pub fn set_comm(name: &std::ffi::CStr) {
     // SAFETY: the string is terminated and outlives the call.

@@ -27,6 +27,8 @@ const PTRACE_SETSIGMASK: u32 = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
 const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 
 /// struct user_regs_struct.
 pub type Regs = libc::user_regs_struct;
@@ -152,6 +154,28 @@ pub fn rseq_configuration(tid: pid_t) -> io::Result<RseqConfiguration> {
     let size = size_of::<RseqConfiguration>();
     request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, &raw mut configuration as usize)?;
     Ok(configuration)
+}
+
+/// struct ptrace_sud_config: syscall user dispatch; mode 0 is off.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct UserDispatch {
+    pub mode: u64,
+    pub selector: u64,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+pub fn user_dispatch(tid: pid_t) -> io::Result<UserDispatch> {
+    let mut found = UserDispatch::default();
+    let size = size_of::<UserDispatch>();
+    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, &raw mut found as usize)?;
+    Ok(found)
+}
+
+pub fn set_user_dispatch(tid: pid_t, dispatch: &UserDispatch) -> io::Result<()> {
+    let size = size_of::<UserDispatch>();
+    request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, &raw const *dispatch as usize).map(drop)
 }
 
 /// The program of the `index`th filter, 0 being the one installed first, as struct sock_filter; None past the last.

@@ -17,17 +17,23 @@ mod fifo;
 mod files;
 mod inotify;
 mod limits;
+mod lockedmem;
 mod locks;
 mod memory;
 mod pipes;
 mod pty;
+mod refused;
 mod registers;
+mod sealed;
 mod seccomp;
 mod sharedmem;
+mod sharedparts;
 mod signalfd;
 mod signals;
+mod switches;
 mod tcp;
 mod threads;
+mod timeouts;
 mod timerfd;
 mod timers;
 mod tree;
@@ -59,18 +65,26 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("fifo", fifo::set_up),
     ("files", files::set_up),
     ("inotify", inotify::set_up),
+    ("keyring", refused::keyring),
+    ("landlock", refused::landlock),
     ("limits", limits::set_up),
+    ("lockedmem", lockedmem::set_up),
     ("locks", locks::set_up),
     ("memory", memory::set_up),
     ("pipes", pipes::set_up),
     ("pty", pty::set_up),
     ("registers", registers::set_up),
+    ("sealed", sealed::set_up),
     ("seccomp", seccomp::set_up),
     ("sharedmem", sharedmem::set_up),
+    ("sharedparts", sharedparts::set_up),
+    ("sharedtable", refused::sharedtable),
     ("signalfd", signalfd::set_up),
     ("signals", signals::set_up),
+    ("switches", switches::set_up),
     ("tcp", tcp::set_up),
     ("threads", threads::set_up),
+    ("timeouts", timeouts::set_up),
     ("timerfd", timerfd::set_up),
     ("timers", timers::set_up),
     ("tree", tree::set_up),

@@ -72,6 +72,14 @@ pub fn altstack(new: Option<usize>) -> Result<(usize, usize)> {
     Ok((old.ss_sp as usize, old.ss_size))
 }
 
+/// Takes the alternate stack away that the standard library gives every thread.
+pub fn no_altstack() -> Result<()> {
+    let stack = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+    // SAFETY: handlers then run on the ordinary stack.
+    check(unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) }.into())?;
+    Ok(())
+}
+
 /// Runs `child` in a forked process, which ends with its answer.
 pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid> {
     // SAFETY: guests fork before they have threads, so the child may use everything.
@@ -83,6 +91,31 @@ pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid> {
             unsafe { libc::_exit(status) }
         }
     }
+}
+
+/// As [`fork`], with flags of clone(2) that say what is shared (but memory).
+pub fn fork_sharing(flags: i32, child: impl FnOnce() -> i32) -> Result<Pid> {
+    // SAFETY: without CLONE_VM and a stack it is fork.
+    match check(unsafe { libc::syscall(libc::SYS_clone, flags & !libc::CLONE_VM | libc::SIGCHLD, 0, 0, 0, 0) })? {
+        0 => {
+            let status = child();
+            // SAFETY: as in `fork`.
+            unsafe { libc::_exit(status) }
+        }
+        pid => Ok(Pid::from_raw(pid as i32)),
+    }
+}
+
+/// Takes from ourselves the right to open files for writing (Landlock).
+pub fn landlock_no_writing() -> Result<()> {
+    const WRITE_FILE: u64 = 1 << 1;
+    let rules = WRITE_FILE;
+    // SAFETY: the kernel reads 8 bytes.
+    let rules = check(unsafe { libc::syscall(444, &raw const rules, 8, 0) })?;
+    call(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS.into(), 1, 0, 0, 0])?;
+    call(446, [rules, 0, 0, 0, 0])?;
+    call(libc::SYS_close, [rules, 0, 0, 0, 0])?;
+    Ok(())
 }
 
 /// A system call whose arguments are plain numbers; for pointers there are wrappers of their own.
@@ -143,6 +176,39 @@ impl Region {
         // SAFETY: as for `write`; other processes may change it meanwhile, a copy of bytes does not mind.
         unsafe { std::ptr::copy_nonoverlapping(self.address.add(at), out.as_mut_ptr(), bytes) };
         out
+    }
+
+    /// Its address, to be told to the kernel or compared.
+    pub fn at(&self) -> usize {
+        self.address as usize
+    }
+
+    /// Unmaps all but so many bytes from `from` on.
+    pub fn keep(self, from: usize, bytes: usize) -> Result<Region> {
+        let end = from + bytes;
+        assert!(end <= self.bytes);
+        for (at, bytes) in [(0, from), (end, self.bytes - end)] {
+            // SAFETY: the range is ours, and the rest is what the new value owns.
+            check(unsafe { libc::munmap(self.address.add(at).cast(), bytes) }.into())?;
+        }
+        // SAFETY: inside of the mapping.
+        Ok(Region { address: unsafe { self.address.add(from) }, bytes })
+    }
+
+    /// Shared memory at a second address.
+    pub fn twice(&self) -> Result<Region> {
+        // SAFETY: an old size of 0 leaves the old mapping as it is; the kernel chooses the address.
+        let address = unsafe { libc::mremap(self.address.cast(), 0, self.bytes, libc::MREMAP_MAYMOVE) };
+        if address == libc::MAP_FAILED {
+            bail!("mremap: {}", Error::last_os_error());
+        }
+        Ok(Region { address: address.cast(), bytes: self.bytes })
+    }
+
+    pub fn unmap(self) -> Result<()> {
+        // SAFETY: the mapping is ours alone and consumed.
+        check(unsafe { libc::munmap(self.address.cast(), self.bytes) }.into())?;
+        Ok(())
     }
 
     pub fn protect(&mut self, at: usize, bytes: usize, protection: i32) -> Result<()> {
@@ -340,4 +406,117 @@ pub fn window(fd: i32) -> Result<(u16, u16)> {
 pub fn owned(fd: i32) -> std::fs::File {
     // SAFETY: the kernel gave it to us by SCM_RIGHTS and nobody else knows its number.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) }
+}
+
+/// Makes a data segment with this base in the process's LDT.
+pub fn set_segment(number: u32, base: u32) -> Result<()> {
+    // struct user_desc: 32 bits, limit in pages, usable.
+    let segment = [number, base, 0xfffff, 0b101_0001];
+    // SAFETY: the kernel reads 16 bytes.
+    check(unsafe { libc::syscall(libc::SYS_modify_ldt, 0x11, segment.as_ptr(), 16) })?;
+    Ok(())
+}
+
+/// A descriptor of the process's LDT.
+pub fn segment(number: usize) -> Result<u64> {
+    let mut table = [0u64; 16];
+    // SAFETY: the kernel writes at most 128 bytes.
+    check(unsafe { libc::syscall(libc::SYS_modify_ldt, 0, table.as_mut_ptr(), 128) })?;
+    Ok(table[number])
+}
+
+static GATE: std::sync::atomic::AtomicPtr<std::sync::atomic::AtomicU8> =
+    std::sync::atomic::AtomicPtr::new(std::ptr::null_mut());
+
+extern "C" fn dispatched(signal: i32) {
+    count(signal);
+    // SAFETY: points to a static, once the handler can run.
+    unsafe { (*GATE.load(Ordering::SeqCst)).store(0, Ordering::SeqCst) };
+}
+
+/// System calls end in SIGSYS, which is counted, while the selector is 1; the handler sets it to 0.
+pub fn dispatch_calls(option: i64, selector: &'static std::sync::atomic::AtomicU8) -> Result<()> {
+    GATE.store(std::ptr::from_ref(selector).cast_mut(), Ordering::SeqCst);
+    // SAFETY: all-zero is a valid sigaction; the handler only touches atomics.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = dispatched as *const () as usize;
+    action.sa_flags = libc::SA_ONSTACK;
+    // SAFETY: the structure is complete and lives through the call.
+    check(unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) }.into())?;
+    call(libc::SYS_prctl, [option, 1, 0, 0, selector.as_ptr() as i64])?;
+    Ok(())
+}
+
+/// A call that waits with a time-out: a name, how the wait ends (0, or minus an error number), the call for so many
+/// nanoseconds.
+pub type Wait = (&'static str, i32, fn(i64) -> i32);
+
+/// All that are tried.
+pub const WAITS: &[Wait] = &[
+    ("nanosleep", 0, |ns| raw(libc::SYS_nanosleep, [at(&time(ns)), 0, 0, 0, 0, 0])),
+    ("nanosleep with a rest", 0, |ns| {
+        let mut rest = time(0);
+        raw(libc::SYS_nanosleep, [at(&time(ns)), (&raw mut rest) as i64, 0, 0, 0, 0])
+    }),
+    ("clock_nanosleep", 0, |ns| raw(libc::SYS_clock_nanosleep, [1, 0, at(&time(ns)), 0, 0, 0])),
+    ("clock_nanosleep on boot time", 0, |ns| raw(libc::SYS_clock_nanosleep, [7, 0, at(&time(ns)), 0, 0, 0])),
+    ("poll", 0, |ns| raw(libc::SYS_poll, [0, 0, ns / 1_000_000, 0, 0, 0])),
+    ("ppoll", 0, |ns| {
+        let mut time = time(ns);
+        raw(libc::SYS_ppoll, [0, 0, (&raw mut time) as i64, 0, 8, 0])
+    }),
+    ("pselect", 0, |ns| {
+        let mut time = time(ns);
+        raw(libc::SYS_pselect6, [0, 0, 0, 0, (&raw mut time) as i64, 0])
+    }),
+    ("epoll_wait", 0, |ns| raw(libc::SYS_epoll_wait, [epoll(), at(&[0u64; 4]), 1, ns / 1_000_000, 0, 0])),
+    ("epoll_pwait", 0, |ns| raw(libc::SYS_epoll_pwait, [epoll(), at(&[0u64; 4]), 1, ns / 1_000_000, 0, 8])),
+    ("epoll_pwait2", 0, |ns| raw(libc::SYS_epoll_pwait2, [epoll(), at(&[0u64; 4]), 1, at(&time(ns)), 0, 8])),
+    ("futex", -libc::ETIMEDOUT, |ns| {
+        let word = AtomicU64::new(0);
+        raw(libc::SYS_futex, [word.as_ptr() as i64, libc::FUTEX_WAIT.into(), 0, at(&time(ns)), 0, 0])
+    }),
+    ("sigtimedwait", -libc::EAGAIN, |ns| {
+        raw(libc::SYS_rt_sigtimedwait, [at(&(1u64 << (libc::SIGURG - 1))), 0, at(&time(ns)), 8, 0, 0])
+    }),
+    ("recv", -libc::EAGAIN, |ns| socket_with_time_out(ns, libc::SYS_recvfrom)),
+    ("read of a socket", -libc::EAGAIN, |ns| socket_with_time_out(ns, libc::SYS_read)),
+];
+
+/// Of those, the ones whose time cannot be given to them anew.
+pub const WHOLE_AGAIN: &[&str] = &["sigtimedwait", "recv", "read of a socket"];
+
+fn time(ns: i64) -> libc::timespec {
+    libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 }
+}
+
+fn at<T>(value: &T) -> i64 {
+    std::ptr::from_ref(value) as i64
+}
+
+fn epoll() -> i64 {
+    call(libc::SYS_epoll_create1, [libc::EPOLL_CLOEXEC.into(), 0, 0, 0, 0]).unwrap_or(-1)
+}
+
+/// 0 or minus the error number.
+fn raw(number: i64, a: [i64; 6]) -> i32 {
+    // SAFETY: the table above passes pointers to values that live until the call has returned, of the size that it
+    // reads or writes.
+    match check(unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) }) {
+        Ok(_) => 0,
+        Err(error) => -error.raw_os_error().unwrap_or(0),
+    }
+}
+
+fn socket_with_time_out(ns: i64, number: i64) -> i32 {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+    use std::os::fd::AsRawFd;
+    let Ok((ours, _theirs)) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC) else {
+        return 1;
+    };
+    let limit = nix::sys::time::TimeVal::new(ns / 1_000_000_000, 0);
+    if setsockopt(&ours, sockopt::ReceiveTimeout, &limit).is_err() {
+        return 2;
+    }
+    raw(number, [ours.as_raw_fd().into(), at(&[0u64; 4]), 8, 0, 0, 0])
 }

@@ -2,12 +2,13 @@
 //! ([`Spaces::pages`]). Shared memory without a name is read once, through its inode.
 
 use super::pages::{self, Contents};
-use super::{Backing, Layout, Map, MmState, SharedMemoryKind, SharedMemoryState};
+use super::{Backing, Layout, Map, MmState, SharedMemoryKind, SharedMemoryState, Told};
 use crate::freeze::Process;
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::FilesDump;
 use pod_runtime::proc::{self, maps, status};
+use pod_runtime::sys::memory;
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
@@ -48,11 +49,11 @@ pub(super) struct Place {
 }
 
 impl Spaces {
-    /// Takes the maps of a process; `brk` is the end of its heap, `ours` a range that is not the program's.
+    /// Takes the maps of a process; `ours` is a range that is not the program's.
     pub fn space(
         &mut self,
         process: &Process,
-        brk: u64,
+        told: Told,
         ours: &Range<u64>,
         files: &mut FilesDump<'_>,
     ) -> Result<MmState> {
@@ -60,12 +61,13 @@ impl Spaces {
         let mut state = MmState {
             id,
             maps: Vec::new(),
-            layout: layout(process, brk),
+            layout: layout(process, told.brk),
             auxv: ByteBuf::from(
                 proc::bytes(process.proc("auxv")).doing(|| format!("read auxv of {}", process.name()))?,
             ),
             exe: self.exe(process, files)?,
-            lock_future: false,
+            lock_future: told.lock_future,
+            lock_future_on_fault: told.lock_future_on_fault,
         };
         let mut places = Vec::new();
         for map in process.maps.iter().filter(|map| map.end <= ours.start || map.start >= ours.end) {
@@ -89,8 +91,11 @@ impl Spaces {
         refuse(&process.name(), map)?;
         let backing = self.backing(process, map, files)?;
         let over_a_file = matches!(backing, Backing::File { .. });
-        if !map.shared && (over_a_file || backing == Backing::Anonymous) {
-            places.push(Place { range: map.start..map.end, readable: map.read, over_a_file });
+        let guards = if map.has(b"gu") { guards(process, map)? } else { Vec::new() };
+        let droppable = map.has(b"dp");
+        if !map.shared && !droppable && (over_a_file || backing == Backing::Anonymous) {
+            let ranges = between(map.start..map.end, &guards).into_iter();
+            places.extend(ranges.map(|range| Place { range, readable: map.read, over_a_file }));
         }
         state.maps.push(Map {
             start: map.start,
@@ -99,6 +104,10 @@ impl Spaces {
             shared: map.shared,
             grows_down: map.has(b"gd"),
             locked: map.has(b"lo"),
+            lock_on_fault: map.has(b"lf"),
+            guards,
+            droppable,
+            sealed: map.has(b"sl") && !map.name.starts_with("[v"),
             no_reserve: map.has(b"nr"),
             advice: advice(map),
             protection_key: map.protection_key,
@@ -225,8 +234,8 @@ fn refuse(name: &str, map: &maps::Map) -> Result<()> {
         "a ring of a packet socket"
     } else if map.has(b"um") || map.has(b"uw") || map.has(b"ui") {
         "memory under userfaultfd"
-    } else if map.has(b"sl") {
-        "sealed memory (mseal)"
+    } else if map.protection_key != 0 {
+        "memory under a protection key"
     } else if (map.has(b"io") || map.has(b"pf")) && !map.name.starts_with("[v") {
         "memory of a device"
     } else {
@@ -234,6 +243,27 @@ fn refuse(name: &str, map: &maps::Map) -> Result<()> {
     };
     let what = format!("process {name} has {why} at {:x}, which cannot be saved", map.start);
     Err(Problem::new(KIND, what).fix("let the program do without (see `pod explain E-MEMORY-KIND`), or end it"))
+}
+
+/// Guard regions of a map, which cannot be read and hold nothing.
+fn guards(process: &Process, map: &maps::Map) -> Result<Vec<(u64, u64)>> {
+    let doing = || format!("find the guard regions of {}", process.name());
+    let pagemap = File::open(process.proc("pagemap")).doing(doing)?;
+    let found = memory::scan_pages(&pagemap, map.start, map.end, memory::PAGE_IS_GUARD, 0).doing(doing)?;
+    Ok(found.into_iter().map(|region| (region.start, region.end)).collect())
+}
+
+/// What of a range lies outside of others, which are in order.
+fn between(range: Range<u64>, others: &[(u64, u64)]) -> Vec<Range<u64>> {
+    let mut from = range.start;
+    let mut left = Vec::new();
+    for (start, end) in others.iter().copied().chain([(range.end, range.end)]) {
+        if from < start {
+            left.push(from..start);
+        }
+        from = from.max(end);
+    }
+    left
 }
 
 fn protection(map: &maps::Map) -> u32 {
@@ -273,5 +303,17 @@ fn layout(process: &Process, brk: u64) -> Layout {
         arg_end: stat.arg_end,
         env_start: stat.env_start,
         env_end: stat.env_end,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_are_left_out() {
+        assert_eq!(between(1..9, &[(0, 1)]).pop(), Some(1..9));
+        assert_eq!(between(1..9, &[(1, 2), (4, 5), (5, 6), (8, 9)]), [2..4, 6..8]);
+        assert!(between(1..9, &[(1, 9)]).is_empty());
     }
 }

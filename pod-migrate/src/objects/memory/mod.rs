@@ -23,8 +23,19 @@ pub struct MmState {
     pub auxv: ByteBuf,
     /// What /proc/self/exe names.
     pub exe: FileId,
-    /// mlockall(MCL_FUTURE) and the like.
+    /// mlockall(MCL_FUTURE), and MCL_ONFAULT with it.
     pub lock_future: bool,
+    #[serde(default)]
+    pub lock_future_on_fault: bool,
+}
+
+/// What only the process itself is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The end of its heap.
+    pub brk: u64,
+    pub lock_future: bool,
+    pub lock_future_on_fault: bool,
 }
 
 /// What prctl(PR_SET_MM_MAP) sets.
@@ -53,6 +64,19 @@ pub struct Map {
     pub shared: bool,
     pub grows_down: bool,
     pub locked: bool,
+    /// Only pages that are there are locked (MLOCK_ONFAULT).
+    #[serde(default)]
+    pub lock_on_fault: bool,
+    /// Ranges that end in SIGSEGV when they are touched (MADV_GUARD_INSTALL).
+    #[serde(default)]
+    pub guards: Vec<(u64, u64)>,
+    /// MAP_DROPPABLE: the kernel may make it zeros at any time, and so do we, for what lies there must not be in two
+    /// places (the random generator of a C library).
+    #[serde(default)]
+    pub droppable: bool,
+    /// mseal(2).
+    #[serde(default)]
+    pub sealed: bool,
     pub no_reserve: bool,
     /// MADV_* that are in force: MADV_DONTFORK, MADV_WIPEONFORK, MADV_MERGEABLE, MADV_(NO)HUGEPAGE, MADV_DONTDUMP, …
     pub advice: Vec<i32>,

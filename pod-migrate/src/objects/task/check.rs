@@ -1,10 +1,13 @@
 //! What of tasks cannot be made again elsewhere. Dump asks the same functions, so a move that was checked does not fail
 //! for what they know.
 
-use crate::freeze::{NESTED, TRACED};
+use crate::freeze::{BUSY, NESTED, Process, TRACED, Thread};
 use crate::ids::HostPid;
-use pod_runtime::Problem;
 use pod_runtime::proc::{self, status};
+use pod_runtime::sys::kcmp::{Shared, compare};
+use pod_runtime::sys::{memory, ptrace};
+use pod_runtime::{Problem, Result};
+use std::cmp::Ordering;
 use std::fs;
 use std::path::PathBuf;
 
@@ -16,6 +19,8 @@ pub const LEADER: &str = "E-THREAD-LEADER";
 pub const THREAD: &str = "E-THREAD-APART";
 /// Processes share one address space.
 pub const SHARED: &str = "E-SHARED-MEMORY-MAP";
+/// Processes share descriptors or directories.
+pub const TABLES: &str = "E-SHARED-TABLE";
 
 const NAMESPACES: [(&str, &str); 7] = [
     ("pid", "pid"),
@@ -90,8 +95,6 @@ fn is_32_bit(pid: i32) -> bool {
 
 /// Threads share descriptors, directories and namespaces here; one that left is refused.
 fn threads(pid: i32, status: &status::Status) -> Option<Problem> {
-    use pod_runtime::sys::kcmp::{Shared, compare};
-    use std::cmp::Ordering;
     let net = namespace(pid, "net");
     let tids = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     for tid in tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
@@ -114,28 +117,67 @@ fn threads(pid: i32, status: &status::Status) -> Option<Problem> {
     None
 }
 
+/// A process whose threads can be asked: while syscall user dispatch blocks calls of a thread, one of ours would end in
+/// a SIGSYS, and the kernel would take the program's handler away, because we hold signals off.
+pub fn answers(process: &Process) -> Result<()> {
+    const BLOCK: u8 = 1;
+    let blocks = |thread: &&Thread| {
+        let dispatch = ptrace::user_dispatch(thread.host.0).unwrap_or_default();
+        let mut selector = [0];
+        let read = memory::read_exact(thread.host.0, dispatch.selector, &mut selector);
+        dispatch.mode != 0 && (dispatch.selector == 0 || (read.is_ok() && selector[0] == BLOCK))
+    };
+    match process.threads.iter().find(blocks) {
+        None => Ok(()),
+        Some(thread) => {
+            let what = format!("thread {} of {} blocks its system calls now", thread.tid, process.name());
+            Err(Problem::new(BUSY, what).fix("try again; it does so while it runs code of another system"))
+        }
+    }
+}
+
 /// Processes (not threads) that share one address space.
 pub fn shared_spaces(processes: &[HostPid]) -> Vec<Problem> {
-    use pod_runtime::sys::kcmp::{Shared, compare};
-    use std::cmp::Ordering;
+    let pairs = sharing(processes, Shared::Memory);
+    let problem = |pair| {
+        let [one, other] = names(pair);
+        Problem::new(SHARED, format!("{one} and {other} share one address space"))
+            .fix("wait until the one that is starting a program has started it")
+    };
+    pairs.into_iter().map(problem).collect()
+}
+
+/// Processes that share descriptors or directories without being threads.
+pub fn shared_tables(processes: &[HostPid]) -> Vec<Problem> {
+    let kinds = [(Shared::DescriptorTable, "table of descriptors"), (Shared::FsState, "working directory")];
+    let problem = |pair, what| {
+        let [one, other] = names(pair);
+        Problem::new(TABLES, format!("{one} and {other} share one {what}"))
+            .fix("end the program; it made them with clone(2) so that a change of one is seen by the other")
+    };
+    kinds
+        .into_iter()
+        .flat_map(|(kind, what)| sharing(processes, kind).into_iter().map(move |pair| problem(pair, what)))
+        .collect()
+}
+
+/// Pairs of processes that share something.
+fn sharing(processes: &[HostPid], what: Shared) -> Vec<[i32; 2]> {
     let mut sorted: Vec<i32> = Vec::new();
     let mut pairs = Vec::new();
     for HostPid(pid) in processes {
         // The kernel gives an order. A process that ends meanwhile may spoil it, which then finds nothing.
-        match sorted.binary_search_by(|other| compare(*other, *pid, Shared::Memory).unwrap_or(Ordering::Less)) {
+        match sorted.binary_search_by(|other| compare(*other, *pid, what).unwrap_or(Ordering::Less)) {
             Ok(at) => pairs.push([sorted[at], *pid]),
             Err(at) => sorted.insert(at, *pid),
         }
     }
     pairs
-        .into_iter()
-        .map(|pair| {
-            let names = pair.map(|pid| {
-                let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-                name(pid, &status::parse(&String::from_utf8_lossy(&text)))
-            });
-            Problem::new(SHARED, format!("{} and {} share one address space", names[0], names[1]))
-                .fix("wait until the one that is starting a program has started it")
-        })
-        .collect()
+}
+
+fn names(pair: [i32; 2]) -> [String; 2] {
+    pair.map(|pid| {
+        let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        name(pid, &status::parse(&String::from_utf8_lossy(&text)))
+    })
 }

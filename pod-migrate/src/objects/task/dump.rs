@@ -3,14 +3,16 @@
 //! changed.
 
 use super::{
-    AlternateStack, Chains, Credentials, Handler, IntervalTimer, Limit, PosixTimer, ProcessState, Registers,
-    RobustList, Rseq, Scheduling, ThreadState, interrupted,
+    AlternateStack, Chains, Credentials, Dispatch, Handler, IntervalTimer, Limit, PosixTimer, ProcessState,
+    ProcessSwitches, Registers, RobustList, Rseq, Scheduling, ThreadState, ThreadSwitches, interrupted, keyrings,
+    switches,
 };
 use crate::freeze::{Process, Thread};
 use crate::ids::{FdTableId, FileId, MmId};
+use crate::objects::memory::Told;
 use crate::remote::{Arg, Borrowed, RemoteCall};
 use pod_runtime::proc::{limits, status::Status, timers};
-use pod_runtime::sys::{memory, ptrace, task};
+use pod_runtime::sys::{ptrace, task};
 use pod_runtime::{Doing, Result};
 use serde_bytes::ByteBuf;
 
@@ -38,26 +40,31 @@ pub struct Asked {
 /// Begins to ask a process what only it knows, and `more`.
 pub fn ask(process: &Process, borrowed: &mut Borrowed<'_>, more: Vec<RemoteCall>) -> Result<Asked> {
     let timers = timers::parse(&process.text("timers").unwrap_or_default());
-    let mut questions = Questions::new(&timers);
+    let mut questions = Questions::new(&timers, borrowed.fresh_page());
     questions.calls.extend(thread_questions());
     questions.calls.extend(more);
     borrowed.start(process.leader(), &questions.calls)?;
     Ok(Asked { timers, questions, more: Vec::new() })
 }
 
-/// Everything of a process but its memory and files, and its end of the heap, which only it knows.
+/// Everything of a process but its memory and files, and what only it knows of its memory.
 pub fn dump(
     process: &Process,
     borrowed: &mut Borrowed<'_>,
     asked: &mut Asked,
     parts: Parts,
     chains: &mut Chains,
-) -> Result<(ProcessState, u64)> {
+) -> Result<(ProcessState, Told)> {
     let Asked { timers, questions, more } = asked;
     borrowed.finish(process.leader(), &mut questions.calls)?;
     *more = questions.calls.split_off(Questions::TIMERS + 2 * timers.len() + thread_questions().len());
     let of_leader = questions.calls.split_off(Questions::TIMERS + 2 * timers.len());
     let everywhere = task::affinity_of_all().doing(|| "ask which CPUs there are".into())?;
+    let mut besides = switches::of_a_process_besides(questions.switches());
+    if !besides.is_empty() {
+        borrowed.run(process.leader(), &mut besides)?;
+    }
+    keyrings::refuse_session(process, borrowed)?;
     let mut threads = Vec::with_capacity(process.threads.len());
     threads.push(dump_thread(process, process.leader(), &of_leader, &everywhere, chains)?);
     let others = &process.threads[1..];
@@ -90,9 +97,10 @@ pub fn dump(
             .text("coredump_filter")
             .ok()
             .and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
+        switches: ProcessSwitches::new(questions.switches(), &besides),
         threads,
     };
-    Ok((state, questions.result(Questions::BRK) as u64))
+    Ok((state, questions.told()))
 }
 
 /// One table for a process: fixed questions first, then handlers, then timers.
@@ -106,10 +114,13 @@ impl Questions {
     const SUBREAPER: usize = 2;
     const NO_HUGE_PAGES: usize = 3;
     const INTERVAL: usize = 4;
-    const HANDLERS: usize = 7;
+    const SWITCHES: usize = 7;
+    const RESIDENT: usize = 11;
+    const DISCARD: usize = 12;
+    const HANDLERS: usize = 13;
     const TIMERS: usize = Self::HANDLERS + SIGNALS as usize;
 
-    fn new(timers: &[timers::Timer]) -> Self {
+    fn new(timers: &[timers::Timer], fresh: u64) -> Self {
         let prctl = |option: i32, arg: Arg| {
             RemoteCall::new("prctl", libc::SYS_prctl, vec![option.into(), arg, 0.into(), 0.into(), 0.into()]).may_fail()
         };
@@ -122,6 +133,12 @@ impl Questions {
         for which in 0..3 {
             calls.push(RemoteCall::new("getitimer", libc::SYS_getitimer, vec![which.into(), Arg::Out(32)]));
         }
+        calls.extend(switches::of_a_process());
+        // Memory that was mapped just now is locked if all future memory is: it is there already, unless it is locked
+        // on its first use only, and it cannot be discarded.
+        let page = |what, number, last| RemoteCall::new(what, number, vec![fresh.into(), 4096.into(), last]);
+        calls.push(page("mincore", libc::SYS_mincore, Arg::Out(1)));
+        calls.push(page("madvise", libc::SYS_madvise, libc::MADV_DONTNEED.into()).may_fail());
         for signal in 1..=SIGNALS {
             let args = vec![signal.into(), 0.into(), Arg::Out(32), 8.into()];
             // SIGKILL and SIGSTOP may be asked for too.
@@ -145,6 +162,16 @@ impl Questions {
             *word = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
         }
         words
+    }
+
+    fn switches(&self) -> &[RemoteCall] {
+        &self.calls[Self::SWITCHES..Self::RESIDENT]
+    }
+
+    fn told(&self) -> Told {
+        let locked = self.result(Self::DISCARD) == -i64::from(libc::EINVAL);
+        let there = self.calls[Self::RESIDENT].out[0][0] & 1 != 0;
+        Told { brk: self.result(Self::BRK) as u64, lock_future: locked, lock_future_on_fault: locked && !there }
     }
 
     fn subreaper(&self) -> bool {
@@ -206,14 +233,17 @@ fn pending(thread: &Thread, shared: bool) -> Result<Vec<ByteBuf>> {
 /// What each thread is asked.
 fn thread_questions() -> Vec<RemoteCall> {
     let prctl = |option: i32, arg: Arg| RemoteCall::new("prctl", libc::SYS_prctl, vec![option.into(), arg]).may_fail();
-    vec![
+    let mut calls = vec![
         RemoteCall::new("sigaltstack", libc::SYS_sigaltstack, vec![0.into(), Arg::Out(24)]),
         prctl(libc::PR_GET_PDEATHSIG, Arg::Out(4)),
         prctl(PR_GET_TID_ADDRESS, Arg::Out(8)),
         prctl(libc::PR_GET_SECUREBITS, 0.into()),
         prctl(libc::PR_GET_TIMERSLACK, 0.into()),
         RemoteCall::new("personality", libc::SYS_personality, vec![Arg::Value(0xffff_ffff)]).may_fail(),
-    ]
+    ];
+    calls.extend(switches::of_a_thread());
+    calls.extend(keyrings::of_a_thread());
+    calls
 }
 
 /// `calls` are its answers.
@@ -227,10 +257,12 @@ fn dump_thread(
     let tid = thread.host.0;
     let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
     let status = &thread.status;
+    let (calls, keys) = calls.split_at(calls.len() - 2);
+    keyrings::refuse(process, keys)?;
     let stack = &calls[0].out[0];
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
     let half = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
-    let registers = interrupted::resumed(&thread.regs, |address, into| memory::read_exact(tid, address, into).is_ok());
+    let registers = interrupted::resumed(&thread.regs, &thread.interrupted);
     Ok(ThreadState {
         tid: thread.tid,
         comm: ByteBuf::from(status.name.clone()),
@@ -259,7 +291,15 @@ fn dump_thread(
         scheduling: scheduling(tid, everywhere).doing(doing)?,
         personality: calls[5].result.max(0) as u64,
         seccomp: chains.dump(tid, status, (thread.tid == process.pid).then_some(process.pid)).doing(doing)?,
+        switches: ThreadSwitches::new(&calls[6..], dispatch(tid)),
+        waiting: thread.interrupted.waiting,
     })
+}
+
+/// Syscall user dispatch, if it is on; a kernel that cannot say (before 6.4) has it off for all that is known.
+fn dispatch(tid: i32) -> Option<Dispatch> {
+    let found = ptrace::user_dispatch(tid).ok()?;
+    (found.mode != 0).then_some(Dispatch { selector: found.selector, offset: found.offset, bytes: found.bytes })
 }
 
 fn credentials(status: &Status, securebits: u32) -> Credentials {

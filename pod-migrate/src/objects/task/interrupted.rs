@@ -4,13 +4,21 @@
 //! into the image the way the kernel would have restarted it ([`resumed`]). Some calls come back with EINTR from any
 //! stop though no handler runs (signal(7), "epoll_wait(2)" and below); those are begun again, here and there.
 //!
-//! Calls with a relative time-out begin again with the whole of it, unless the time that remains is in memory.
+//! Calls with a relative time-out go on with what [`waits`](super::waits) knows to remain. Those that the kernel restarts
+//! by itself are restarted by it elsewhere too: restore begins them with that time and stops them at once
+//! ([`Waiting`]). The others begin with it here and there; whose time nobody knows, or cannot be given in a register,
+//! begin with all of it, and the report says so ([`begun_anew`]).
 
+use super::Waiting;
+use super::waits::{Call, Waits, timespec};
+use crate::freeze::Process;
+use crate::ids::HostPid;
 use crate::remote::stranded;
 use pod_runtime::proc::{self, status};
 use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs};
 use pod_runtime::{Doing, Result};
+use std::collections::BTreeMap;
 
 const EINTR: i64 = -4;
 const ERESTARTSYS: i64 = -512;
@@ -20,7 +28,7 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 
 /// Calls that end with EINTR when the task is stopped, whether or not a signal is handled. Beginning them again is
 /// right because they had no effect.
-const STOPPABLE: [i64; 14] = [
+const STOPPABLE: [i64; 24] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -35,7 +43,38 @@ const STOPPABLE: [i64; 14] = [
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_accept4,
+    // Of sockets with a time-out: also by the calls that know no sockets.
+    libc::SYS_accept,
+    libc::SYS_connect,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
 ];
+
+/// A task that has just stopped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Healed {
+    /// What it goes on with.
+    pub regs: Regs,
+    /// The call that waits the whole of its time again.
+    anew: Option<i64>,
+}
+
+/// What a stop has interrupted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Interrupted {
+    /// The call that the kernel restarts by way of restart_syscall(2).
+    restarting: Option<i64>,
+    /// That call, if it has a time-out and what remains of it is known.
+    pub waiting: Option<Waiting>,
+    /// A call that begins with its whole time again.
+    anew: Option<i64>,
+}
 
 fn syscall_error(regs: &Regs) -> Option<i64> {
     let result = regs.rax as i64;
@@ -44,7 +83,7 @@ fn syscall_error(regs: &Regs) -> Option<i64> {
 
 /// The registers of a task that has just stopped. A call that our stop ended with EINTR is begun again, at once, so that
 /// it holds even if we are killed. None when the task is gone.
-pub(crate) fn heal(tid: i32) -> Result<Option<Regs>> {
+pub(crate) fn heal(tid: i32, waits: &Waits) -> Result<Option<Healed>> {
     let mut regs = match ptrace::regs(tid) {
         Ok(regs) => regs,
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
@@ -53,26 +92,129 @@ pub(crate) fn heal(tid: i32) -> Result<Option<Regs>> {
     if let Some((saved, mask)) = stranded(tid, regs.rip) {
         let put_back = ptrace::set_signal_mask(tid, mask).and_then(|()| ptrace::set_regs(tid, &saved));
         put_back.doing(|| format!("put task {tid} of the host back where a killed engine found it"))?;
-        return Ok(Some(saved));
+        return Ok(Some(Healed { regs: saved, anew: None }));
     }
     let mut changed = leave_sequence(tid, &mut regs);
-    if syscall_error(&regs) == Some(EINTR) && STOPPABLE.contains(&(regs.orig_rax as i64)) && !signalled(tid) {
-        regs.rax = regs.orig_rax;
-        regs.rip -= 2;
-        regs.orig_rax = u64::MAX;
-        changed = true;
+    let mut anew = None;
+    if syscall_error(&regs) == Some(EINTR) && STOPPABLE.contains(&(regs.orig_rax as i64)) {
+        let status = status_of(tid);
+        if !signalled(&status) {
+            let remaining = waits.remaining(HostPid(tid), &status);
+            anew = begin_again(&mut regs, remaining);
+            changed = true;
+        }
     }
     if changed {
         ptrace::set_regs(tid, &regs).doing(|| format!("begin an interrupted call of task {tid} of the host again"))?;
     }
-    Ok(Some(regs))
+    Ok(Some(Healed { regs, anew }))
+}
+
+/// Registers that make the interrupted call again, if they can with what remains of its time; tells the call if they
+/// cannot. A time in memory is the program's own and stays as it is.
+fn begin_again(regs: &mut Regs, remaining: Option<u64>) -> Option<i64> {
+    let number = regs.orig_rax as i64;
+    regs.rax = regs.orig_rax;
+    regs.rip -= 2;
+    regs.orig_rax = u64::MAX;
+    let timed = call_of(number, regs).time_out().is_some();
+    // Only a socket with a time-out lets a stop be seen.
+    let of_a_socket = ![libc::SYS_semop, libc::SYS_msgrcv, libc::SYS_msgsnd].contains(&number)
+        && call_of(number, regs).has_no_time_out_of_its_own();
+    match (number, remaining) {
+        (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, Some(left)) => regs.r10 = milliseconds(left),
+        (libc::SYS_epoll_pwait2, Some(left)) => {
+            regs.rax = libc::SYS_epoll_pwait as u64;
+            regs.r10 = milliseconds(left);
+        }
+        _ if timed || of_a_socket => return Some(number),
+        _ => {}
+    }
+    None
+}
+
+fn milliseconds(ns: u64) -> u64 {
+    ns.div_ceil(1_000_000).min(i32::MAX as u64)
+}
+
+fn call_of(number: i64, regs: &Regs) -> Call {
+    Call { number, args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] }
+}
+
+fn status_of(tid: i32) -> status::Status {
+    status::parse(&proc::read(format!("/proc/{tid}/status")).unwrap_or_default())
 }
 
 /// Whether a signal is about to be handled: then EINTR is the truth.
-fn signalled(tid: i32) -> bool {
-    let text = proc::read(format!("/proc/{tid}/status")).unwrap_or_default();
-    let status = status::parse(&text);
+fn signalled(status: &status::Status) -> bool {
     (status.pending | status.shared_pending) & !status.blocked != 0
+}
+
+/// What a stopped task was in.
+pub(crate) fn look(tid: i32, healed: &Healed, remaining: Option<u64>) -> Interrupted {
+    let regs = &healed.regs;
+    let mut found = Interrupted { anew: healed.anew, ..Interrupted::default() };
+    if syscall_error(regs) != Some(ERESTART_RESTARTBLOCK) {
+        return found;
+    }
+    found.restarting = match regs.orig_rax as i64 {
+        libc::SYS_restart_syscall => {
+            let code = |address, into: &mut [u8]| memory::read_exact(tid, address, into).is_ok();
+            number_before(regs.rip, code).or_else(|| number_by_arguments(tid, regs))
+        }
+        number => Some(number),
+    };
+    let Some(number) = found.restarting else {
+        found.anew = Some(libc::SYS_restart_syscall);
+        return found;
+    };
+    if call_of(number, regs).time_out().is_some() {
+        let left = rest_in_memory(tid, number, regs).or(remaining);
+        found.waiting = left.map(|remaining_ns| Waiting { number, remaining_ns });
+        found.anew = if left.is_none() { Some(number) } else { None };
+    }
+    found
+}
+
+/// The kernel has written the time that remains where the program asked for it.
+fn rest_in_memory(tid: i32, number: i64, regs: &Regs) -> Option<u64> {
+    let address = match number {
+        libc::SYS_nanosleep => regs.rsi,
+        libc::SYS_clock_nanosleep => regs.r10,
+        _ => 0,
+    };
+    (address != 0).then(|| timespec(tid, address).map(|left| left.max(0) as u64)).flatten()
+}
+
+/// A line for each kind of call of a process that waits longer than it would have.
+pub(crate) fn begun_anew(process: &Process) -> Vec<String> {
+    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
+    for number in process.threads.iter().filter_map(|thread| thread.interrupted.anew) {
+        *calls.entry(title(number)).or_default() += 1;
+    }
+    let line = |(title, threads)| match threads {
+        1 => format!("{title} of {} waits its whole time again", process.name()),
+        _ => format!("{title} of {} waits its whole time again, in {threads} threads", process.name()),
+    };
+    calls.into_iter().map(line).collect()
+}
+
+fn title(number: i64) -> String {
+    const NAMES: [(i64, &str); 11] = [
+        (libc::SYS_nanosleep, "nanosleep"),
+        (libc::SYS_clock_nanosleep, "clock_nanosleep"),
+        (libc::SYS_poll, "poll"),
+        (libc::SYS_futex, "futex"),
+        (libc::SYS_epoll_wait, "epoll_wait"),
+        (libc::SYS_epoll_pwait, "epoll_pwait"),
+        (libc::SYS_epoll_pwait2, "epoll_pwait2"),
+        (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait"),
+        (libc::SYS_semtimedop, "semtimedop"),
+        (libc::SYS_io_getevents, "io_getevents"),
+        (libc::SYS_restart_syscall, "a restarted call"),
+    ];
+    let name = NAMES.iter().find(|(known, _)| *known == number);
+    name.map_or_else(|| "a call on a socket with a time-out".into(), |(_, name)| (*name).into())
 }
 
 /// The registers with which the kernel would let the task go on here: a call that it restarts is restarted by them.
@@ -111,29 +253,15 @@ fn leave_sequence(tid: i32, regs: &mut Regs) -> bool {
 }
 
 /// The registers with which the task goes on elsewhere, where the kernel knows nothing of the interrupted call.
-/// `code` reads the bytes before an address of the task.
-pub(crate) fn resumed(regs: &Regs, code: impl Fn(u64, &mut [u8]) -> bool) -> Regs {
+pub(crate) fn resumed(regs: &Regs, interrupted: &Interrupted) -> Regs {
     let mut regs = *regs;
-    let Some(error) = syscall_error(&regs) else {
-        regs.orig_rax = u64::MAX;
-        return regs;
-    };
-    match error {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => again(&mut regs, None),
-        ERESTART_RESTARTBLOCK => {
-            let number = match regs.orig_rax as i64 {
-                libc::SYS_restart_syscall => number_before(regs.rip, code),
-                number => Some(number),
-            };
-            match number {
-                Some(number) => {
-                    remaining_time(&mut regs, number);
-                    again(&mut regs, Some(number));
-                }
-                // Restarted before, and from a place that does not show what it was.
-                None => regs.rax = EINTR as u64,
-            }
-        }
+    match syscall_error(&regs) {
+        Some(ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND) => again(&mut regs, None),
+        Some(ERESTART_RESTARTBLOCK) => match interrupted.restarting {
+            Some(number) => again(&mut regs, Some(number)),
+            // Restarted before, and from a place that does not show what it was.
+            None => regs.rax = EINTR as u64,
+        },
         _ => {}
     }
     regs.orig_rax = u64::MAX;
@@ -145,13 +273,34 @@ fn again(regs: &mut Regs, number: Option<i64>) {
     regs.rip -= 2;
 }
 
-/// The kernel has written the time that remains where the program asked for it: sleep for that long.
-fn remaining_time(regs: &mut Regs, number: i64) {
-    const TIMER_ABSTIME: u64 = 1;
-    if number == libc::SYS_nanosleep && regs.rsi != 0 {
-        regs.rdi = regs.rsi;
-    } else if number == libc::SYS_clock_nanosleep && regs.r10 != 0 && regs.rsi & TIMER_ABSTIME == 0 {
-        regs.rdx = regs.r10;
+/// The registers of a call that restore has begun and stopped: the kernel restarts it when the task goes on. `before` are
+/// those before the call.
+pub(crate) fn stopped_in(before: &Regs, number: i64) -> Regs {
+    let rax = ERESTART_RESTARTBLOCK as u64;
+    Regs { rax, orig_rax: number as u64, rip: before.rip.wrapping_add(2), ..*before }
+}
+
+/// Whether a call came to a stop in which the kernel knows how to restart it.
+pub(crate) fn restarts(result: i64) -> bool {
+    result == ERESTART_RESTARTBLOCK
+}
+
+/// Which call has such arguments: when the code does not show it. Only calls that restart come into question.
+fn number_by_arguments(tid: i32, regs: &Regs) -> Option<i64> {
+    const FUTEX_FLAGS: u64 = 128 | 256;
+    const FUTEX_WAIT_BITSET: u64 = 9;
+    let time = |address: u64| address != 0 && timespec(tid, address).is_some_and(|time| time >= 0);
+    let operation = regs.rsi & !FUTEX_FLAGS;
+    if regs.rdi != 0 && regs.rdi & 3 == 0 && [0, FUTEX_WAIT_BITSET].contains(&operation) && time(regs.r10) {
+        Some(libc::SYS_futex)
+    } else if regs.rdi <= libc::CLOCK_TAI as u64 && regs.rsi <= 1 && time(regs.rdx) {
+        Some(libc::SYS_clock_nanosleep)
+    } else if time(regs.rdi) && (regs.rsi == 0 || time(regs.rsi)) {
+        Some(libc::SYS_nanosleep)
+    } else if regs.rsi < 1 << 20 && (regs.rsi == 0 || regs.rdi != 0) {
+        Some(libc::SYS_poll)
+    } else {
+        None
     }
 }
 
@@ -180,27 +329,41 @@ mod tests {
 
     #[test]
     fn restarts_as_the_kernel_would() {
-        let out = resumed(&regs(libc::SYS_read, ERESTARTSYS), |_, _| false);
+        let out = resumed(&regs(libc::SYS_read, ERESTARTSYS), &Interrupted::default());
         assert_eq!((out.rax as i64, out.rip, out.orig_rax), (libc::SYS_read, 0xffe, u64::MAX));
     }
 
     #[test]
     fn results_stay() {
-        let out = resumed(&regs(libc::SYS_read, 17), |_, _| false);
+        let out = resumed(&regs(libc::SYS_read, 17), &Interrupted::default());
         assert_eq!((out.rax, out.rip, out.orig_rax), (17, 0x1000, u64::MAX));
-        let out = resumed(&regs(-1, ERESTARTSYS), |_, _| false);
+        let out = resumed(&regs(-1, ERESTARTSYS), &Interrupted::default());
         assert_eq!((out.rax as i64, out.rip), (ERESTARTSYS, 0x1000));
     }
 
     #[test]
-    fn sleeps_again_after_a_restart() {
+    fn the_code_shows_what_was_restarted() {
         let code = |_: u64, bytes: &mut [u8]| {
             bytes.copy_from_slice(&[
                 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xb8, 0xe6, 0, 0, 0, 0x0f, 0x05,
             ]);
             true
         };
-        let out = resumed(&regs(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK), code);
+        assert_eq!(number_before(0x1000, code), Some(libc::SYS_clock_nanosleep));
+        let interrupted = Interrupted { restarting: Some(libc::SYS_clock_nanosleep), ..Interrupted::default() };
+        let out = resumed(&regs(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK), &interrupted);
         assert_eq!(out.rax as i64, libc::SYS_clock_nanosleep);
+    }
+
+    #[test]
+    fn epoll_waits_for_the_rest() {
+        let mut waiting = Regs { r10: 60_000, ..regs(libc::SYS_epoll_wait, EINTR) };
+        assert_eq!(begin_again(&mut waiting, Some(1_500_001)), None);
+        assert_eq!((waiting.rax as i64, waiting.r10, waiting.rip), (libc::SYS_epoll_wait, 2, 0xffe));
+        let mut unknown = Regs { r10: 60_000, ..regs(libc::SYS_epoll_wait, EINTR) };
+        assert_eq!(begin_again(&mut unknown, None), Some(libc::SYS_epoll_wait));
+        assert_eq!(unknown.r10, 60_000);
+        let mut for_ever = Regs { r10: u64::MAX, ..regs(libc::SYS_epoll_wait, EINTR) };
+        assert_eq!(begin_again(&mut for_ever, None), None);
     }
 }

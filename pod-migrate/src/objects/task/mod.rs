@@ -7,12 +7,16 @@ pub mod check;
 pub mod credentials;
 pub mod dump;
 pub mod interrupted;
+pub mod keyrings;
+pub mod landlock;
 pub mod limits;
 pub mod scheduling;
 pub mod seccomp;
 pub mod signals;
+pub mod switches;
 pub mod threads;
 pub mod timers;
+pub mod waits;
 
 pub use seccomp::Chains;
 
@@ -20,6 +24,7 @@ use crate::ids::{FdTableId, FileId, MmId, PodPid};
 use pod_runtime::sys::ptrace::Regs;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+pub use switches::{Dispatch, ProcessSwitches, ThreadSwitches};
 
 /// All processes of the pod, ordered by pid. One record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +81,8 @@ pub struct ProcessState {
     pub dumpable: u32,
     pub no_huge_pages: bool,
     pub coredump_filter: Option<u32>,
+    #[serde(default)]
+    pub switches: ProcessSwitches,
     pub threads: Vec<ThreadState>,
 }
 
@@ -139,6 +146,19 @@ pub struct ThreadState {
     pub scheduling: Scheduling,
     pub personality: u64,
     pub seccomp: Seccomp,
+    #[serde(default)]
+    pub switches: ThreadSwitches,
+    /// In a call with a time-out: its registers are those before the call.
+    #[serde(default)]
+    pub waiting: Option<Waiting>,
+}
+
+/// A call that the kernel restarts by itself with the time that remains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// nanosleep, clock_nanosleep, poll or futex.
+    pub number: i64,
+    pub remaining_ns: u64,
 }
 
 /// struct user_regs_struct, in its order.

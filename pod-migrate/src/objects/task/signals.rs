@@ -25,11 +25,11 @@ pub fn restore_handlers(state: &ProcessState) -> Vec<RemoteCall> {
         .collect()
 }
 
-/// sigaltstack(2). A new task has none.
-pub fn restore_alternate_stack(stack: &AlternateStack) -> Option<RemoteCall> {
+/// sigaltstack(2). A new thread has none; a process has that of whoever forked it, which is in no memory of its own.
+pub fn restore_alternate_stack(stack: &AlternateStack, leader: bool) -> Option<RemoteCall> {
     const SS_ONSTACK: i32 = 1;
     const NONE: AlternateStack = AlternateStack { address: 0, flags: libc::SS_DISABLE, bytes: 0 };
-    if *stack == NONE {
+    if *stack == NONE && !leader {
         return None;
     }
     let mut bytes = Vec::with_capacity(24);

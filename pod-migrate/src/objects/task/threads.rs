@@ -81,6 +81,7 @@ pub fn restore(thread: &ThreadState, alike: Alike) -> Vec<RemoteCall> {
         let args = vec![list.head.into(), list.bytes.into()];
         calls.push(RemoteCall::new("set the robust list", libc::SYS_set_robust_list, args));
     }
+    calls.extend(thread.switches.restore());
     calls
 }
 
