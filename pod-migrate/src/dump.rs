@@ -12,7 +12,7 @@ use crate::objects::namespaces::ipc;
 use crate::objects::task::dump::{self as task, Asked, Parts};
 use crate::objects::task::landlock::Onlookers;
 use crate::objects::task::{Chains, Life, Node, ProcessState, Tree, check, interrupted};
-use crate::remote::{Borrowed, RemoteCall};
+use crate::remote::{Arg, Borrowed, RemoteCall};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pod_runtime::cgroup::Cgroup;
@@ -133,6 +133,8 @@ struct Walk<'a> {
     parts: Parts,
     /// Descriptors of which only the process knows whether they are closed by exec.
     unsure: Vec<TaskFd>,
+    /// Unix sockets of which only a process of the pod can tell whom they have as their peer.
+    peers: Vec<(TaskFd, FileId)>,
 }
 
 /// So many processes at a time: each costs a descriptor or two.
@@ -149,15 +151,17 @@ impl<'a> Walk<'a> {
             cwd: files.path(directory(process, "cwd")?, "working directory")?,
             root: root(process, init, files)?,
         };
-        let unsure = files.unsure(parts.fd_table);
-        Ok(Walk { process, borrowed, ours: 0..0, parts, unsure })
+        let (unsure, peers) = (files.unsure(parts.fd_table), files.peers_to_ask(parts.fd_table));
+        Ok(Walk { process, borrowed, ours: 0..0, parts, unsure, peers })
     }
 
     fn ask(&mut self) -> Result<Asked> {
         self.borrowed.entered()?;
         self.ours = self.borrowed.range();
         let call = |fd: &TaskFd| RemoteCall::new("fcntl", libc::SYS_fcntl, vec![fd.0.into(), libc::F_GETFD.into()]);
-        task::ask(self.process, &mut self.borrowed, self.unsure.iter().map(call).collect())
+        let closes = self.unsure.iter().map(call);
+        let more = closes.chain(self.peers.iter().map(|(fd, _)| peer_question(*fd))).collect();
+        task::ask(self.process, &mut self.borrowed, more)
     }
 
     fn hear(
@@ -172,9 +176,23 @@ impl<'a> Walk<'a> {
         for (fd, call) in self.unsure.iter().zip(&asked.more) {
             files.close_on_exec(self.parts.fd_table, *fd, call.result & i64::from(libc::FD_CLOEXEC) != 0);
         }
+        let told = asked.more.iter().skip(self.unsure.len());
+        for ((_, file), call) in self.peers.iter().zip(told).filter(|(_, call)| call.result == 0) {
+            let pid = call.out.first().and_then(|ucred| ucred.first_chunk());
+            files.peer(*file, pid.map_or(0, |pid| i32::from_ne_bytes(*pid)));
+        }
         self.borrowed.begin_leaving()?;
         Ok(found)
     }
+}
+
+/// SO_PEERCRED.
+fn peer_question(fd: TaskFd) -> RemoteCall {
+    /// struct ucred: pid, user, group.
+    const UCRED: usize = 12;
+    let length = Arg::InOut((UCRED as u32).to_ne_bytes().to_vec());
+    let args = vec![fd.0.into(), libc::SOL_SOCKET.into(), libc::SO_PEERCRED.into(), Arg::Out(UCRED), length];
+    RemoteCall::new("getsockopt", libc::SYS_getsockopt, args).may_fail()
 }
 
 fn crowd(

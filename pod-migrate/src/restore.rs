@@ -13,6 +13,7 @@
 //! and all others with it: a restore that fails leaves nothing.
 
 mod check;
+mod errand;
 mod finish;
 mod memory;
 mod pages;
@@ -111,7 +112,8 @@ pub fn restore<R: Read>(
     ipc::restore(born.init, &image.ipc)?;
     let mut opener = Opener::start(&born.pidfd, &born.cgroup, tree::free_pid(&image, 0), &image.files)?;
     let mut grown = tree::grow(&image, born, &opener)?;
-    opener.connect()?;
+    let own = opener.pid();
+    opener.connect(|errand| errand::run(&grown, own, errand))?;
     let shared = memory::map_all(&image, &mut grown, &opener)?;
     pages::fill((&image, &grown, &opener), shared, reader, &mut other)?;
     let external = opener.external()?;

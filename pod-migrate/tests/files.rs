@@ -94,7 +94,7 @@ impl Dumped {
             from.read_exact_at(&mut data, 0).unwrap();
             std::fs::File::from(opener.contents(*id).unwrap()).write_all_at(&data, 0).unwrap();
         }
-        opener.connect().unwrap();
+        opener.connect(|_| Ok(None)).unwrap();
         opener.release().unwrap();
         opener
     }

@@ -579,7 +579,7 @@ fn netlink_raw_packet_and_ping() {
     // Raw ICMP with a filter.
     let socket = from.inside(|| inet::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP).unwrap());
     inet::set_option(socket.as_fd(), libc::SOL_RAW, 1, &0xfeu32.to_ne_bytes()).unwrap();
-    let state = raw::dump_raw(socket.as_fd(), Family::V4, libc::IPPROTO_ICMP, "test").unwrap();
+    let state = raw::dump_raw(socket.as_fd(), Family::V4, libc::IPPROTO_ICMP, "test", &mut Vec::new()).unwrap();
     let moved = to.inside(|| raw::restore_raw(&state).unwrap());
     assert_eq!(inet::option(moved.as_fd(), libc::SOL_RAW, 1, &[], 4).unwrap(), 0xfeu32.to_ne_bytes());
     // A packet socket on a device, with a filter that lets nothing in.

@@ -80,7 +80,7 @@ pub struct Layers {
 }
 
 /// Name of a layer's folders.
-fn folder(at: &Path) -> String {
+pub fn folder_name(at: &Path) -> String {
     at.to_string_lossy().replace('%', "%25").replace('+', "%2B").replace('/', "+")
 }
 
@@ -100,8 +100,8 @@ impl Layers {
         let layer = |at: &Path, lower: &Path| Layer {
             at: at.to_owned(),
             lower: lower.to_owned(),
-            upper: upper.join(folder(at)),
-            work: work.join(folder(at)),
+            upper: upper.join(folder_name(at)),
+            work: work.join(folder_name(at)),
         };
         let root = Path::new("/");
         if let Base::Directory(folder) = base {
@@ -246,9 +246,9 @@ mod tests {
     #[test]
     fn names_of_folders() {
         for path in ["/", "/etc", "/var/lib", "/a+b/c%d", "/with space"] {
-            assert_eq!(path_of(&folder(Path::new(path))), Some(path.into()), "{path}");
+            assert_eq!(path_of(&folder_name(Path::new(path))), Some(path.into()), "{path}");
         }
-        assert_eq!(folder(Path::new("/var/lib")), "+var+lib");
+        assert_eq!(folder_name(Path::new("/var/lib")), "+var+lib");
         assert_eq!(path_of("root"), None);
         assert_eq!(path_of("+..+etc"), None);
     }

@@ -92,6 +92,11 @@ pub fn set_pipe_size(fd: BorrowedFd<'_>, bytes: u32) -> nix::Result<u32> {
     fcntl_number(fd, libc::F_SETPIPE_SZ, bytes as c_int).map(|n| n as u32)
 }
 
+/// F_GETLEASE: F_RDLCK, F_WRLCK or F_UNLCK.
+pub fn lease(fd: BorrowedFd<'_>) -> nix::Result<i32> {
+    fcntl_number(fd, libc::F_GETLEASE, 0)
+}
+
 /// F_SETLEASE.
 pub fn set_lease(fd: BorrowedFd<'_>, kind: i32) -> nix::Result<()> {
     fcntl_number(fd, libc::F_SETLEASE, kind).map(drop)
@@ -315,6 +320,62 @@ pub fn add_watch(inotify: BorrowedFd<'_>, path: &std::ffi::CStr, mask: u32) -> n
     Errno::result(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) })
 }
 
+/// inotify_rm_watch(2).
+pub fn remove_watch(inotify: BorrowedFd<'_>, wd: i32) -> nix::Result<()> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::inotify_rm_watch(inotify.as_raw_fd(), wd) }).map(drop)
+}
+
+/// name_to_handle_at(2) with AT_HANDLE_FID (Linux 6.5): what identifies the file itself, as fdinfo shows it of a watch.
+pub fn file_handle(fd: BorrowedFd<'_>) -> nix::Result<(i32, Vec<u8>)> {
+    const AT_HANDLE_FID: c_int = 0x200;
+    const MOST: usize = 128;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; MOST],
+    }
+    let mut handle = Handle { bytes: MOST as u32, kind: 0, data: [0; MOST] };
+    let mut mount: c_int = 0;
+    // SAFETY: the handle has room for as many bytes as it says, and outlives the call as the empty path does.
+    let done = unsafe {
+        libc::name_to_handle_at(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            (&raw mut handle).cast(),
+            &raw mut mount,
+            libc::AT_EMPTY_PATH | AT_HANDLE_FID,
+        )
+    };
+    Errno::result(done)?;
+    Ok((handle.kind, handle.data[..(handle.bytes as usize).min(MOST)].to_vec()))
+}
+
+/// Entries of a directory from its offset to its end, with the offset behind each.
+pub fn entries(directory: BorrowedFd<'_>) -> nix::Result<Vec<(Vec<u8>, i64)>> {
+    let mut buffer = vec![0u8; 64 << 10];
+    let mut found = Vec::new();
+    loop {
+        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        let read =
+            unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+        let read = Errno::result(read)? as usize;
+        if read == 0 {
+            return Ok(found);
+        }
+        // struct linux_dirent64: inode, offset (8 bytes each), length (2), kind (1), name up to a zero.
+        let mut rest = &buffer[..read];
+        while rest.len() > 19 {
+            let length = usize::from(u16::from_ne_bytes([rest[16], rest[17]])).clamp(20, rest.len());
+            let offset = i64::from_ne_bytes(rest[8..16].try_into().unwrap_or_default());
+            let name = rest[19..length].split(|byte| *byte == 0).next().unwrap_or_default();
+            found.push((name.to_vec(), offset));
+            rest = &rest[length..];
+        }
+    }
+}
+
 /// memfd_create(2).
 pub fn memfd(name: &std::ffi::CStr, flags: u32) -> nix::Result<OwnedFd> {
     // SAFETY: a C string that lives across the call.
@@ -379,4 +440,10 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Resul
 pub fn type_byte(slave: BorrowedFd<'_>, byte: u8) -> nix::Result<()> {
     let mut byte = byte;
     ioctl_with(slave, libc::TIOCSTI as c_ulong, &mut byte).map(drop)
+}
+
+/// tcflow(3): whether output is let through.
+pub fn set_flow(terminal: BorrowedFd<'_>, on: bool) -> nix::Result<()> {
+    let action = if on { libc::TCOON } else { libc::TCOOFF };
+    ioctl_number(terminal, libc::TCXONC as c_ulong, action as c_ulong).map(drop)
 }

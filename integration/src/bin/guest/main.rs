@@ -19,7 +19,11 @@ mod inotify;
 mod limits;
 mod lockedmem;
 mod locks;
+mod memfds;
 mod memory;
+mod nameless;
+mod options;
+mod peers;
 mod pipes;
 mod pty;
 mod refused;
@@ -32,6 +36,7 @@ mod signalfd;
 mod signals;
 mod switches;
 mod tcp;
+mod tcpends;
 mod threads;
 mod timeouts;
 mod timerfd;
@@ -39,6 +44,7 @@ mod timers;
 mod tree;
 mod udp;
 mod unix;
+mod unixends;
 
 use anyhow::{Result, bail};
 use std::io::Write;
@@ -70,7 +76,11 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("limits", limits::set_up),
     ("lockedmem", lockedmem::set_up),
     ("locks", locks::set_up),
+    ("memfds", memfds::set_up),
     ("memory", memory::set_up),
+    ("nameless", nameless::set_up),
+    ("options", options::set_up),
+    ("peers", peers::set_up),
     ("pipes", pipes::set_up),
     ("pty", pty::set_up),
     ("registers", registers::set_up),
@@ -83,6 +93,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("signals", signals::set_up),
     ("switches", switches::set_up),
     ("tcp", tcp::set_up),
+    ("tcpends", tcpends::set_up),
     ("threads", threads::set_up),
     ("timeouts", timeouts::set_up),
     ("timerfd", timerfd::set_up),
@@ -90,6 +101,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("tree", tree::set_up),
     ("udp", udp::set_up),
     ("unix", unix::set_up),
+    ("unixends", unixends::set_up),
 ];
 
 fn main() {
@@ -109,7 +121,9 @@ fn run(kind: &str) -> Result<()> {
     let Some((_, set_up)) = GUESTS.iter().find(|(name, _)| *name == kind) else {
         bail!("no guest {kind:?}; --list prints them")
     };
-    sys::count_signals(libc::SIGUSR1)?;
+    // The language's own alternate stack would hide whether there is none afterwards.
+    sys::no_altstack()?;
+    sys::handle(libc::SIGUSR1, libc::SA_RESTART | libc::SA_ONSTACK)?;
     sys::count_signals(libc::SIGTERM)?;
     let mut guest = set_up()?;
     say("ready");

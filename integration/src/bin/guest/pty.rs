@@ -6,13 +6,27 @@ use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, read, ttyname, write};
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 struct Pty {
     ends: OpenptyResult,
     name: PathBuf,
     child: Pid,
+    /// The master of one whose slave is closed, and the slave's name.
+    left: (OwnedFd, PathBuf),
+}
+
+/// A terminal that was written to from both sides before its slave was closed.
+fn left() -> Result<(OwnedFd, PathBuf)> {
+    let ends = openpty(None, None)?;
+    let mut settings = tcgetattr(&ends.slave)?;
+    settings.local_flags.remove(LocalFlags::ECHO);
+    tcsetattr(&ends.slave, SetArg::TCSANOW, &settings)?;
+    write(&ends.slave, b"last words")?;
+    write(&ends.master, b"for the next\n")?;
+    Ok((ends.master, ttyname(&ends.slave)?))
 }
 
 fn put(pty: &OpenptyResult) -> Result<()> {
@@ -39,7 +53,7 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
     })?;
     crate::until("the child to have its terminal", || terminal_of(child).is_ok_and(|(tty, _)| tty != 0))?;
     put(&ends)?;
-    Ok(Box::new(Pty { ends, name, child }))
+    Ok(Box::new(Pty { ends, name, child, left: left()? }))
 }
 
 /// Controlling terminal and its foreground group, as /proc tells them.
@@ -63,6 +77,16 @@ impl Guest for Pty {
         let (terminal, group) = terminal_of(self.child)?;
         ensure!(terminal != 0, "the child lost its terminal");
         ensure!(group == self.child.as_raw() as i64, "the foreground group is {group}");
-        put(&self.ends)
+        put(&self.ends)?;
+        let (master, name) = &self.left;
+        let got = read(master, &mut text)?;
+        ensure!(&text[..got] == b"last words", "output of a closed slave: {:?}", &text[..got]);
+        ensure!(read(master, &mut text).is_err(), "the slave is open");
+        let slave = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name)?;
+        let got = read(&slave, &mut text)?;
+        ensure!(&text[..got] == b"for the next\n", "input of a closed slave: {:?}", &text[..got]);
+        drop(slave);
+        self.left = left()?;
+        Ok(())
     }
 }

@@ -520,3 +520,48 @@ fn socket_with_time_out(ns: i64, number: i64) -> i32 {
     }
     raw(number, [ours.as_raw_fd().into(), at(&[0u64; 4]), 8, 0, 0, 0])
 }
+
+/// getsockopt(2).
+pub fn option(fd: i32, level: i32, name: i32) -> Result<Vec<u8>, Error> {
+    let mut value = vec![0u8; 256];
+    let mut length = value.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    check(unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut length) }.into())?;
+    value.truncate(length as usize);
+    Ok(value)
+}
+
+/// setsockopt(2).
+pub fn set_option(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<(), Error> {
+    // SAFETY: the kernel reads as many bytes as are there.
+    check(unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), value.len() as libc::socklen_t) }.into())?;
+    Ok(())
+}
+
+/// An extended attribute of an open file, set or read.
+pub fn attribute(fd: i32, name: &std::ffi::CStr, new: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+    if let Some(value) = new {
+        // SAFETY: name and value live through the call.
+        check(unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into())?;
+    }
+    let mut value = vec![0u8; 256];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let length = check(unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) } as i64)?;
+    value.truncate(length as usize);
+    Ok(value)
+}
+
+/// The names of a directory's next entries: what one getdents64(2) of so many bytes gives.
+pub fn some_names(fd: i32, bytes: usize) -> Result<Vec<Vec<u8>>, Error> {
+    let mut buffer = vec![0u8; bytes];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let read = check(unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), bytes) })?;
+    let (mut at, mut names) = (0, Vec::new());
+    while at < read as usize {
+        let length = usize::from(u16::from_ne_bytes([buffer[at + 16], buffer[at + 17]]));
+        let name = buffer[at + 19..at + length].split(|byte| *byte == 0).next().unwrap_or_default();
+        names.push(name.to_vec());
+        at += length;
+    }
+    Ok(names)
+}

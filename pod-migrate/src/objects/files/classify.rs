@@ -94,8 +94,9 @@ pub fn classify(fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<Class>
     }
 }
 
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
+
 fn regular(fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<Class> {
-    const MQUEUE_MAGIC: i64 = 0x1980_0202;
     if look.link.starts_with(b"/memfd:") {
         return Ok(Class::Memfd);
     }
@@ -105,6 +106,10 @@ fn regular(fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<Class> {
     }
     if look.link.starts_with(b"/[aio]") {
         return refuse("E-FILE-KIND", "a ring of asynchronous I/O (io_setup) cannot move");
+    }
+    if descriptor::lease(fd).is_ok_and(|lease| lease == libc::F_WRLCK) {
+        let why = format!("{} has a write lease (F_SETLEASE), which reading the file would break", look.name());
+        return refuse("E-FILE-LEASE", &why);
     }
     let magic = fstatfs(fd).map(|s| s.filesystem_type().0).unwrap_or(0);
     if magic == MQUEUE_MAGIC {
@@ -165,7 +170,7 @@ pub fn is_namespace(link: &str) -> bool {
 /// All files of the pod's processes that could not be moved, found without stopping anything: each descriptor is copied
 /// and looked at. Descriptors come and go meanwhile, so this is a forecast.
 pub fn check(view: &View, processes: &[HostPid]) -> Vec<Problem> {
-    let mut problems = Vec::new();
+    let mut problems: Vec<Problem> = unopened_queue(view).into_iter().collect();
     for host in processes {
         let Ok(pidfd) = pidfd::open(host.0) else { continue };
         let Ok(entries) = std::fs::read_dir(format!("/proc/{host}/fd")) else { continue };
@@ -174,17 +179,28 @@ pub fn check(view: &View, processes: &[HostPid]) -> Vec<Problem> {
         for number in entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
             let subject = format!("pid {pid} ({}), fd {number}", name.trim());
             let Ok(fd) = pidfd::get_fd(&pidfd, number) else { continue };
-            problems.extend(check_one(&fd, &subject).err());
+            problems.extend(check_one(view, &fd, &subject).err());
         }
     }
     problems
 }
 
-fn check_one(fd: &std::os::fd::OwnedFd, subject: &str) -> Result<()> {
+/// A POSIX message queue lives on with its messages when nobody has it open.
+pub fn unopened_queue(view: &View) -> Option<Problem> {
+    let folder = view.open_path(b"/dev/mqueue").ok()?;
+    let is_queues = fstatfs(&folder).is_ok_and(|found| found.filesystem_type().0 == MQUEUE_MAGIC);
+    let mut names = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok()?.flatten();
+    let name = names.next().filter(|_| is_queues)?.file_name();
+    let what = format!("POSIX message queue /{} of the pod cannot move", name.to_string_lossy());
+    Some(Problem::new("E-FILE-MQUEUE", what).fix("remove it (mq_unlink) before the move"))
+}
+
+fn check_one(view: &View, fd: &std::os::fd::OwnedFd, subject: &str) -> Result<()> {
     use std::os::fd::AsFd;
     let look = Look::at(fd.as_fd())?;
     match classify(fd.as_fd(), &look, subject)? {
         Class::Socket => super::socket::check(fd.as_fd(), subject),
+        Class::Pidfd => super::pidfd::dump(&look.info, look.flags, subject, view.depth).map(drop),
         _ => Ok(()),
     }
 }

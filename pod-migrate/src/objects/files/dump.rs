@@ -4,7 +4,7 @@
 //! by its kind once. References that need the whole picture (epoll targets, terminals, queues of sockets) are resolved
 //! in [`FilesDump::finish`].
 
-use super::classify::{Class, Look, classify};
+use super::classify::{self, Class, Look, classify};
 use super::{
     Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, pidfd,
     pipe, pty, regular, signalfd, socket, timerfd,
@@ -31,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub struct FilesDump<'v> {
     pub(super) view: &'v View,
     /// What is not kept exactly, a line each.
-    pub warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     /// By id less one.
     entries: Vec<Entry>,
     /// By device and inode: indices into `entries` in the order of kcmp.
@@ -140,6 +140,29 @@ impl<'v> FilesDump<'v> {
     /// Descriptors of which only the task itself can tell whether they are closed by exec. Asked once.
     pub fn unsure(&mut self, id: FdTableId) -> Vec<TaskFd> {
         self.unsure.remove(&id).unwrap_or_default()
+    }
+
+    /// Unix sockets of a table of which only a task of the pod can tell whom they tell of as their peer (SO_PEERCRED): it
+    /// may have ended, and then its pid means nothing on this host. Each is asked about once.
+    pub fn peers_to_ask(&self, id: FdTableId) -> Vec<(TaskFd, FileId)> {
+        let Some(table) = self.records.get(&id) else { return Vec::new() };
+        let unknown = |file: FileId| {
+            let file = self.entries.get(file.0 as usize - 1)?.file.as_ref()?;
+            let FileState::Socket(socket::State::Unix(state)) = &file.state else { return None };
+            (state.peer_pid == 0 && state.peer_credentials.is_some()).then_some(())
+        };
+        let mut asked: Vec<(TaskFd, FileId)> = table.fds.iter().map(|fd| (fd.fd, fd.file)).collect();
+        asked.retain(|(_, file)| unknown(*file).is_some());
+        asked.dedup_by_key(|(_, file)| *file);
+        asked
+    }
+
+    /// What the task told.
+    pub fn peer(&mut self, file: FileId, pid: i32) {
+        let file = self.entries.get_mut(file.0 as usize - 1).and_then(|entry| entry.file.as_mut());
+        if let Some(File { state: FileState::Socket(socket::State::Unix(state)), .. }) = file {
+            state.peer_pid = pid;
+        }
     }
 
     /// What the task told of one of them.
@@ -267,13 +290,8 @@ impl<'v> FilesDump<'v> {
             Class::Epoll => FileState::Epoll(epoll::State { targets: Vec::new() }),
             Class::Timerfd => FileState::Timerfd(timerfd::dump(&look.info).doing(|| subject.to_owned())?),
             Class::Signalfd => FileState::Signalfd(signalfd::dump(&look.info).doing(|| subject.to_owned())?),
-            Class::Inotify => {
-                let state = inotify::dump(fd, &look.info, self.view, subject)?;
-                if state.events_lost {
-                    self.warnings.push(format!("{subject}: inotify events that were not read yet are lost"));
-                }
-                FileState::Inotify(state)
-            }
+            // The watches too: a file without a name can only be told when all that are open are known.
+            Class::Inotify => FileState::Inotify(inotify::State::default()),
             Class::Pidfd => FileState::Pidfd(pidfd::dump(&look.info, look.flags, subject, self.view.depth)?),
             Class::Socket => {
                 let mut context = socket::DumpContext { inode: look.stat.st_ino, subject, files: self };
@@ -311,6 +329,7 @@ impl<'v> FilesDump<'v> {
             mode: look.stat.st_mode,
             bytes: 0,
             existence: regular::Existence::Proc,
+            to_read: None,
         })
     }
 
@@ -370,9 +389,13 @@ impl<'v> FilesDump<'v> {
 
     /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES, and the rest.
     pub fn finish(mut self, w: &mut Writer<impl Write>) -> Result<Rest> {
+        if let Some(problem) = classify::unopened_queue(self.view) {
+            return Err(problem);
+        }
         self.finish_sockets()?;
         self.finish_terminals()?;
         self.finish_epolls()?;
+        self.finish_inotifies()?;
         self.finish_pipes();
         for (index, entry) in self.entries.iter().enumerate() {
             w.put(Kind::FILE, index as u64 + 1, &entry.file)?;
@@ -470,6 +493,42 @@ impl<'v> FilesDump<'v> {
             }
         }
         Ok(())
+    }
+
+    fn finish_inotifies(&mut self) -> Result<()> {
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if !matches!(entry.file.as_ref().map(|file| &file.state), Some(FileState::Inotify(_))) {
+                continue;
+            }
+            let look = Look::at(entry.fd.as_fd())?;
+            let open = |watch: &fdinfo::InotifyWatch| self.open_inode(watch);
+            let state = inotify::dump(entry.fd.as_fd(), &look.info, self.view, &entry.subject, open)?;
+            if state.events_lost {
+                let subject = &entry.subject;
+                let what = "inotify events that were not read yet are lost; its reader is told so (IN_Q_OVERFLOW)";
+                self.warnings.push(format!("{subject}: {what}"));
+            }
+            if let Some(file) = &mut self.entries[index].file {
+                file.state = FileState::Inotify(state);
+            }
+        }
+        Ok(())
+    }
+
+    /// How a file that the pod has open is watched.
+    fn open_inode(&self, watch: &fdinfo::InotifyWatch) -> Option<inotify::Open> {
+        let known = self.by_inode.iter().filter(|((_, inode), _)| *inode == watch.inode).flat_map(|(_, all)| all);
+        known.into_iter().find_map(|index| {
+            let entry = &self.entries[*index];
+            let Some(FileState::Regular(state)) = entry.file.as_ref().map(|file| &file.state) else { return None };
+            if !matches!(state.existence, regular::Existence::Deleted(_)) {
+                return Some(inotify::Open::Path(state.path.to_vec()));
+            }
+            let (kind, handle) = descriptor::file_handle(entry.fd.as_fd()).ok()?;
+            let same = kind == watch.handle_type && handle == watch.handle;
+            same.then(|| inotify::Open::Nameless(FileId(*index as u64 + 1)))
+        })
     }
 
     /// A pipe is in packet mode when one of its writing ends is.

@@ -2,7 +2,8 @@
 //!
 //! Read through a description of our own; the source is not touched. Contents of a large one follow as raw bytes, and
 //! its seals are set when they have arrived. One that is sealed against writing goes whole into its record, so that it
-//! is sealed before anybody maps it: the kernel refuses the seal once it is mapped by a writable description.
+//! is sealed before anybody maps it: the kernel refuses the seal once it is mapped by a writable description. With
+//! F_SEAL_FUTURE_WRITE it is the other way round: writable maps from before the seal may be there, so it comes last.
 
 use super::classify::Look;
 use super::regular::{fill, read_all, reopen};
@@ -69,7 +70,7 @@ pub(super) fn dump(
         return Ok((state, None));
     }
     let readable = reopen(fd, OFlag::O_RDONLY).doing(doing)?;
-    let sealed = state.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0;
+    let sealed = state.seals & SEAL_WRITE != 0;
     if state.bytes <= if sealed { INLINE_SEALED } else { INLINE } && huge == 0 {
         state.contents = Some(ByteBuf::from(read_all(readable, state.bytes).doing(doing)?));
         return Ok((state, None));
@@ -112,15 +113,20 @@ pub(super) fn restore(
     };
     lseek(&fd, file.position as i64, Whence::SeekSet).doing(doing)?;
     if contents.is_some() {
-        seal(state, fd.as_fd())?;
+        let late = if state.seals & SEAL_WRITE == 0 { SEAL_FUTURE_WRITE | SEAL_SEAL } else { 0 };
+        add(fd.as_fd(), state.seals & !late)?;
         return Ok((fd, None));
     }
     Ok((fd, Some(whole)))
 }
 
-/// When the contents are complete.
+/// When the contents are complete and everything is mapped.
 pub(super) fn seal(state: &State, fd: BorrowedFd<'_>) -> Result<()> {
-    let missing = state.seals & !descriptor::seals(fd).unwrap_or(0);
+    add(fd, state.seals)
+}
+
+fn add(fd: BorrowedFd<'_>, seals: u32) -> Result<()> {
+    let missing = seals & !descriptor::seals(fd).unwrap_or(0);
     if missing == 0 {
         return Ok(());
     }

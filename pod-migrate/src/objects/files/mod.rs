@@ -11,6 +11,7 @@
 //! sockets by peeking. Each kind says in its file how, and what is left where the kernel has no such way.
 
 pub mod classify;
+mod deleted;
 pub mod device;
 pub mod dump;
 pub mod epoll;
@@ -21,6 +22,7 @@ pub mod memfd;
 pub mod opener;
 pub mod pidfd;
 pub mod pipe;
+mod place;
 pub mod pty;
 mod queue;
 pub mod regular;

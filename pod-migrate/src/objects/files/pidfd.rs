@@ -22,12 +22,25 @@ pub(super) fn dump(info: &FdInfo, flags: i32, subject: &str, depth: usize) -> Re
     let thread = flags & libc::O_EXCL != 0;
     match numbers.as_slice() {
         [] | [-1] => Ok(State { pid: None, thread }),
-        numbers if numbers.len() > depth => Ok(State { pid: Some(PodPid(numbers[depth])), thread }),
+        numbers if numbers.len() > depth => {
+            if thread && !leads_process(numbers[0]) {
+                let what = format!("{subject}: the pidfd (PIDFD_THREAD) refers to a thread that leads no process");
+                return Err(Problem::new("E-FILE-PIDFD", what).fix("close it, or end the program that has it"));
+            }
+            Ok(State { pid: Some(PodPid(numbers[depth])), thread })
+        }
         _ => {
             let what = format!("{subject}: the pidfd refers to a process outside of the pod");
             Err(Problem::new("E-FILE-PIDFD", what).fix("close it, or end the program that has it"))
         }
     }
+}
+
+/// Threads are made when every descriptor is in its place already, so a pidfd of one cannot be among these.
+fn leads_process(host: i32) -> bool {
+    let text = std::fs::read(format!("/proc/{host}/status")).unwrap_or_default();
+    let status = pod_runtime::proc::status::parse(&String::from_utf8_lossy(&text));
+    status.ns_tgid.first() == status.ns_pid.first()
 }
 
 /// After the processes exist.

@@ -59,6 +59,9 @@ pub struct Pair {
     pub input: ByteBuf,
     /// Written by the slave, not yet read from the master.
     pub output: ByteBuf,
+    /// Output is held back (Ctrl-S, TCOOFF).
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// First number of the Unix 98 slaves' devices.
@@ -101,6 +104,7 @@ pub(super) fn dump_pair(master: Option<BorrowedFd<'_>>, slave: Option<BorrowedFd
         owner: None,
         input: ByteBuf::new(),
         output: ByteBuf::new(),
+        stopped: false,
     };
     let Ok(termios) = descriptor::termios(any) else {
         // A hung up terminal answers EIO to everything.
@@ -115,19 +119,30 @@ pub(super) fn dump_pair(master: Option<BorrowedFd<'_>>, slave: Option<BorrowedFd
         let stat = fstat(slave).doing(doing)?;
         pair.owner = Some((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777));
     }
-    if let (Some(master), Some(slave)) = (master, slave) {
+    if let (Some(master), None) = (master, slave) {
+        let mut polled = [PollFd::new(master, PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).doing(doing)?;
+        pair.slave_closed = polled[0].revents().is_some_and(|e| e.contains(PollFlags::POLLHUP));
+    }
+    // What was written before the slave was closed can still be read, and what was typed by whoever opens it next. One
+    // that was never opened must stay so: closing it is an end of file for the master.
+    let again = match master {
+        Some(master) if pair.slave_closed => {
+            let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+            // Locked against it: nobody else can read what is in there either.
+            descriptor::pty_slave(master, flags).ok()
+        }
+        _ => None,
+    };
+    if let (Some(master), Some(slave)) = (master, slave.or(again.as_ref().map(|fd| fd.as_fd()))) {
         let packet_mode = descriptor::pty_packet_mode(master).doing(doing)?;
         let queues = queue::copy(master, slave, packet_mode).doing(|| "read what is on its way".into())?;
-        (pair.input, pair.output) = (queues.input, queues.output);
+        (pair.input, pair.output, pair.stopped) = (queues.input, queues.output, queues.stopped);
     }
+    drop(again);
     if let Some(master) = master {
         pair.packet_mode = descriptor::pty_packet_mode(master).doing(doing)?;
         pair.locked = descriptor::pty_locked(master).doing(doing)?;
-        if slave.is_none() {
-            let mut polled = [PollFd::new(master, PollFlags::POLLIN)];
-            poll(&mut polled, PollTimeout::ZERO).doing(doing)?;
-            pair.slave_closed = polled[0].revents().is_some_and(|e| e.contains(PollFlags::POLLHUP));
-        }
     }
     Ok(pair)
 }
@@ -230,8 +245,9 @@ fn set_modes(end: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
 /// Modes, and what was on its way in both directions.
 fn put_back(slave: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
     set_modes(slave, pair)?;
-    if !pair.input.is_empty() || !pair.output.is_empty() {
-        let queues = queue::Queues { input: pair.input.clone(), output: pair.output.clone() };
+    if !pair.input.is_empty() || !pair.output.is_empty() || pair.stopped {
+        let (input, output) = (pair.input.clone(), pair.output.clone());
+        let queues = queue::Queues { input, output, stopped: pair.stopped };
         queue::put(slave.as_fd(), &descriptor::termios(slave.as_fd())?, &queues)?;
         set_modes(slave, pair)?;
     }

@@ -37,6 +37,8 @@ const END_OF_FILE: u8 = 4;
 pub(super) struct Queues {
     pub input: ByteBuf,
     pub output: ByteBuf,
+    /// Output is held back (Ctrl-S, TCOOFF).
+    pub stopped: bool,
 }
 
 fn word(termios: &Termios, at: usize) -> u32 {
@@ -82,7 +84,7 @@ pub(super) fn copy(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: b
     let termios = descriptor::termios(slave)?;
     let silent = !is_canonical(&termios) && descriptor::readable_bytes(slave)? == 0;
     if silent && !ready(master, PollFlags::POLLIN, 0)? {
-        return Ok(Queues::default());
+        return Ok(Queues { stopped: !ready(slave, PollFlags::POLLOUT, 0)?, ..Queues::default() });
     }
     let (mut from, mut to) = io::pipe()?;
     match daemon::fork()? {
@@ -137,11 +139,23 @@ fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: bool) -> io:
         queues.output.extend_from_slice(data);
         wait = SETTLE_MS;
     }
+    // With nothing on its way there is room, unless output is held back.
+    queues.stopped = !ready(slave, PollFlags::POLLOUT, SETTLE_MS)?;
     Ok(queues)
 }
 
 /// Puts bytes in flight again; leaves settings behind that the caller replaces.
 pub(super) fn put(slave: BorrowedFd<'_>, termios: &Termios, queues: &Queues) -> io::Result<()> {
+    if !queues.stopped {
+        return put_bytes(slave, termios, queues);
+    }
+    descriptor::set_flow(slave, true)?;
+    let put = put_bytes(slave, termios, queues);
+    descriptor::set_flow(slave, false)?;
+    put
+}
+
+fn put_bytes(slave: BorrowedFd<'_>, termios: &Termios, queues: &Queues) -> io::Result<()> {
     descriptor::set_termios(slave, &transparent(termios))?;
     let mut rest = &queues.output[..];
     while !rest.is_empty() {

@@ -4,15 +4,20 @@
 //! description of our own, so that the offset of the program's does not move.
 
 use super::classify::Look;
+use super::deleted::{self, Metadata};
+use super::place::Made;
 use super::view::View;
 use super::{File, opener};
 use nix::fcntl::{AT_FDCWD, OFlag, open};
-use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::{Gid, LinkatFlags, Uid, Whence, fchown, linkat, lseek};
+use nix::unistd::{Gid, LinkatFlags, Uid, Whence, fchown, linkat, lseek, symlinkat};
+use pod_runtime::sys::clone::{Cloned, clone3};
+use pod_runtime::sys::descriptor;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +37,9 @@ pub struct State {
     pub mode: u32,
     pub bytes: u64,
     pub existence: Existence,
+    /// Of a directory that is being read: the names that are still to come. Offsets mean nothing on another host.
+    #[serde(default)]
+    pub to_read: Option<Vec<ByteBuf>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +73,9 @@ pub struct Deleted {
     pub contents: Option<ByteBuf>,
     /// Whether this is the first description of the inode.
     pub first: bool,
+    /// With the first.
+    #[serde(default)]
+    pub metadata: Metadata,
 }
 
 /// What the walk must know besides the state.
@@ -95,6 +106,7 @@ pub(super) fn dump(
         mode: look.stat.st_mode,
         bytes,
         existence,
+        to_read: None,
     };
     if fstatfs(fd).is_ok_and(|s| s.filesystem_type() == PROC_SUPER_MAGIC) {
         return Ok(Dumped::plain(state(&look.link, Existence::Proc)));
@@ -107,36 +119,76 @@ pub(super) fn dump(
             } else {
                 None
             };
-            Ok(Dumped::plain(state(&look.link, Existence::Named { identity })))
+            let mut named = state(&look.link, Existence::Named { identity });
+            if look.format() == libc::S_IFDIR && look.info.position != 0 && !look.is_path_only() {
+                named.to_read = Some(names_from(fd, look).doing(|| format!("{subject}: read {}", look.name()))?);
+            }
+            Ok(Dumped::plain(named))
         }
         Some(path) => {
             let (inode, first) = shared();
             let mut dumped = Dumped::plain(state(path, Existence::Proc));
-            let mut deleted = Deleted {
+            let mut gone = Deleted {
                 inode,
                 other_name: None,
                 uid: look.stat.st_uid,
                 gid: look.stat.st_gid,
                 contents: None,
                 first,
+                metadata: if first { deleted::dump(fd, look) } else { Metadata::default() },
             };
-            if first && look.format() == libc::S_IFREG {
+            if !matches!(look.format(), libc::S_IFREG | libc::S_IFDIR) {
+                gone.contents = special(fd, look, subject)?;
+            } else if first && look.format() == libc::S_IFREG {
                 if look.stat.st_nlink > 0 {
-                    deleted.other_name = other_name(path, look, view);
-                    dumped.warning = deleted.other_name.is_none().then(|| {
+                    gone.other_name = deleted::other_name(path, look, view);
+                    dumped.warning = gone.other_name.is_none().then(|| {
                         format!(
                             "{subject}: {} has another name that was not found; they are two files now",
                             look.name()
                         )
                     });
                 }
-                if deleted.other_name.is_none() {
-                    (deleted.contents, dumped.raw) = contents(fd, look)?;
+                if gone.other_name.is_none() {
+                    (gone.contents, dumped.raw) = contents(fd, look)?;
                 }
             }
-            dumped.state.existence = Existence::Deleted(deleted);
+            dumped.state.existence = Existence::Deleted(gone);
             Ok(dumped)
         }
+    }
+}
+
+/// The names of a directory behind the offset of a description.
+fn names_from(fd: BorrowedFd<'_>, look: &Look) -> nix::Result<Vec<ByteBuf>> {
+    let own = reopen(fd, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    lseek(&own, look.info.position as i64, Whence::SeekSet)?;
+    Ok(descriptor::entries(own.as_fd())?.into_iter().map(|(name, _)| ByteBuf::from(name)).collect())
+}
+
+/// Puts a directory's offset before the first name that was still to come. Where the order of names is another one, some
+/// come twice; none is left out.
+fn seek_to_names(fd: &OwnedFd, to_read: &[ByteBuf]) -> nix::Result<()> {
+    let to_read: HashSet<&[u8]> = to_read.iter().map(|name| &name[..]).collect();
+    let mut at = 0;
+    for (name, behind) in descriptor::entries(fd.as_fd())? {
+        if to_read.contains(&name[..]) {
+            return lseek(fd, at, Whence::SeekSet).map(drop);
+        }
+        at = behind;
+    }
+    Ok(())
+}
+
+/// Of a deleted node that is only referred to (O_PATH): the target of a symbolic link.
+fn special(fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<Option<ByteBuf>> {
+    match look.format() {
+        libc::S_IFLNK => {
+            let target = nix::fcntl::readlinkat(fd, "").doing(|| format!("{subject}: read {}", look.name()))?;
+            Ok(Some(ByteBuf::from(target.into_encoded_bytes())))
+        }
+        libc::S_IFIFO | libc::S_IFSOCK => Ok(None),
+        _ => Err(Problem::new("E-FILE-KIND", format!("{subject}: {} is a deleted device node", look.name()))),
     }
 }
 
@@ -158,21 +210,6 @@ fn must_be_reachable(look: &Look, view: &View, subject: &str) -> Result<()> {
     }
     let what = format!("{subject}: {} cannot be reached by its path inside the pod", look.name());
     Err(Problem::new("E-FILE-HIDDEN", what).fix("unmount what covers it, or close the file"))
-}
-
-/// A hard link of the inode in the directory where it was.
-fn other_name(path: &[u8], look: &Look, view: &View) -> Option<ByteBuf> {
-    let directory = Path::new(OsStr::from_bytes(path)).parent()?;
-    let fd = view.open_path(directory.as_os_str().as_bytes()).ok()?;
-    // The magic link leads into the pod's mount namespace whatever ours is.
-    for entry in std::fs::read_dir(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?.flatten() {
-        let candidate = directory.join(entry.file_name());
-        let bytes = candidate.as_os_str().as_bytes();
-        if view.stat(bytes).is_some_and(|s| (s.st_dev, s.st_ino) == (look.stat.st_dev, look.stat.st_ino)) {
-            return Some(ByteBuf::from(bytes.to_vec()));
-        }
-    }
-    None
 }
 
 /// A readable description of our own of the same file.
@@ -303,7 +340,7 @@ pub(super) fn restore(
     file: &File,
     first: impl Fn(u64) -> Option<i32>,
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    let State { path, mode, bytes, existence } = state;
+    let State { path, mode, bytes, existence, to_read } = state;
     let shown = String::from_utf8_lossy(path).into_owned();
     let (fd, contents) = match existence {
         Existence::Named { identity } => {
@@ -313,10 +350,12 @@ pub(super) fn restore(
             }
             (fd, None)
         }
-        Existence::Proc => (open_named(path, *mode, file.flags).doing(|| format!("open {shown}"))?, None),
+        Existence::Proc => (open_proc(path, *mode, file.flags).doing(|| format!("open {shown}"))?, None),
         Existence::Deleted(deleted) => restore_deleted(path, *mode, *bytes, deleted, file.flags, first)?,
     };
-    if file.position != 0 && file.flags & libc::O_PATH == 0 {
+    if let Some(to_read) = to_read {
+        seek_to_names(&fd, to_read).doing(|| format!("set the offset in {shown}"))?;
+    } else if file.position != 0 && file.flags & libc::O_PATH == 0 {
         lseek(&fd, file.position as i64, Whence::SeekSet).doing(|| format!("set the offset in {shown}"))?;
     }
     Ok((fd, contents))
@@ -330,6 +369,34 @@ fn open_named(path: &[u8], mode: u32, flags: i32) -> std::io::Result<OwnedFd> {
         return Err(std::io::Error::other("it is another kind of file here"));
     }
     Ok(fd)
+}
+
+/// A file of procfs; one of a process that has ended is opened by way of a process that ends.
+fn open_proc(path: &[u8], mode: u32, flags: i32) -> std::io::Result<OwnedFd> {
+    let alive = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    if alive.len() == path.len() {
+        match open_named(path, mode, flags) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => return other,
+        }
+    }
+    let text = String::from_utf8_lossy(alive);
+    let inner = text.strip_prefix("/proc/").unwrap_or("");
+    let (pid, rest) = inner.split_once('/').unwrap_or((inner, ""));
+    let pid: i32 = pid.parse().map_err(|_| std::io::Error::from_raw_os_error(libc::ENOENT))?;
+    // The number may be another process's by now; then any does.
+    let child = clone3(0, None, Some(pid)).or_else(|_| clone3(0, None, None))?;
+    let Cloned::Parent { pid: child, pidfd } = child else {
+        loop {
+            nix::unistd::pause();
+        }
+    };
+    // Threads of it may be named on the way.
+    let rest = rest.replace(&format!("task/{pid}"), &format!("task/{child}"));
+    let opened = open_named(format!("/proc/{child}/{rest}").trim_end_matches('/').as_bytes(), mode, flags);
+    pod_runtime::sys::pidfd::send_signal(&pidfd, libc::SIGKILL)?;
+    pod_runtime::sys::daemon::reap(child)?;
+    opened
 }
 
 fn must_be_the_same(fd: &OwnedFd, identity: &Identity, shown: &str) -> Result<()> {
@@ -352,8 +419,10 @@ fn restore_deleted(
     first: impl Fn(u64) -> Option<i32>,
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
     let shown = String::from_utf8_lossy(path).into_owned();
-    let Deleted { inode, other_name, uid, gid, contents, first: is_first } = deleted;
+    let Deleted { inode, other_name, uid, gid, contents, first: is_first, metadata } = deleted;
     let doing = || format!("make the deleted file {shown} again");
+    // So that it lies on the file system that it was on, and shows the path that it had.
+    let _made = Made::parents_of(Path::new(OsStr::from_bytes(path))).ok();
     if !is_first {
         let number =
             first(*inode).ok_or_else(|| opener::broken(format!("{shown} refers to a file that is not there")))?;
@@ -364,8 +433,7 @@ fn restore_deleted(
         return Ok((deleted_directory(path, mode, (*uid, *gid), flags).doing(doing)?, None));
     }
     if mode & libc::S_IFMT != libc::S_IFREG {
-        let what = format!("{shown} is deleted and neither a file nor a directory");
-        return Err(Problem::new("E-FILE-KIND", what));
+        return Ok((deleted_node(path, mode, contents.as_ref().map(|c| &c[..]), flags).doing(doing)?, None));
     }
     let (name, writable) = match other_name {
         Some(other) => {
@@ -385,12 +453,21 @@ fn restore_deleted(
             fill(fd, bytes, contents.as_ref().map(|c| &c[..]))?;
             fchown(fd, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
             fchmod(fd, Mode::from_bits_truncate(mode & 0o7777))?;
+            deleted::restore(metadata, fd.as_fd())?;
         }
         Ok(open(&name, open_flags(flags), Mode::empty())?)
     })();
     std::fs::remove_file(&name).doing(doing)?;
     let fd = opened.doing(doing)?;
     Ok((fd, writable.filter(|_| contents.is_none() && bytes > 0)))
+}
+
+/// Of a deleted file whose contents came as raw bytes.
+pub(super) fn set_times(state: &State, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+    match &state.existence {
+        Existence::Deleted(gone) => deleted::restore(&gone.metadata, fd),
+        _ => Ok(()),
+    }
 }
 
 /// Gives an empty file its size and its contents.
@@ -412,6 +489,23 @@ fn deleted_directory(path: &[u8], mode: u32, owner: (u32, u32), flags: i32) -> s
     })();
     std::fs::remove_dir(&name)?;
     opened
+}
+
+/// A symbolic link, FIFO or socket's file, referred to by O_PATH.
+fn deleted_node(path: &[u8], mode: u32, target: Option<&[u8]>, flags: i32) -> std::io::Result<OwnedFd> {
+    let kind = SFlag::from_bits_truncate(mode & libc::S_IFMT);
+    if flags & libc::O_PATH == 0 || (kind == SFlag::S_IFLNK) != target.is_some() {
+        return Err(std::io::Error::other("a node of this kind cannot be open"));
+    }
+    let permissions = Mode::from_bits_truncate(mode & 0o7777);
+    let (name, ()) = at_free_name(path, |name| match target {
+        Some(target) => symlinkat(Path::new(OsStr::from_bytes(target)), AT_FDCWD, name),
+        None if kind == SFlag::S_IFIFO || kind == SFlag::S_IFSOCK => mknodat(AT_FDCWD, name, kind, permissions, 0),
+        None => Err(nix::errno::Errno::EINVAL),
+    })?;
+    let opened = open(&name, open_flags(flags) | OFlag::O_NOFOLLOW, Mode::empty());
+    std::fs::remove_file(&name)?;
+    Ok(opened?)
 }
 
 /// Makes something under the name it had or, where that is taken or its directory is gone too, under another one; the

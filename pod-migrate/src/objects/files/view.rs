@@ -5,10 +5,12 @@ use crate::ids::{HostPid, PodPid};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use pod_runtime::proc::fdinfo;
+use pod_runtime::proc::mountinfo::Mount;
+use pod_runtime::rootfs::layers;
 use pod_runtime::sys::descriptor;
 use pod_runtime::{Doing, Result};
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -74,7 +76,7 @@ pub struct View {
     /// The pod's root directory (O_PATH).
     pub root: OwnedFd,
     pub outside: Outside,
-    root_mount: i32,
+    mounts: OnceCell<Vec<Mount>>,
     /// How many pid namespaces the pod's lies below ours.
     pub(super) depth: usize,
     /// Paths of watched inodes that were found already.
@@ -88,10 +90,9 @@ impl View {
         let path = format!("/proc/{init}/root");
         let root = open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .doing(|| format!("open {path}"))?;
-        let root_mount = mount_of(&root)?;
         let depth = pids(init).len().saturating_sub(1);
         let (found_inodes, identities) = (RefCell::default(), RefCell::default());
-        Ok(View { init, root, outside, root_mount, depth, found_inodes, identities })
+        Ok(View { init, root, outside, mounts: OnceCell::new(), depth, found_inodes, identities })
     }
 
     /// A path of the pod, opened as a mere reference (O_PATH), the last component not followed.
@@ -111,14 +112,30 @@ impl View {
         mount_of(&self.open_path(path).ok()?).ok()
     }
 
-    /// Whether a file of the pod's root lies in the base, which does not travel.
+    /// Whether a file lies in a base, which does not travel, and not in the pod's own layer over it.
     pub(super) fn is_of_base(&self, path: &[u8], mount: i32) -> bool {
-        let Some(upper) = &self.outside.upper else { return false };
-        if mount != self.root_mount {
-            return false;
-        }
-        let inner = path.strip_prefix(b"/").unwrap_or(path);
-        std::fs::symlink_metadata(upper.join(OsStr::from_bytes(inner))).is_err()
+        let Some((top, layer)) = self.mount_point(mount).zip(self.layer_of(mount)) else { return false };
+        let Ok(inner) = Path::new(OsStr::from_bytes(path)).strip_prefix(top) else { return false };
+        std::fs::symlink_metadata(layer.join(inner)).is_err()
+    }
+
+    /// The pod's own layer over a base that is mounted here.
+    pub(super) fn layer_of(&self, mount: i32) -> Option<PathBuf> {
+        let mount = self.mounts().iter().find(|m| i64::from(m.id) == i64::from(mount) && m.kind == "overlay")?;
+        let layer = self.outside.upper.as_ref()?.join(layers::folder_name(&mount.mount_point));
+        layer.is_dir().then_some(layer)
+    }
+
+    /// Where the pod sees this mount.
+    pub(super) fn mount_point(&self, mount: i32) -> Option<&Path> {
+        self.mounts().iter().find(|m| i64::from(m.id) == i64::from(mount)).map(|m| m.mount_point.as_path())
+    }
+
+    fn mounts(&self) -> &[Mount] {
+        self.mounts.get_or_init(|| {
+            let text = std::fs::read(format!("/proc/{}/mountinfo", self.init)).unwrap_or_default();
+            pod_runtime::proc::mountinfo::parse(&text).unwrap_or_default()
+        })
     }
 
     /// A process of this host as the pod numbers it.

@@ -6,7 +6,7 @@ use super::super::{
     File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, pidfd, pipe, pty, regular,
     signalfd, socket, timerfd,
 };
-use super::{Answer, Holding, Order};
+use super::{Errand, Holding, Order, Said};
 use crate::ids::FileId;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, setresuid};
@@ -30,10 +30,15 @@ pub(super) fn run(files: &Files, link: UnixStream) -> i32 {
     }
     let Ok(copy) = link.try_clone() else { return 1 };
     let mut armed = false;
-    for line in BufReader::new(copy).lines() {
+    let mut lines = BufReader::new(copy).lines();
+    while let Some(line) = lines.next() {
         let Ok(order) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop)) else { break };
         let done = match order {
-            Order::Connect => inside.connect(),
+            Order::Connect => inside.connect(&mut |errand| {
+                say(&link, &Said::Errand(errand.clone()))?;
+                let results = lines.next().ok_or(std::io::ErrorKind::UnexpectedEof)??;
+                Ok(serde_json::from_str(&results)?)
+            }),
             Order::Arm => {
                 armed = true;
                 Ok(())
@@ -52,9 +57,12 @@ pub(super) fn run(files: &Files, link: UnixStream) -> i32 {
     i32::from(armed && inside.release().is_err())
 }
 
-fn answer(mut link: &UnixStream, done: Result<Holding>) -> std::io::Result<()> {
-    let answer: Answer = done.map_err(|problem| problem.report());
-    let mut line = serde_json::to_vec(&answer)?;
+fn answer(link: &UnixStream, done: Result<Holding>) -> std::io::Result<()> {
+    say(link, &Said::Answer(done.map_err(|problem| problem.report())))
+}
+
+fn say(mut link: &UnixStream, said: &Said) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(said)?;
     line.push(b'\n');
     link.write_all(&line)
 }
@@ -120,8 +128,6 @@ impl<'a> Inside<'a> {
         let restored = pty::restore(&terminals)?;
         self.terminals.extend(restored.external);
         self.held.extend(restored.ends);
-        self.unix = unix::restore::open(&self.unix_sockets())?;
-        self.held.extend(std::mem::take(&mut self.unix.ends));
         for (id, file) in &files.files {
             let Some(fd) = self.held.get(id) else { continue };
             set_flags(file, fd)?;
@@ -145,7 +151,7 @@ impl<'a> Inside<'a> {
             FileState::Epoll(_) => (epoll::restore()?, None),
             FileState::Timerfd(state) => (timerfd::restore(state)?, None),
             FileState::Signalfd(state) => (signalfd::restore(state)?, None),
-            FileState::Inotify(state) => (inotify::restore(state)?, None),
+            FileState::Inotify(_) => (inotify::restore()?, None),
             FileState::Socket(socket::State::Unix(_)) => return Ok(()),
             FileState::Socket(state) => (socket::restore(state)?, None),
             FileState::Pipe(_) | FileState::Pty(_) => return Ok(()),
@@ -171,8 +177,13 @@ impl<'a> Inside<'a> {
     }
 
     /// All processes exist.
-    fn connect(&mut self) -> Result<()> {
+    fn connect(&mut self, ask: &mut dyn FnMut(&Errand) -> std::io::Result<Option<Vec<i64>>>) -> Result<()> {
         let files = self.files;
+        self.unix = unix::restore::open(&self.unix_sockets(), &mut unix::doer::Doer::new(ask))?;
+        for (id, fd) in std::mem::take(&mut self.unix.ends) {
+            set_flags(&files.files[&id], &fd)?;
+            self.held.insert(id, fd);
+        }
         for (id, file) in &files.files {
             let doing = || format!("restore {}", file.name);
             let fd = match &file.state {
@@ -203,6 +214,12 @@ impl<'a> Inside<'a> {
                 locks::restore(lock, fd.as_fd()).doing(|| format!("lease {}", file.name))?;
             }
         }
+        for (id, file) in &files.files {
+            if let (FileState::Inotify(state), Some(fd)) = (&file.state, held.get(id)) {
+                inotify::watch(state, fd.as_fd(), |id| held.get(&id).map(|fd| fd.as_fd()))
+                    .doing(|| format!("restore {}", file.name))?;
+            }
+        }
         Ok(())
     }
 
@@ -212,6 +229,10 @@ impl<'a> Inside<'a> {
             match &file.state {
                 FileState::Memfd(state) if state.first => memfd::seal(state, fd.as_fd())?,
                 FileState::Socket(state) => socket::release(state, fd.as_fd())?,
+                // Writing the contents has changed its times.
+                FileState::Regular(state) if self.contents.contains_key(id) => {
+                    regular::set_times(state, fd.as_fd()).doing(|| format!("set the times of {}", file.name))?;
+                }
                 _ => {}
             }
         }

@@ -5,7 +5,7 @@
 //! 1. [`Opener::start`] before the tree is made: everything that needs no other process is open then, terminals too, so
 //!    that session leaders can take theirs (see [`super::Files::controlling_terminals`]).
 //! 2. The tree is made. [`Opener::connect`]: what refers to processes or to other files (pidfds, /proc files, epoll
-//!    registrations, queued messages, owners).
+//!    registrations, unix sockets, owners).
 //! 3. Each task takes its descriptors: `pidfd_open(pid)`, `pidfd_getfd(n)`, `dup3`. Contents arrive as raw bytes.
 //! 4. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
 //!
@@ -24,6 +24,7 @@ use pod_runtime::problem::Report;
 use pod_runtime::sys::{daemon, descriptor, pidfd};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -66,6 +67,42 @@ struct Holding {
 }
 
 type Answer = std::result::Result<Holding, Report>;
+
+/// A line from the process.
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    Answer(Answer),
+    /// Before the answer: something that a task must do. It waits for the results.
+    Errand(Errand),
+}
+
+/// Calls that a process of the pod is to make, because the kernel notes who makes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errand {
+    pub pid: PodPid,
+    pub uid: u32,
+    pub gid: u32,
+    pub deed: Deed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Deed {
+    /// socketpair(2) of this kind; the numbers are told, and the descriptors stay until `Close`.
+    Pairs {
+        kind: i32,
+        count: usize,
+    },
+    Close,
+    /// listen(2) on a descriptor of the opener.
+    Listen {
+        number: i32,
+        backlog: i32,
+    },
+    Connect {
+        number: i32,
+        address: ByteBuf,
+    },
+}
 
 #[derive(Debug)]
 pub struct Opener {
@@ -129,10 +166,22 @@ impl Opener {
         &self.holding.warnings
     }
 
-    /// After all processes of the pod exist.
-    pub fn connect(&mut self) -> Result<()> {
-        self.holding = self.order(Order::Connect)?;
-        Ok(())
+    /// After all processes of the pod exist. `run` lets one of them do an errand, and tells the results; `None` when it
+    /// is not there.
+    pub fn connect(&mut self, mut run: impl FnMut(&Errand) -> Result<Option<Vec<i64>>>) -> Result<()> {
+        self.tell(&Order::Connect)?;
+        loop {
+            match self.hear()? {
+                Said::Answer(answer) => {
+                    self.holding = answer.map_err(Problem::from)?;
+                    return Ok(());
+                }
+                Said::Errand(errand) => {
+                    let results = run(&errand)?;
+                    self.tell(&results)?;
+                }
+            }
+        }
     }
 
     /// A copy of a file for the engine.
@@ -202,21 +251,31 @@ impl Opener {
     }
 
     fn order(&mut self, order: Order) -> Result<Holding> {
-        let mut line = serde_json::to_vec(&order).doing(|| "tell the opener".into())?;
-        line.push(b'\n');
-        self.to.write_all(&line).doing(|| "tell the opener".into())?;
+        self.tell(&order)?;
         self.answer()
     }
 
+    fn tell(&mut self, what: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(what).doing(|| "tell the opener".into())?;
+        line.push(b'\n');
+        self.to.write_all(&line).doing(|| "tell the opener".into())
+    }
+
     fn answer(&mut self) -> Result<Holding> {
+        match self.hear()? {
+            Said::Answer(answer) => answer.map_err(Problem::from),
+            Said::Errand(_) => Err(Problem::new("E-INTERNAL", "the opener asks for something out of turn")),
+        }
+    }
+
+    fn hear(&mut self) -> Result<Said> {
         let mut line = Vec::new();
         let read = self.from.by_ref().take(MOST_BYTES).read_until(b'\n', &mut line);
         read.doing(|| "hear from the opener".into())?;
         if line.is_empty() {
             return Err(Problem::new("E-SYSTEM", "the process that opens the pod's files has died"));
         }
-        let answer: Answer = serde_json::from_slice(&line).doing(|| "understand the opener".into())?;
-        answer.map_err(Problem::from)
+        serde_json::from_slice(&line).doing(|| "understand the opener".into())
     }
 }
 

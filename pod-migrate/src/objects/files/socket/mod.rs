@@ -133,7 +133,7 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
         (_, Some(family), SOCK_DGRAM) => {
             udp::dump(fd, family, kind.protocol, context.subject, warnings).map(State::Udp)
         }
-        (_, Some(family), _) => raw::dump_raw(fd, family, kind.protocol, context.subject).map(State::Raw),
+        (_, Some(family), _) => raw::dump_raw(fd, family, kind.protocol, context.subject, warnings).map(State::Raw),
         _ => unreachable!("refused above"),
     }
 }

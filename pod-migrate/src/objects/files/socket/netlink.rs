@@ -1,6 +1,5 @@
 //! Netlink sockets of every family: port id, groups, options. Messages that wait to be read are not kept: they told
-//! of the source host's kernel. Where some did, the program is told that it missed messages (ENOBUFS), as when its
-//! queue overflows, so that it asks anew.
+//! of the source host's kernel. A warning says so.
 
 use super::options::Options;
 use libc::{AF_NETLINK, SOCK_RAW, SOL_NETLINK};

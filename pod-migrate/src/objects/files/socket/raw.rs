@@ -1,5 +1,5 @@
 //! Raw IP sockets and packet sockets: what they are bound to, their filters and options. Packets that wait to be read
-//! are not kept: they are a watcher's view of traffic, which may always lose some.
+//! are not kept, which is said: they are a watcher's view of traffic, which may always lose some.
 
 use super::address::{Endpoint, Family};
 use super::options::Options;
@@ -25,7 +25,22 @@ pub struct RawState {
     pub icmp_filter: Option<ByteBuf>,
 }
 
-pub fn dump_raw(fd: BorrowedFd<'_>, family: Family, protocol: i32, subject: &str) -> Result<RawState> {
+/// Says that packets are lost, if any wait.
+fn warn_of_queue(fd: BorrowedFd<'_>, subject: &str, warnings: &mut Vec<String>) -> Result<()> {
+    if inet::poll_now(fd, libc::POLLIN).doing(|| "poll a socket".into())? & libc::POLLIN != 0 {
+        warnings.push(format!("{subject}: packets that wait in a raw socket are not kept"));
+    }
+    Ok(())
+}
+
+pub fn dump_raw(
+    fd: BorrowedFd<'_>,
+    family: Family,
+    protocol: i32,
+    subject: &str,
+    warnings: &mut Vec<String>,
+) -> Result<RawState> {
+    warn_of_queue(fd, subject, warnings)?;
     let local = inet::local_address(fd).ok().and_then(|bytes| Endpoint::parse(&bytes));
     let peer = inet::peer_address(fd).ok().and_then(|bytes| Endpoint::parse(&bytes));
     let filter = match family {

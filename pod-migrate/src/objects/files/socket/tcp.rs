@@ -14,16 +14,21 @@
 //! * A FIN that was received is handed in again by a packet that we make ([`super::inject`]), because repair mode has
 //!   no way to say CLOSE_WAIT. A FIN that was sent is sent again by shutdown(2).
 //!
-//! **What the kernel does not give**: out-of-order segments (the peer repeats them), a pending urgent byte, ECN of the
-//! connection (it goes on without), connections that no program has accepted yet ([`State::Listening`] counts them).
+//! **What the kernel does not give**: out-of-order segments (the peer repeats them), ECN of the connection (it goes on
+//! without), connections that no program has accepted yet ([`Phase::Listening`] counts them). Urgent data that
+//! waits is refused: the stream around its mark cannot be peeked at in one piece.
 //!
 //! **Leaving.** Closing a socket the usual way would send a FIN. The source host's cable is held, so it reaches nobody,
 //! but the socket would linger. [`Silence`] closes all connections of a pod without a word once it runs elsewhere.
 
+mod ended;
+mod silence;
+
+pub use silence::Silence;
+
 use super::address::{Endpoint, Family};
-use super::inject::{ACK, FIN, RST, Segment};
+use super::inject::{ACK, FIN, Segment};
 use super::options::Options;
-use crate::ids::HostPid;
 use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
 use nix::sys::socket::{Shutdown, shutdown};
 use pod_runtime::sys::inet;
@@ -80,7 +85,13 @@ pub enum Phase {
     /// ESTABLISHED and every state after it in which the peer is still there.
     Connected(Box<Connection>),
     /// Over: what the peer had sent may still be read, then the end.
-    Ended { unread: ByteBuf, failed: bool },
+    /// `failed`: the next call is told of an error. `refused`: it never was connected.
+    Ended {
+        unread: ByteBuf,
+        failed: bool,
+        #[serde(default)]
+        refused: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -227,7 +238,11 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
             .fix("let the program do it itself (for TLS: switch kTLS off)"));
     }
     let info = Info::of(fd)?;
-    let options = Options::dump(fd, subject)?;
+    let mut options = Options::dump(fd, subject)?;
+    if !matches!(info.state, LISTEN | CLOSE) {
+        // Of a connection they tell what was negotiated, which is restored by other means.
+        options.values.retain(|name, _| name != "tcp_maxseg" && name != "tcp_window_clamp");
+    }
     let phase = match info.state {
         LISTEN => Phase::Listening {
             local: local.unwrap_or(unspecified(family)),
@@ -235,7 +250,7 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
             waiting: info.unacked,
             fast_open: inet::number(fd, IPPROTO_TCP, libc::TCP_FASTOPEN).unwrap_or(0).max(0) as u32,
         },
-        CLOSE => dump_closed(fd, local)?,
+        CLOSE => dump_closed(fd, local, &info).doing(|| subject.to_owned())?,
         SYN_SENT => {
             let repair = Repair::enter(fd, subject)?;
             let initial_sequence = repair.sequence(SEND_QUEUE)?.wrapping_sub(1);
@@ -282,18 +297,19 @@ fn peer(fd: BorrowedFd<'_>, subject: &str) -> Result<Endpoint> {
 }
 
 /// CLOSE: a socket that was never connected, or one whose connection is over.
-fn dump_closed(fd: BorrowedFd<'_>, local: Option<Endpoint>) -> Result<Phase> {
+fn dump_closed(fd: BorrowedFd<'_>, local: Option<Endpoint>, info: &Info) -> Result<Phase> {
     let found = inet::poll_now(fd, libc::POLLIN | libc::POLLRDHUP).doing(|| "poll a socket".into())?;
     let failed = found & libc::POLLERR != 0;
     if found & libc::POLLRDHUP == 0 && !failed {
         return Ok(Phase::Fresh { local });
     }
-    Ok(Phase::Ended { unread: ByteBuf::from(peek_received(fd)?), failed })
+    // Whoever answers a handshake agrees to some option.
+    Ok(Phase::Ended { unread: ByteBuf::from(peek_received(fd)?), failed, refused: failed && info.options == 0 })
 }
 
 /// What waits to be read. Peeking goes on from where an earlier peek with SO_PEEK_OFF stopped, so that is put aside.
 fn peek_received(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let waiting = inet::unread(fd).doing(|| "size the receive queue".into())?;
+    let waiting = unread(fd)?;
     if waiting == 0 {
         return Ok(Vec::new());
     }
@@ -305,11 +321,30 @@ fn peek_received(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     if offset >= 0 {
         let _ = inet::set_number(fd, SOL_SOCKET, libc::SO_PEEK_OFF, offset);
     }
-    match read {
-        Ok(message) => Ok(message.bytes),
-        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(Vec::new()),
-        Err(error) => Err(error).doing(|| "peek at the receive queue".into()),
+    let bytes = match read {
+        Ok(message) => message.bytes,
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Vec::new(),
+        Err(error) => return Err(error).doing(|| "peek at the receive queue".into()),
+    };
+    let urgent = inet::poll_now(fd, libc::POLLPRI).doing(|| "poll a socket".into())? & libc::POLLPRI != 0;
+    if urgent || bytes.len() < waiting.min(MAX_QUEUE) {
+        let what = "urgent data (MSG_OOB) waits to be read, or data in front of its mark";
+        return Err(Problem::new("E-TCP-URGENT", what).fix("try again in a moment"));
     }
+    Ok(bytes)
+}
+
+/// How much there is to read: the kernel counts only as far as a mark of urgent data unless that is kept in line.
+fn unread(fd: BorrowedFd<'_>) -> Result<usize> {
+    let count = || inet::unread(fd).doing(|| "size the receive queue".into());
+    if inet::number(fd, SOL_SOCKET, libc::SO_OOBINLINE).unwrap_or(0) != 0 {
+        return count();
+    }
+    let in_line = |on| inet::set_number(fd, SOL_SOCKET, libc::SO_OOBINLINE, on);
+    in_line(1).doing(|| "count urgent data too".into())?;
+    let counted = count();
+    in_line(0).doing(|| "count urgent data no more".into())?;
+    counted
 }
 
 fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &str) -> Result<Connection> {
@@ -320,7 +355,7 @@ fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &s
     let peer = peer(fd, subject)?;
 
     let repair = Repair::enter(fd, subject)?;
-    let (unread, receive_next) = received(&repair, fd, subject)?;
+    let (unread, receive_next) = received(&repair, fd, subject).doing(|| subject.to_owned())?;
     let write_sequence = repair.sequence(SEND_QUEUE)?;
     // The unsent part first: what is sent or acknowledged meanwhile makes the sent part larger than it is, never smaller.
     let unsent = inet::unsent(fd).doing(|| "size the send queue".into())?;
@@ -418,7 +453,7 @@ pub fn restore(state: &State) -> Result<OwnedFd> {
     let socket = inet::socket(family.number(), SOCK_STREAM, IPPROTO_TCP).doing(|| "make a TCP socket".into())?;
     let fd = socket.as_fd();
     // All are bound in repair mode, so that the order of listeners and connections on one port does not matter.
-    let repaired = !matches!(phase, Phase::Fresh { local: None });
+    let repaired = !matches!(phase, Phase::Fresh { local: None } | Phase::Ended { refused: true, .. });
     options.before_bind(fd, !repaired)?;
     if repaired {
         let on = inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON);
@@ -456,7 +491,11 @@ pub fn restore(state: &State) -> Result<OwnedFd> {
                 .doing(|| format!("restore {} to {}", connection.local, connection.peer))?;
             options.after_bind(fd)?;
         }
-        Phase::Ended { unread, failed } => restore_ended(fd, *family, unread, *failed, options)?,
+        Phase::Ended { refused: true, .. } => {
+            ended::be_refused(fd, *family)?;
+            options.after_bind(fd)?;
+        }
+        Phase::Ended { unread, failed, refused: false } => ended::restore_ended(fd, *family, unread, *failed, options)?,
     }
     if !matches!(phase, Phase::Connected(_)) {
         options.last(fd)?;
@@ -509,7 +548,7 @@ fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Opt
         let value = if microsecond_bit() { timestamp } else { timestamp & !1 };
         inet::set_number(fd, IPPROTO_TCP, TCP_TIMESTAMP, value as i32).doing(|| "set the connection's clock".into())?;
     }
-    fill_received(fd, &connection.unread)?;
+    fill_received(fd, &connection.unread, options)?;
     inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE).doing(|| "choose the send queue".into())?;
     send_again(fd, &connection.unacknowledged[..sent_before(connection)], options)?;
 
@@ -524,7 +563,18 @@ fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Opt
     inet::set_option(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window.bytes()).doing(|| "set the TCP window".into())
 }
 
-fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8]) -> Result<()> {
+/// In pieces, which take more room than what the peer sent: the buffer is made as large for the moment.
+fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8], options: &Options) -> Result<()> {
+    let size = |bytes: usize| {
+        inet::set_number(fd, SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes.min(1 << 30) as i32)
+            .doing(|| "size the receive buffer".into())
+    };
+    let own = options.receive_buffer as usize / 2;
+    let room = unread.len().saturating_mul(2).saturating_add(64 << 10);
+    let enlarged = !unread.is_empty() && room > own;
+    if enlarged {
+        size(room)?;
+    }
     inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, RECEIVE_QUEUE).doing(|| "choose the receive queue".into())?;
     while !unread.is_empty() {
         // The kernel takes a piece at a time.
@@ -536,35 +586,7 @@ fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8]) -> Result<()> {
         }
         unread = &unread[taken..];
     }
-    Ok(())
-}
-
-/// A connection that is over: one to ourselves is made in repair mode, filled, and ended by packets that we make.
-fn restore_ended(fd: BorrowedFd<'_>, family: Family, unread: &[u8], failed: bool, options: &Options) -> Result<()> {
-    const SEQUENCE: u32 = 1000;
-    let ip = match family {
-        Family::V4 => std::net::Ipv4Addr::LOCALHOST.into(),
-        Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
-    };
-    set_sequence(fd, SEND_QUEUE, SEQUENCE)?;
-    set_sequence(fd, RECEIVE_QUEUE, SEQUENCE)?;
-    bind(fd, &Endpoint { ip, port: 0, scope: 0 })?;
-    let local =
-        Endpoint::parse(&inet::local_address(fd).doing(|| "read an address".into())?).unwrap_or(unspecified(family));
-    // Port 9 is "discard"; nobody is asked.
-    let peer = Endpoint { ip, port: 9, scope: 0 };
-    inet::connect(fd, &peer.bytes()).doing(|| "connect in repair mode".into())?;
-    fill_received(fd, unread)?;
-    let sequence = SEQUENCE.wrapping_add(unread.len() as u32);
-    let end = |flags, sequence| Segment { from: peer, to: local, sequence, acknowledge: SEQUENCE, flags, window: 1000 };
-    // After a FIN, reading gives the rest and then the end; the RST that follows only ends the other direction.
-    end(FIN | ACK, sequence).inject()?;
-    end(RST | ACK, sequence.wrapping_add(1)).inject()?;
-    if !failed {
-        let _ = inet::number(fd, SOL_SOCKET, libc::SO_ERROR);
-    }
-    leave_repair(fd, options)?;
-    options.after_bind(fd)
+    if enlarged { size(own) } else { Ok(()) }
 }
 
 /// The last moment: every socket of the pod exists and its port is plugged in. The connection speaks from here on.
@@ -591,8 +613,11 @@ pub fn release(state: &State, fd: BorrowedFd<'_>) -> Result<()> {
 }
 
 fn release_connection(connection: &Connection, options: &Options, fd: BorrowedFd<'_>) -> Result<()> {
-    // With a probe of the window: the peer answers where it stands.
-    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF).doing(|| "leave repair mode".into())?;
+    // With a probe of the window: the peer answers where it stands. One that has ended may be gone (an end in the same
+    // pod always is) and would answer with a reset before its own end is handed in.
+    let probe = !connection.received_fin || sent_before(connection) > 0;
+    let off = if probe { REPAIR_OFF } else { REPAIR_OFF_SILENTLY };
+    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, off).doing(|| "leave repair mode".into())?;
     inet::set_number(fd, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(options.reuse_address))
         .doing(|| "set SO_REUSEADDR".into())?;
     if connection.received_fin && !connection.sent_fin_first {
@@ -652,47 +677,4 @@ fn descriptor_flags(fd: BorrowedFd<'_>) -> Result<i32> {
 fn set_descriptor_flags(fd: BorrowedFd<'_>, flags: i32) -> Result<()> {
     let flags = nix::fcntl::OFlag::from_bits_retain(flags);
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map(drop).doing(|| "set the flags of a socket".into())
-}
-
-/// Closes the TCP connections of a pod that runs elsewhere now, without a packet and without a trace.
-///
-/// Make it when the pod's fate is decided (its tasks are frozen and will be killed), kill the tasks, then drop it: the
-/// last reference to each connection is then ours and in repair mode.
-#[derive(Debug, Default)]
-pub struct Silence {
-    connections: Vec<OwnedFd>,
-}
-
-impl Silence {
-    /// Of all descriptors of these processes. What cannot be reached is left to the kernel: the cable is held, so the
-    /// only harm is a socket that lingers.
-    pub fn of(processes: impl IntoIterator<Item = HostPid>) -> Silence {
-        let mut connections = Vec::new();
-        for HostPid(pid) in processes {
-            let Ok(pidfd) = pod_runtime::sys::pidfd::open(pid) else { continue };
-            let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-            for entry in entries.flatten() {
-                let is_socket = std::fs::read_link(entry.path())
-                    .is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:"));
-                let number = entry.file_name().to_string_lossy().parse::<i32>().ok().filter(|_| is_socket);
-                let Some(copy) = number.and_then(|fd| pod_runtime::sys::pidfd::get_fd(pidfd.as_fd(), fd).ok()) else {
-                    continue;
-                };
-                if inet::number(copy.as_fd(), SOL_SOCKET, libc::SO_PROTOCOL).ok() == Some(IPPROTO_TCP)
-                    && inet::set_number(copy.as_fd(), IPPROTO_TCP, TCP_REPAIR, REPAIR_ON).is_ok()
-                {
-                    connections.push(copy);
-                }
-            }
-        }
-        Silence { connections }
-    }
-
-    pub fn len(&self) -> usize {
-        self.connections.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.connections.is_empty()
-    }
 }

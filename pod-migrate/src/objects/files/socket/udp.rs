@@ -6,16 +6,18 @@
 //! device that they came in by is then the loopback.
 //!
 //! The kernel passes over an empty datagram that was peeked at before, so a second dump (after one that was given up)
-//! misses empty ones. Not kept: data held back by UDP_CORK (never on the wire yet), and the queue of a ping socket.
+//! misses empty ones. Not kept, and said so: data held back by UDP_CORK (never on the wire yet), errors that wait, and the
+//! queue of a ping socket.
 
 use super::address::{Endpoint, Family};
 use super::options::Options;
 use super::{inject, listing};
-use libc::{IPPROTO_IP, IPPROTO_IPV6, MSG_DONTWAIT, MSG_PEEK, SOCK_DGRAM, SOL_SOCKET};
+use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, MSG_DONTWAIT, MSG_PEEK, SOCK_DGRAM, SOL_SOCKET};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -35,6 +37,9 @@ pub struct State {
     pub peer: Option<Endpoint>,
     /// Device index and group.
     pub groups: Vec<(u32, IpAddr)>,
+    /// Of these groups, by their place in the list: whether only (1) or all but (0) these senders are heard.
+    #[serde(default)]
+    pub sources: BTreeMap<u32, (u32, Vec<IpAddr>)>,
     pub queue: Vec<Datagram>,
     pub read_shut: bool,
 }
@@ -60,11 +65,23 @@ pub fn dump(
     let options = Options::dump(fd, subject)?;
     let is_udp = matches!(protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
     let queue = if is_udp { peek_queue(fd, family, local)? } else { Vec::new() };
-    let waiting = inet::unread(fd).unwrap_or(0);
-    if queue.is_empty() && waiting > 0 {
-        warnings.push(format!("{subject}: a reply that waits in a ping socket is not kept"));
+    let found = inet::poll_now(fd, libc::POLLIN).doing(|| "poll a socket".into())?;
+    if !is_udp && found & libc::POLLIN != 0 {
+        warnings.push(format!("{subject}: replies that wait in a ping socket are not kept"));
     }
-    Ok(State { family, protocol, options, local, peer, groups: groups(fd, family), queue, read_shut })
+    if found & libc::POLLERR != 0 {
+        warnings.push(format!("{subject}: errors that wait in a socket (MSG_ERRQUEUE, SO_ERROR) are not kept"));
+    }
+    if is_udp
+        && inet::number(fd, IPPROTO_UDP, libc::UDP_CORK).unwrap_or(0) != 0
+        && inet::unacknowledged(fd).unwrap_or(0) > 0
+    {
+        warnings.push(format!("{subject}: a datagram that is held back by UDP_CORK is not kept"));
+    }
+    let groups = groups(fd, family);
+    let sources = (0..).zip(&groups).filter_map(|(at, (device, group))| Some((at, filter(fd, *device, *group)?)));
+    let sources = sources.filter(|(_, filter)| *filter != (EXCLUDE, Vec::new())).collect();
+    Ok(State { family, protocol, options, local, peer, groups, sources, queue, read_shut })
 }
 
 fn peek_queue(fd: BorrowedFd<'_>, family: Family, local: Option<Endpoint>) -> Result<Vec<Datagram>> {
@@ -112,13 +129,13 @@ fn groups(fd: BorrowedFd<'_>, family: Family) -> Vec<(u32, IpAddr)> {
     let mut found = Vec::new();
     if family == Family::V4 {
         for (device, group) in listing::groups_v4(fd).unwrap_or_default() {
-            if is_member(fd, IPPROTO_IP, device, IpAddr::V4(group)) {
+            if filter(fd, device, IpAddr::V4(group)).is_some() {
                 found.push((device, IpAddr::V4(group)));
             }
         }
     } else {
         for (device, group) in listing::groups_v6(fd).unwrap_or_default() {
-            if is_member(fd, IPPROTO_IPV6, device, IpAddr::V6(group)) {
+            if filter(fd, device, IpAddr::V6(group)).is_some() {
                 found.push((device, IpAddr::V6(group)));
             }
         }
@@ -134,16 +151,47 @@ fn group_request(device: u32, group: IpAddr) -> Vec<u8> {
     bytes
 }
 
-fn is_member(fd: BorrowedFd<'_>, level: i32, device: u32, group: IpAddr) -> bool {
-    const MCAST_MSFILTER: i32 = 48;
-    // struct group_filter: group_req, mode, number of sources (0), no sources.
-    let mut filter = group_request(device, group);
-    filter.extend_from_slice(&[0; 8]);
-    inet::option(fd, level, MCAST_MSFILTER, &filter, filter.len() + 128).is_ok()
+/// All senders are heard but these.
+const EXCLUDE: u32 = 0;
+const MCAST_MSFILTER: i32 = 48;
+/// `sysctl net.ipv4.igmp_max_msf` allows ten unless it was raised.
+const MAX_SOURCES: usize = 128;
+
+/// Which senders of a group are heard; `None` when the socket is no member.
+fn filter(fd: BorrowedFd<'_>, device: u32, group: IpAddr) -> Option<(u32, Vec<IpAddr>)> {
+    // struct group_filter: group_req, mode, number of sources, and room for them.
+    let mut request = group_request(device, group);
+    let room = if group.is_ipv4() { MAX_SOURCES } else { MAX_SOURCES / 2 };
+    request.extend_from_slice(&[0; 4]);
+    request.extend_from_slice(&(room as u32).to_ne_bytes());
+    let found = inet::option(fd, level(group), MCAST_MSFILTER, &request, request.len() + room * 128).ok()?;
+    let word = |at: usize| Some(u32::from_ne_bytes(found.get(at..at + 4)?.try_into().ok()?));
+    let (mode, count) = (word(136)?, word(140)? as usize);
+    let sources = found.get(144..)?.chunks_exact(128).take(count).filter_map(Endpoint::parse).map(|from| from.ip);
+    Some((mode, sources.collect()))
+}
+
+fn level(group: IpAddr) -> i32 {
+    if group.is_ipv4() { IPPROTO_IP } else { IPPROTO_IPV6 }
+}
+
+/// Joins a group again, and hears in it whom it heard.
+fn join(fd: BorrowedFd<'_>, device: u32, group: IpAddr, sources: Option<&(u32, Vec<IpAddr>)>) -> std::io::Result<()> {
+    inet::set_option(fd, level(group), MCAST_JOIN_GROUP, &group_request(device, group))?;
+    let Some((mode, sources)) = sources else { return Ok(()) };
+    let mut request = group_request(device, group);
+    request.extend_from_slice(&mode.to_ne_bytes());
+    request.extend_from_slice(&(sources.len() as u32).to_ne_bytes());
+    for source in sources {
+        let at = request.len();
+        request.extend_from_slice(&Endpoint { ip: *source, port: 0, scope: 0 }.bytes());
+        request.resize(at + 128, 0);
+    }
+    inet::set_option(fd, level(group), MCAST_MSFILTER, &request)
 }
 
 pub fn restore(state: &State) -> Result<OwnedFd> {
-    let State { family, protocol, options, local, peer, groups, queue, read_shut } = state;
+    let State { family, protocol, options, local, peer, groups, sources, queue, read_shut } = state;
     let socket = inet::socket(family.number(), SOCK_DGRAM, *protocol)
         .doing(|| format!("make a socket of protocol {protocol}"))?;
     let fd = socket.as_fd();
@@ -151,9 +199,8 @@ pub fn restore(state: &State) -> Result<OwnedFd> {
     if let Some(local) = local {
         inet::bind(fd, &local.bytes()).doing(|| format!("bind to {local}"))?;
     }
-    for (device, group) in groups {
-        let level = if group.is_ipv4() { IPPROTO_IP } else { IPPROTO_IPV6 };
-        if let Err(error) = inet::set_option(fd, level, MCAST_JOIN_GROUP, &group_request(*device, *group)) {
+    for (at, (device, group)) in (0..).zip(groups) {
+        if let Err(error) = join(fd, *device, *group, sources.get(&at)) {
             tracing::warn!("W-MULTICAST: joining {group} again: {error}");
         }
     }

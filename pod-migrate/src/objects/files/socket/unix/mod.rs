@@ -9,10 +9,12 @@
 //!
 //! Not exact: plain bytes of a stream that wait right before descriptors come back as one piece with them, because a peek
 //! does not tell where one ends and the other begins (it looks into the next message for descriptors even when it is
-//! asked for fewer bytes). SO_PEERCRED tells the opener's pid (user and group are kept); an empty datagram that was peeked at before
-//! is passed over by the kernel and lost from the copy.
+//! asked for fewer bytes). an empty datagram that was peeked at before is passed over by
+//! the kernel and lost from the copy. What SO_PEERCRED tells is kept by [`doer`]; SO_PEERPIDFD of a process that has ended
+//! is that of another one that has, and a client that waits to be accepted is the opener to its server.
 
 mod diag;
+pub mod doer;
 pub mod restore;
 
 use super::DumpContext;
@@ -25,8 +27,10 @@ use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path};
 
 /// Largest datagram that is carried; the default buffers allow 208 KiB.
 const CAPACITY: usize = 1 << 20;
@@ -45,6 +49,9 @@ pub struct State {
     pub reset: bool,
     /// User and group that SO_PEERCRED tells.
     pub peer_credentials: Option<(u32, u32)>,
+    /// The pid that it tells, as the pod numbers processes; 0 is not known.
+    #[serde(default)]
+    pub peer_pid: i32,
     pub options: Options,
     pub queue: Vec<Message>,
 }
@@ -112,6 +119,8 @@ pub(super) fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Res
         phase,
         shut: listed.shut & 3,
         peer_credentials: peer_credentials(fd),
+        // Only a process of the pod can tell, also of one that has ended: see `FilesDump::peers_to_ask`.
+        peer_pid: 0,
         options: Options::dump(fd, subject)?,
         queue: Vec::new(),
     })
@@ -152,6 +161,7 @@ fn phase(fd: BorrowedFd<'_>, kind: i32, listed: &Listed, context: &DumpContext<'
             let unread = inet::unacknowledged(fd).doing(|| "count unsent bytes".into())?;
             if unread > 0 { Err(in_queue(context.subject)) } else { Ok(Phase::Waiting) }
         }
+        // A datagram socket is told of its peer's end by its next call: then it is connected to nobody.
         Some(0) => Ok(Phase::PeerGone),
         Some(peer) => Ok(Phase::Connected(u64::from(peer))),
         None if kind != libc::SOCK_DGRAM && listed.is_connected() => Ok(Phase::PeerGone),
@@ -187,11 +197,11 @@ fn name(fd: BorrowedFd<'_>, context: &DumpContext<'_, '_>) -> Result<Option<Name
     if bytes.is_empty() {
         return Ok(None);
     }
-    let file = if bytes[0] == 0 { None } else { Some(bound_file(fd, context)?) };
+    let file = if bytes[0] == 0 { None } else { Some(bound_file(fd, bytes, context)?) };
     Ok(Some(Name { bytes: ByteBuf::from(bytes.to_vec()), file }))
 }
 
-fn bound_file(fd: BorrowedFd<'_>, context: &DumpContext<'_, '_>) -> Result<BoundFile> {
+fn bound_file(fd: BorrowedFd<'_>, bytes: &[u8], context: &DumpContext<'_, '_>) -> Result<BoundFile> {
     let doing = || "find the file that it is bound to".to_string();
     let file = unix::bound_file(fd).doing(doing)?;
     let stat = fstat(&file).doing(doing)?;
@@ -200,6 +210,10 @@ fn bound_file(fd: BorrowedFd<'_>, context: &DumpContext<'_, '_>) -> Result<Bound
     let there = context.files.view.stat(&link);
     let deleted = there.is_none_or(|s| (s.st_dev, s.st_ino) != (stat.st_dev, stat.st_ino));
     let path = if deleted { link.strip_suffix(b" (deleted)").unwrap_or(&link).to_vec() } else { link };
+    if !leads_to(bytes, &path) {
+        let what = format!("{}: a unix socket whose name leads upwards", context.subject);
+        return Err(Problem::new("E-UNIX-NAME", what).fix("let the program bind to an absolute path"));
+    }
     Ok(BoundFile {
         path: ByteBuf::from(path),
         deleted,
@@ -207,6 +221,13 @@ fn bound_file(fd: BorrowedFd<'_>, context: &DumpContext<'_, '_>) -> Result<Bound
         uid: stat.st_uid,
         gid: stat.st_gid,
     })
+}
+
+/// Whether binding to this name from some directory makes that file: any absolute name, and relative ones that go down.
+fn leads_to(name: &[u8], path: &[u8]) -> bool {
+    let (name, path) = (Path::new(OsStr::from_bytes(name)), Path::new(OsStr::from_bytes(path)));
+    let down = || name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    name.is_absolute() || (down() && path.components().count() > name.components().count())
 }
 
 /// The queue, when all tables are known.
@@ -217,6 +238,10 @@ pub(super) fn finish(state: &mut State, fd: BorrowedFd<'_>, context: &mut DumpCo
     let subject = context.subject.to_owned();
     let doing = || format!("{subject}: read the queue of a unix socket");
     let before = inet::number(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
+    if inet::poll_now(fd, libc::POLLPRI).doing(doing)? & libc::POLLPRI != 0 {
+        let warning = format!("{subject}: a byte out of band (MSG_OOB) that waits is kept in line with the others");
+        context.files.warnings.push(warning);
+    }
     let messages = if state.kind == libc::SOCK_STREAM {
         peek_stream(fd, before).doing(doing)?
     } else {
@@ -322,8 +347,11 @@ fn peek_messages(fd: BorrowedFd<'_>, before: i32) -> std::io::Result<Vec<unix::M
     if inet::poll_now(fd, libc::POLLIN)? & libc::POLLIN == 0 {
         return Ok(Vec::new());
     }
+    // Of a seqpacket socket: of all messages together.
+    let waiting = descriptor::readable_bytes(fd)?;
     let _offset = PeekOffset::at_start(fd, before)?;
     let mut messages = Vec::new();
+    let mut seen = 0;
     while let Some(message) = next(fd, CAPACITY)? {
         if message.truncated {
             return Err(std::io::Error::other("a message of more than 1 MiB"));
@@ -331,10 +359,12 @@ fn peek_messages(fd: BorrowedFd<'_>, before: i32) -> std::io::Result<Vec<unix::M
         // The end of file of a seqpacket socket looks like an empty message, again and again.
         if message.bytes.is_empty()
             && message.fds.is_empty()
+            && seen >= waiting
             && inet::poll_now(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0
         {
             break;
         }
+        seen += message.bytes.len();
         messages.push(message);
     }
     Ok(messages)

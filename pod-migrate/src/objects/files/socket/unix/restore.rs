@@ -8,9 +8,11 @@
 //! for the moment. Names that are paths are bound before those that have them now, and unlinked where they were.
 
 use super::super::super::opener::broken;
+use super::super::super::place::{Aside, Made};
+use super::doer::{self, Doer, Who};
 use super::{BoundFile, Message, Name, Phase, State};
 use crate::ids::FileId;
-use nix::unistd::{Gid, Uid, chdir, setresgid, setresuid};
+use nix::unistd::chdir;
 use pod_runtime::sys::{inet, unix};
 use pod_runtime::{Doing, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -31,16 +33,30 @@ pub struct Restored {
     helpers: HashMap<u64, OwnedFd>,
 }
 
-struct Making<'a> {
+struct Making<'a, 'd, 'e> {
     by_inode: HashMap<u64, (FileId, &'a State)>,
     made: HashMap<u64, OwnedFd>,
     helpers: HashMap<u64, OwnedFd>,
+    doer: &'d mut Doer<'e>,
+}
+
+/// How many unnamed pairs of each sort there will be: the more they are, the less each costs when all are known before.
+fn pairs(all: &All<'_>) -> HashMap<(Who, i32), usize> {
+    let mut ends: HashMap<(Who, i32), usize> = HashMap::new();
+    for state in all.values().filter(|state| state.name.is_none() && matches!(state.phase, Phase::Connected(_))) {
+        if let Some(who) = doer::peer_of(state) {
+            *ends.entry((who, state.kind)).or_default() += 1;
+        }
+    }
+    ends.values_mut().for_each(|count| *count /= 2);
+    ends
 }
 
 /// Step one.
-pub fn open(all: &All<'_>) -> Result<Restored> {
+pub fn open(all: &All<'_>, doer: &mut Doer<'_>) -> Result<Restored> {
     let by_inode = all.iter().map(|(id, state)| (state.inode, (*id, *state))).collect();
-    let mut making = Making { by_inode, made: HashMap::new(), helpers: HashMap::new() };
+    doer.prepare(pairs(all)).doing(|| "make pairs".into())?;
+    let mut making = Making { by_inode, made: HashMap::new(), helpers: HashMap::new(), doer };
     for state in all.values().filter(|state| state.kind != libc::SOCK_DGRAM) {
         match state.phase {
             Phase::Connected(peer) if !making.made.contains_key(&state.inode) => making.pair(state, peer)?,
@@ -73,7 +89,7 @@ fn describe(state: &State) -> String {
     }
 }
 
-impl<'a> Making<'a> {
+impl<'a> Making<'a, '_, '_> {
     /// Two connected sockets of the pod.
     fn pair(&mut self, state: &'a State, peer: u64) -> Result<()> {
         let Some((_, other)) = self.by_inode.get(&peer).copied() else {
@@ -84,7 +100,7 @@ impl<'a> Making<'a> {
         if client.inode == server.inode {
             return Err(broken(format!("unix socket {} is connected to itself", state.inode)));
         }
-        let (a, b) = connected(state.kind, Some(client), server).doing(|| describe(server))?;
+        let (a, b) = connected(state.kind, Some(client), server, self.doer).doing(|| describe(server))?;
         self.made.insert(client.inode, a);
         self.made.insert(server.inode, b);
         Ok(())
@@ -100,7 +116,7 @@ impl<'a> Making<'a> {
 
     /// One whose peer is gone: a helper stands for it until the queue is filled.
     fn widow(&mut self, state: &'a State) -> Result<()> {
-        let (helper, end) = connected(state.kind, None, state).doing(|| describe(state))?;
+        let (helper, end) = connected(state.kind, None, state, self.doer).doing(|| describe(state))?;
         self.helpers.insert(state.inode, helper);
         self.made.insert(state.inode, end);
         Ok(())
@@ -115,7 +131,7 @@ impl<'a> Making<'a> {
             && (state.name.is_none() || other.name.is_none())
             && peer != state.inode
         {
-            let (a, b) = unix::pair(state.kind).doing(|| "make a pair".into())?;
+            let (a, b) = self.doer.pair(doer::peer_of(state), state.kind).doing(|| "make a pair".into())?;
             for (fd, state) in [(&a, state), (&b, *other)] {
                 bind_as(fd, state.name.as_ref())?;
             }
@@ -125,9 +141,15 @@ impl<'a> Making<'a> {
         }
         let fd = inet::socket(libc::AF_UNIX, state.kind, 0).doing(|| "make a socket".into())?;
         bind_as(&fd, state.name.as_ref())?;
+        if state.kind == libc::SOCK_DGRAM && state.phase == Phase::PeerGone {
+            let peer = autobound().doing(|| "make a peer".into())?;
+            let to = inet::local_address(peer.as_fd()).doing(|| "name a peer".into())?;
+            inet::connect(fd.as_fd(), &to).doing(|| "connect to a peer".into())?;
+            self.helpers.insert(state.inode, peer);
+        }
         if let Phase::Listening { backlog, .. } = &state.phase {
             let backlog = (*backlog).min(i32::MAX as u32) as i32;
-            as_user(state.peer_credentials, || unix::listen(fd.as_fd(), backlog)).doing(|| "listen".into())?;
+            self.doer.listen(doer::peer_of(state), fd.as_fd(), backlog).doing(|| "listen".into())?;
         }
         self.made.insert(state.inode, fd);
         Ok(())
@@ -135,30 +157,43 @@ impl<'a> Making<'a> {
 }
 
 /// A client and a server end; without a client's state the client is a helper.
-fn connected(kind: i32, client: Option<&State>, server: &State) -> Result<(OwnedFd, OwnedFd)> {
-    let (client_name, client_is) = (client.and_then(|c| c.name.as_ref()), client.and_then(|c| c.peer_credentials));
+fn connected(kind: i32, client: Option<&State>, server: &State, doer: &mut Doer<'_>) -> Result<(OwnedFd, OwnedFd)> {
+    let (client_name, client_sees) = (client.and_then(|c| c.name.as_ref()), client.and_then(doer::peer_of));
     let doing = || "connect a pair".to_string();
     let Some(name) = &server.name else {
-        let (a, b) = as_user(server.peer_credentials, || unix::pair(kind)).doing(doing)?;
+        let (a, b) = doer.pair(doer::peer_of(server), kind).doing(doing)?;
         bind_as(&a, client_name)?;
         return Ok((a, b));
     };
     let listener = inet::socket(libc::AF_UNIX, kind, 0).doing(doing)?;
-    // Anybody may connect to this one, and its file goes at once.
-    let open_to_all = name.file.as_ref().map(|file| BoundFile { mode: 0o777, deleted: false, ..file.clone() });
-    bind_as(&listener, Some(&Name { bytes: name.bytes.clone(), file: open_to_all }))?;
+    let bound = name.file.as_ref().map(|file| bound_at(name, file));
+    let place = bound.as_deref().map(|at| -> std::io::Result<_> { Ok((Aside::of(at)?, Made::parents_of(at)?)) });
+    let place = place.transpose().doing(doing)?;
+    in_directory(name, || inet::bind(listener.as_fd(), &address(&name.bytes))).doing(doing)?;
+    if let Some(at) = &bound {
+        // Anybody may connect to this one, and its file goes at once.
+        std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o777)).doing(doing)?;
+    }
     // Who listens is what the client sees as its peer, who connects what the server sees.
-    as_user(client_is, || unix::listen(listener.as_fd(), 1)).doing(doing)?;
+    doer.listen(client_sees, listener.as_fd(), 1).doing(doing)?;
     let end = inet::socket(libc::AF_UNIX, kind, 0).doing(doing)?;
     bind_as(&end, client_name)?;
     let to = address(&name.bytes);
-    let done = in_directory(name, || as_user(server.peer_credentials, || inet::connect(end.as_fd(), &to)));
-    if let Some(file) = &name.file {
-        let _ = std::fs::remove_file(path(&file.path));
+    let done = in_directory(name, || doer.connect(doer::peer_of(server), end.as_fd(), &to));
+    if let Some(at) = &bound {
+        let _ = std::fs::remove_file(at);
     }
+    drop(place);
     done.doing(doing)?;
     let accepted = unix::accept(listener.as_fd()).doing(doing)?;
     Ok((end, accepted))
+}
+
+/// A datagram socket under a name that the kernel chooses.
+fn autobound() -> std::io::Result<OwnedFd> {
+    let fd = inet::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
+    inet::bind(fd.as_fd(), &(libc::AF_UNIX as u16).to_ne_bytes())?;
+    Ok(fd)
 }
 
 fn path(bytes: &[u8]) -> &Path {
@@ -181,15 +216,42 @@ fn bind_as(fd: &OwnedFd, name: Option<&Name>) -> Result<()> {
     let doing = || format!("bind to {}", String::from_utf8_lossy(&name.bytes).replace('\0', "@"));
     let Some(file) = &name.file else { return inet::bind(fd.as_fd(), &address(&name.bytes)).doing(doing) };
     let at = path(&file.path);
-    if std::fs::symlink_metadata(at).is_ok_and(|m| m.file_type().is_socket()) {
+    if !file.deleted && std::fs::symlink_metadata(at).is_ok_and(|m| m.file_type().is_socket()) {
         std::fs::remove_file(at).doing(doing)?;
     }
+    let bound = bound_at(name, file);
+    let passing = file.deleted || bound != at;
+    let aside = if passing { Some(Aside::of(&bound).doing(doing)?) } else { None };
+    let made = Made::parents_of(&bound).doing(doing)?;
     in_directory(name, || inet::bind(fd.as_fd(), &address(&name.bytes))).doing(doing)?;
+    if !file.deleted && bound != at {
+        std::fs::rename(&bound, at).doing(doing)?;
+    }
     if file.deleted {
-        return std::fs::remove_file(at).doing(doing);
+        std::fs::remove_file(&bound).doing(doing)?;
+    }
+    drop((made, aside));
+    if file.deleted {
+        return Ok(());
     }
     std::os::unix::fs::lchown(at, Some(file.uid), Some(file.gid)).doing(doing)?;
     std::fs::set_permissions(at, std::fs::Permissions::from_mode(file.mode & 0o7777)).doing(doing)
+}
+
+/// Where bind(2) makes the file: it may have been renamed since.
+fn bound_at(name: &Name, file: &BoundFile) -> PathBuf {
+    let bound = path(&name.bytes);
+    if bound.is_absolute() { bound.to_owned() } else { path(&file.path).to_owned() }
+}
+
+/// The address by which a name's file is reached now, from the directory that the caller is to be in.
+fn reach<T>(name: &Name, f: impl FnOnce(&[u8]) -> std::io::Result<T>) -> std::io::Result<T> {
+    let Some(file) = &name.file else { return f(&address(&name.bytes)) };
+    let at = path(&file.path);
+    chdir(at.parent().unwrap_or(Path::new("/")))?;
+    let done = f(&address(at.file_name().unwrap_or_default().as_bytes()));
+    chdir("/")?;
+    done
 }
 
 /// A relative name is looked up from where it was bound: the directory that makes it lead to the file.
@@ -210,21 +272,6 @@ fn in_directory<T>(name: &Name, f: impl FnOnce() -> std::io::Result<T>) -> std::
     done
 }
 
-/// Runs `f` as this user; what it may not do is done as root instead.
-fn as_user<T>(ids: Option<(u32, u32)>, f: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
-    let Some((uid, gid)) = ids.filter(|ids| *ids != (0, 0)) else { return f() };
-    let root = (Uid::from_raw(0), Gid::from_raw(0));
-    setresgid(root.1, Gid::from_raw(gid), root.1)?;
-    if let Err(error) = setresuid(root.0, Uid::from_raw(uid), root.0) {
-        setresgid(root.1, root.1, root.1)?;
-        return Err(error.into());
-    }
-    let done = f();
-    setresuid(root.0, root.0, root.0)?;
-    setresgid(root.1, root.1, root.1)?;
-    done.or_else(|_| f())
-}
-
 /// Step two. `held` gives any file of the image.
 pub fn connect<'h>(
     all: &All<'_>,
@@ -237,9 +284,12 @@ pub fn connect<'h>(
         found.ok_or_else(|| broken(format!("unix socket {inode} is not there")))
     };
     for state in all.values() {
+        let datagrams = state.kind == libc::SOCK_DGRAM;
+        let is_pair = || -> Result<bool> { Ok(inet::peer_address(socket(state.inode)?).is_ok()) };
         let sender = match (&state.phase, restored.helpers.get(&state.inode)) {
-            (_, Some(helper)) => Some(helper.as_fd()),
-            (Phase::Connected(peer), None) => Some(socket(*peer)?),
+            (_, Some(helper)) if !datagrams => Some(helper.as_fd()),
+            // One with a name hears anybody until it is connected, which comes after.
+            (Phase::Connected(peer), _) if !datagrams || is_pair()? => Some(socket(*peer)?),
             _ => None,
         };
         fill(state, sender, all, held).doing(|| describe(state))?;
@@ -250,7 +300,7 @@ pub fn connect<'h>(
         {
             for client in pending {
                 let client = socket(*client)?;
-                in_directory(name, || inet::connect(client, &address(&name.bytes))).doing(|| describe(state))?;
+                reach(name, |to| inet::connect(client, to)).doing(|| describe(state))?;
             }
         }
         if let (libc::SOCK_DGRAM, Phase::Connected(peer)) = (state.kind, &state.phase) {
@@ -271,7 +321,7 @@ fn connect_datagram(state: &State, fd: BorrowedFd<'_>, peer: Option<&State>) -> 
     let Some(name) = peer.and_then(|peer| peer.name.as_ref()) else {
         return Err(broken(format!("unix socket {} sends to one without a name", state.inode)));
     };
-    in_directory(name, || inet::connect(fd, &address(&name.bytes))).doing(|| describe(state))
+    reach(name, |to| inet::connect(fd, to)).doing(|| describe(state))
 }
 
 fn fill<'h>(
@@ -285,20 +335,19 @@ fn fill<'h>(
         let numbers: Option<Vec<i32>> = message.files.iter().map(|id| held(*id).map(|fd| fd.as_raw_fd())).collect();
         let numbers = numbers.ok_or_else(|| broken("a queued file is not there".into()))?;
         let own;
-        let (from, to) = match sender {
-            // A stranger's datagram in the queue of a connected socket was sent before it was connected.
-            Some(sender) => (sender, Vec::new()),
+        let from = match sender {
+            Some(sender) => sender,
+            None if state.name.is_none() => return Err(broken("messages to a socket without a name".into())),
             None => {
-                let name = state.name.as_ref().ok_or_else(|| broken("messages to a socket without a name".into()))?;
                 own = stranger(message, all, held)?;
-                (own.as_fd(), address(&name.bytes))
+                own.as_fd()
             }
         };
         let before = inet::number(from, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
         inet::set_number(from, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, PLENTY).doing(|| "size a buffer".into())?;
         let sent = match &state.name {
-            Some(name) => in_directory(name, || deliver(from, message, &to, &numbers)),
-            None => deliver(from, message, &to, &numbers),
+            Some(name) if sender.is_none() => reach(name, |to| deliver(from, message, to, &numbers)),
+            _ => deliver(from, message, &[], &numbers),
         };
         let _ = inet::set_number(from, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, before / 2);
         sent.doing(|| "put a message back".into())?;
@@ -318,11 +367,17 @@ fn stranger<'h>(message: &Message, all: &All<'_>, held: &dyn Fn(FileId) -> Optio
     }
     let fd = inet::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).doing(doing)?;
     if !message.from.is_empty() {
-        // A path whose directory is gone: the message comes without its sender's name.
-        let _ = inet::bind(fd.as_fd(), &address(&message.from));
-        if message.from[0] != 0 {
-            let _ = std::fs::remove_file(path(&message.from));
+        let at = path(&message.from);
+        let named = message.from[0] != 0 && at.is_absolute();
+        let place = if named { Some((Aside::of(at).doing(doing)?, Made::parents_of(at).doing(doing)?)) } else { None };
+        // A relative path: the message comes without its sender's name.
+        if message.from[0] == 0 || named {
+            inet::bind(fd.as_fd(), &address(&message.from)).doing(doing)?;
         }
+        if named {
+            std::fs::remove_file(at).doing(doing)?;
+        }
+        drop(place);
     }
     Ok(fd)
 }
