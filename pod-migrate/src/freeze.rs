@@ -348,7 +348,7 @@ impl Hunt {
         for (&tid, stop) in &self.caught {
             let status = read_status(tid).doing(|| format!("read the status of task {tid}"))?;
             let Some(Stop { group, healed }) = *stop else { continue };
-            let interrupted = interrupted::look(tid, &healed, waits.remaining(HostPid(tid), &status));
+            let interrupted = interrupted::look(tid, &healed, waits, &status);
             let process = by_process.entry(status.tgid).or_default();
             process.push(Thread {
                 tid: last(&status.ns_pid),

@@ -151,7 +151,7 @@ fn signalled(status: &status::Status) -> bool {
 }
 
 /// What a stopped task was in.
-pub(crate) fn look(tid: i32, healed: &Healed, remaining: Option<u64>) -> Interrupted {
+pub(crate) fn look(tid: i32, healed: &Healed, waits: &Waits, status: &status::Status) -> Interrupted {
     let regs = &healed.regs;
     let mut found = Interrupted { anew: healed.anew, ..Interrupted::default() };
     if syscall_error(regs) != Some(ERESTART_RESTARTBLOCK) {
@@ -160,7 +160,11 @@ pub(crate) fn look(tid: i32, healed: &Healed, remaining: Option<u64>) -> Interru
     found.restarting = match regs.orig_rax as i64 {
         libc::SYS_restart_syscall => {
             let code = |address, into: &mut [u8]| memory::read_exact(tid, address, into).is_ok();
-            number_before(regs.rip, code).or_else(|| number_by_arguments(tid, regs))
+            let noted = waits.restarted(HostPid(tid), status).map(|number| match number {
+                libc::SYS_nanosleep if regs.rdi <= libc::CLOCK_TAI as u64 => libc::SYS_clock_nanosleep,
+                number => number,
+            });
+            noted.or_else(|| number_before(regs.rip, code)).or_else(|| number_by_arguments(tid, regs))
         }
         number => Some(number),
     };
@@ -169,7 +173,7 @@ pub(crate) fn look(tid: i32, healed: &Healed, remaining: Option<u64>) -> Interru
         return found;
     };
     if call_of(number, regs).time_out().is_some() {
-        let left = rest_in_memory(tid, number, regs).or(remaining);
+        let left = rest_in_memory(tid, number, regs).or_else(|| waits.remaining(HostPid(tid), status));
         found.waiting = left.map(|remaining_ns| Waiting { number, remaining_ns });
         found.anew = if left.is_none() { Some(number) } else { None };
     }
@@ -285,23 +289,23 @@ pub(crate) fn restarts(result: i64) -> bool {
     result == ERESTART_RESTARTBLOCK
 }
 
-/// Which call has such arguments: when the code does not show it. Only calls that restart come into question.
+/// Which call has such arguments, when nothing else shows it: the only one of those that restart which can have them.
 fn number_by_arguments(tid: i32, regs: &Regs) -> Option<i64> {
     const FUTEX_FLAGS: u64 = 128 | 256;
     const FUTEX_WAIT_BITSET: u64 = 9;
     let time = |address: u64| address != 0 && timespec(tid, address).is_some_and(|time| time >= 0);
     let operation = regs.rsi & !FUTEX_FLAGS;
-    if regs.rdi != 0 && regs.rdi & 3 == 0 && [0, FUTEX_WAIT_BITSET].contains(&operation) && time(regs.r10) {
-        Some(libc::SYS_futex)
-    } else if regs.rdi <= libc::CLOCK_TAI as u64 && regs.rsi <= 1 && time(regs.rdx) {
-        Some(libc::SYS_clock_nanosleep)
-    } else if time(regs.rdi) && (regs.rsi == 0 || time(regs.rsi)) {
-        Some(libc::SYS_nanosleep)
-    } else if regs.rsi < 1 << 20 && (regs.rsi == 0 || regs.rdi != 0) {
-        Some(libc::SYS_poll)
-    } else {
-        None
-    }
+    let futex = regs.rdi != 0 && regs.rdi & 3 == 0 && [0, FUTEX_WAIT_BITSET].contains(&operation) && time(regs.r10);
+    let milliseconds = regs.rdx as i32 != 0 && (regs.rdx >> 32 == 0 || regs.rdx == u64::MAX);
+    let polls = milliseconds && regs.rsi < 1 << 20 && (regs.rsi == 0 || regs.rdi != 0);
+    let can_be = [
+        (libc::SYS_futex, futex),
+        (libc::SYS_clock_nanosleep, regs.rdi <= libc::CLOCK_TAI as u64 && regs.rsi <= 1 && time(regs.rdx)),
+        (libc::SYS_nanosleep, time(regs.rdi) && (regs.rsi == 0 || time(regs.rsi))),
+        (libc::SYS_poll, polls),
+    ];
+    let mut found = can_be.into_iter().filter_map(|(number, can_be)| can_be.then_some(number));
+    found.next().filter(|_| found.next().is_none())
 }
 
 /// What a `mov $number, %eax` shortly before the `syscall` at `rip - 2` says.

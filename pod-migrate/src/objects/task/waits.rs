@@ -118,6 +118,8 @@ struct Wait {
     end: i64,
     /// How often the thread had gone to sleep by then.
     switches: u64,
+    /// nanosleep, poll or futex, if the kernel has restarted the call before.
+    restarted: Option<i64>,
 }
 
 impl Waits {
@@ -154,16 +156,24 @@ impl Waits {
             };
             let Some(left) = thread.left(layout, here, most) else { continue };
             let end = now(ClockId::CLOCK_MONOTONIC) + left;
-            self.found.insert(thread.tid, Wait { end, switches: thread.switches });
+            let restarted = thread.restarted(here + left);
+            self.found.insert(thread.tid, Wait { end, switches: thread.switches, restarted });
         }
     }
 
     /// What remains of the call that a thread was in when it was stopped, nanoseconds. None when nobody knows.
     pub(crate) fn remaining(&self, tid: HostPid, status: &status::Status) -> Option<u64> {
-        let wait = self.found.get(&tid.0)?;
+        self.of(tid, status).map(|wait| (wait.end - now(ClockId::CLOCK_MONOTONIC)).max(0) as u64)
+    }
+
+    /// Which call that was, if it is one that the kernel had restarted: nanosleep (also clock_nanosleep), poll or futex.
+    pub(crate) fn restarted(&self, tid: HostPid, status: &status::Status) -> Option<i64> {
+        self.of(tid, status)?.restarted
+    }
+
+    fn of(&self, tid: HostPid, status: &status::Status) -> Option<&Wait> {
         // The stop woke it once.
-        let same = status.voluntary_switches <= wait.switches + 1;
-        same.then(|| (wait.end - now(ClockId::CLOCK_MONOTONIC)).max(0) as u64)
+        self.found.get(&tid.0).filter(|wait| status.voluntary_switches <= wait.switches + 1)
     }
 }
 
@@ -188,10 +198,27 @@ struct Sleeper {
     namespace: u64,
     task: u64,
     switches: u64,
+    /// struct restart_block: what the kernel has noted for a restart.
+    restart: Vec<u64>,
     stack: Vec<u64>,
 }
 
 impl Sleeper {
+    /// Which call noted this very end for its restart: each keeps it in a place of its own.
+    fn restarted(&self, end: i64) -> Option<i64> {
+        let [_, _, _, _, third, fourth, ..] = self.restart[..] else { return None };
+        let seconds = third.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(fourth));
+        if third as i64 == end {
+            Some(libc::SYS_nanosleep)
+        } else if fourth as i64 == end {
+            Some(libc::SYS_futex)
+        } else if seconds == Some(end as u64) {
+            Some(libc::SYS_poll)
+        } else {
+            None
+        }
+    }
+
     /// Finds the timer, and how long it has to run.
     fn left(&self, layout: &Layout, now: i64, most: i64) -> Option<i64> {
         const ENQUEUED: u8 = 1;
@@ -211,6 +238,7 @@ impl Sleeper {
 /// Where this kernel keeps what, in bytes from the start of the struct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
+    restart: u32,
     pid: u32,
     pid_level: u32,
     pid_numbers: u32,
@@ -242,10 +270,21 @@ impl Layout {
 
     fn parse(text: &str, kernel: &str) -> Option<Layout> {
         let numbers = text.strip_prefix(kernel)?.strip_suffix('\n')?.split(' ').map(|word| word.parse().ok());
-        let numbers: [u32; 9] = numbers.collect::<Option<Vec<u32>>>()?.try_into().ok()?;
-        let [pid, pid_level, pid_numbers, switches, stack_pointer, timer_end, timer_state, sleeper_task, function] =
-            numbers;
+        let numbers: [u32; 10] = numbers.collect::<Option<Vec<u32>>>()?.try_into().ok()?;
+        let [
+            restart,
+            pid,
+            pid_level,
+            pid_numbers,
+            switches,
+            stack_pointer,
+            timer_end,
+            timer_state,
+            sleeper_task,
+            function,
+        ] = numbers;
         Some(Layout {
+            restart,
             pid,
             pid_level,
             pid_numbers,
@@ -260,6 +299,7 @@ impl Layout {
 
     fn text(&self, kernel: &str) -> String {
         let Layout {
+            restart,
             pid,
             pid_level,
             pid_numbers,
@@ -270,8 +310,18 @@ impl Layout {
             sleeper_task,
             function,
         } = *self;
-        let numbers =
-            [pid, pid_level, pid_numbers, switches, stack_pointer, timer_end, timer_state, sleeper_task, function];
+        let numbers = [
+            restart,
+            pid,
+            pid_level,
+            pid_numbers,
+            switches,
+            stack_pointer,
+            timer_end,
+            timer_state,
+            sleeper_task,
+            function,
+        ];
         format!("{kernel}{}\n", numbers.map(|number| number.to_string()).join(" "))
     }
 
@@ -279,6 +329,7 @@ impl Layout {
         let unknown = || std::io::Error::other("the kernel does not say where it keeps timers");
         let bytes = fs::read("/sys/kernel/btf/vmlinux")?;
         let wanted = [
+            ("task_struct", "restart_block"),
             ("task_struct", "thread_pid"),
             ("pid", "level"),
             ("pid", "numbers"),
@@ -291,11 +342,12 @@ impl Layout {
         ];
         let found = Btf::parse(&bytes).ok_or_else(unknown)?.find(&wanted, "bpf_iter_task");
         let members: Option<Vec<u32>> = found.members.into_iter().collect();
-        let [pid, pid_level, pid_numbers, switches, thread, sp, timer_end, timer_state, sleeper_task] =
+        let [restart, pid, pid_level, pid_numbers, switches, thread, sp, timer_end, timer_state, sleeper_task] =
             members.ok_or_else(unknown)?.try_into().map_err(|_| unknown())?;
         let function = found.function.ok_or_else(unknown)?;
         let stack_pointer = thread + sp;
         Ok(Layout {
+            restart,
             pid,
             pid_level,
             pid_numbers,
@@ -313,8 +365,10 @@ impl Layout {
 const STACK: i32 = 2048;
 const PIECE: i32 = 256;
 /// Before it: the task's address, its pid's level, its switches, stack pointer, pid's address, a word that is free, then
-/// its number and pid namespace at each level.
-const HEAD: i32 = 48 + LEVELS * 16;
+/// its number and pid namespace at each level, then its restart block.
+const HEAD: i32 = 48 + LEVELS * 16 + RESTART;
+/// Bytes of a struct restart_block.
+const RESTART: i32 = 56;
 const LEVELS: i32 = 8;
 const RECORD: usize = (HEAD + STACK) as usize;
 
@@ -343,12 +397,14 @@ impl Walk {
             let words: Vec<u64> = record.chunks_exact(8).map(word).collect();
             let (head, stack) = words.split_at(HEAD as usize / 8);
             let level = (head[1] as u32 as usize).min(LEVELS as usize - 1);
-            let mut numbers = head[6..].chunks_exact(2).take(level + 1);
+            let (numbers, restart) = head[6..].split_at(LEVELS as usize * 2);
+            let mut numbers = numbers.chunks_exact(2).take(level + 1);
             // The innermost when we ask for our own.
             let own = |number: &&[u64]| self.namespace == 0 || number[1] == self.namespace;
             let number = numbers.rfind(own)?;
             let (tid, namespace) = (number[0] as u32 as i32, number[1]);
-            Some(Sleeper { tid, namespace, task: head[0], switches: head[2], stack: stack.to_vec() })
+            let (restart, stack) = (restart.to_vec(), stack.to_vec());
+            Some(Sleeper { tid, namespace, task: head[0], switches: head[2], restart, stack })
         };
         Ok(bytes.chunks_exact(RECORD).filter_map(sleeper).collect())
     }
@@ -385,6 +441,7 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
     body.extend(read(HEAD_AT + 16, 8, 7, layout.switches as i32));
     body.extend(read(STACK_AT, 8, 7, layout.stack_pointer as i32));
     body.extend(read(PID_AT, 8, 7, layout.pid as i32));
+    body.extend(read(HEAD_AT + HEAD - RESTART, RESTART, 7, layout.restart as i32));
     body.push(load(8, 10, PID_AT));
     body.extend(read(HEAD_AT + 8, 4, 8, layout.pid_level as i32));
     body.extend(read(HEAD_AT + 48, LEVELS * 16, 8, layout.pid_numbers as i32));
@@ -423,6 +480,7 @@ mod tests {
     #[test]
     fn a_timer_is_known_by_its_thread_and_its_time() {
         let layout = Layout {
+            restart: 0,
             pid: 0,
             pid_level: 0,
             pid_numbers: 0,
@@ -438,14 +496,32 @@ mod tests {
         stack[20] = 0xffff_8880_0000_1000;
         stack[48] = 0xffff_8880_0000_1000;
         (stack[44], stack[47]) = (5_000_000_000, 1);
-        let sleeper = Sleeper { tid: 1, namespace: 0, task: 0xffff_8880_0000_1000, switches: 0, stack };
+        let sleeper =
+            Sleeper { tid: 1, namespace: 0, task: 0xffff_8880_0000_1000, switches: 0, restart: vec![0; 7], stack };
         assert_eq!(sleeper.left(&layout, 2_000_000_000, 4_000_000_000), Some(3_000_000_000));
         assert_eq!(sleeper.left(&layout, 2_000_000_000, 1_000_000_000), None);
     }
 
     #[test]
+    fn a_restarted_call_is_known_by_its_note() {
+        let sleeper = |third, fourth| Sleeper {
+            tid: 1,
+            namespace: 0,
+            task: 1,
+            switches: 0,
+            restart: vec![0, 1, 2, 3, third, fourth, 0],
+            stack: Vec::new(),
+        };
+        assert_eq!(sleeper(7_000_000_005, 9).restarted(7_000_000_005), Some(libc::SYS_nanosleep));
+        assert_eq!(sleeper(9, 7_000_000_005).restarted(7_000_000_005), Some(libc::SYS_futex));
+        assert_eq!(sleeper(7, 5).restarted(7_000_000_005), Some(libc::SYS_poll));
+        assert_eq!(sleeper(7, 6).restarted(7_000_000_005), None);
+    }
+
+    #[test]
     fn a_note_is_of_one_kernel() {
         let layout = Layout {
+            restart: 10,
             pid: 1,
             pid_level: 2,
             pid_numbers: 3,
