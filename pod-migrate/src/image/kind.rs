@@ -1,7 +1,10 @@
 //! The kinds of records by number and name.
 //!
-//! Numbers are for ever: a kind that is no longer written keeps its number. A reader refuses a kind that it does not
-//! know by this number, unless the writer marked the record skippable.
+//! Numbers are for ever: one that was given away is not given away again (7 and 24 were). A reader refuses a kind, or a
+//! version of one, that it does not know, unless the writer marked the record skippable.
+//!
+//! A version is that of the kind's state (or of its raw bytes). It grows with whatever a reader of the version before
+//! must not ignore or could not read; a field that may be ignored gets a default and changes no version.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -11,7 +14,7 @@ use std::fmt;
 pub struct Kind(pub u16);
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $number:literal v $version:literal,)*) => {
         impl Kind {
             $($(#[$doc])* pub const $name: Kind = Kind($number);)*
 
@@ -22,57 +25,66 @@ macro_rules! kinds {
                     _ => None,
                 }
             }
+
+            /// The version that is written, and the latest that can be read; `None` for a kind that is not known.
+            pub fn version(self) -> Option<u16> {
+                match self.0 {
+                    $($number => Some($version),)*
+                    _ => None,
+                }
+            }
         }
+
+        /// All kinds that there are.
+        #[cfg(test)]
+        pub(super) const ALL: &[Kind] = &[$(Kind($number),)*];
     };
 }
 
 kinds! {
     /// Filler: aligns what follows, or keeps a silent link awake. Never handed to the caller.
-    PAD = 1,
+    PAD = 1 v 1,
     /// The pod's spec, clock readings, who wrote this and when.
-    SPEC = 2,
+    SPEC = 2 v 1,
     /// One layer of files begins (the upper layer, a volume, a tmpfs).
-    STORAGE = 3,
+    STORAGE = 3 v 1,
     /// One file, directory, link or node of a layer.
-    STORAGE_ENTRY = 4,
+    STORAGE_ENTRY = 4 v 1,
     /// Raw bytes of a file of a layer; the position is the offset.
-    STORAGE_DATA = 5,
+    STORAGE_DATA = 5 v 1,
     /// The layer that began last ends.
-    STORAGE_END = 6,
-    /// A further pass over the layers follows: only what changed.
-    STORAGE_DELTA = 7,
-    /// The instant of the freeze: the pod's clocks.
-    MOMENT = 8,
+    STORAGE_END = 6 v 1,
+    /// The instant of the freeze: the pod's clocks. 2: the sessions of `pod exec`.
+    MOMENT = 8 v 2,
     /// The tree of processes and threads with sessions and groups.
-    TREE = 16,
-    /// One process: its threads' registers, signals, credentials, limits, timers.
-    PROCESS = 17,
-    /// One address space: its maps.
-    MM = 18,
-    /// One descriptor table.
-    FD_TABLE = 19,
-    /// One open file description.
-    FILE = 20,
+    TREE = 16 v 1,
+    /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits
+    /// with the time that remains.
+    PROCESS = 17 v 2,
+    /// One address space: its maps. 2: guards, seals, droppable maps, locks on fault.
+    MM = 18 v 2,
+    /// One descriptor table: of one process and all its threads.
+    FD_TABLE = 19 v 1,
+    /// One open file description. 2: which session of `pod exec` has the other end.
+    FILE = 20 v 2,
     /// One piece of shared memory.
-    SHARED_MEMORY = 21,
+    SHARED_MEMORY = 21 v 1,
     /// SysV queues, semaphores and segments, POSIX queues.
-    IPC = 22,
+    IPC = 22 v 1,
     /// Raw bytes of an open deleted file or a queue too large for its FILE record.
-    FILE_DATA = 23,
-    /// What the network knows besides sockets: held frames, addresses added inside.
-    NETWORK = 24,
+    FILE_DATA = 23 v 1,
     /// Raw bytes of one run of pages of an address space.
-    PAGES = 32,
+    PAGES = 32 v 1,
     /// Raw bytes of one run of pages of a shared memory object.
-    SHARED_PAGES = 33,
+    SHARED_PAGES = 33 v 1,
     /// Everything but pages has been said.
-    READY_FOR_PAGES = 34,
+    READY_FOR_PAGES = 34 v 1,
     /// Lines of the pod's log.
-    LOG = 40,
+    LOG = 40 v 1,
     /// The trailer: number of records and the digest of the stream.
-    END = 48,
+    END = 48 v 1,
     /// A message of the migration protocol (links only).
-    MESSAGE = 64,
+    MESSAGE = 64 v 1,
 }
 
 impl Kind {

@@ -167,20 +167,17 @@ impl<R: Read> Reader<R> {
                 return Ok(None);
             }
             let head = self.head()?;
+            let strange = strange(&head);
             if head.kind.is_raw() {
+                strange.map_or(Ok(()), Err)?;
                 return self.begin_raw(head).map(Some);
             }
             let payload = self.payload(&head)?;
-            match head.kind {
-                Kind::PAD => {}
-                Kind::END => self.end(&head, payload)?,
-                kind if kind.name().is_none() => {
-                    if head.flags & SKIPPABLE == 0 {
-                        let what = format!("the image holds a record of {kind}, which this pod does not know");
-                        return Err(Problem::new(VERSION, what).fix("use a newer version of pod"));
-                    }
-                }
-                kind => {
+            match (head.kind, strange) {
+                (_, Some(problem)) if head.flags & SKIPPABLE == 0 => return Err(problem),
+                (Kind::PAD, _) | (_, Some(_)) => {}
+                (Kind::END, None) => self.end(&head, payload)?,
+                (kind, None) => {
                     return Ok(Some(Record { kind, version: head.version, id: head.id, run: None, payload }));
                 }
             }
@@ -338,6 +335,20 @@ impl<R: Read> Reader<R> {
         self.ended = true;
         Ok(())
     }
+}
+
+/// Why a record cannot be read by this version, if so: what is new in its state must not be ignored.
+fn strange(head: &Head) -> Option<Problem> {
+    let kind = head.kind;
+    let what = match kind.version() {
+        None => format!("the image holds a record of {kind}, which this pod does not know"),
+        Some(known) if head.version > known => {
+            let version = head.version;
+            format!("the image holds a {kind} record of version {version}, and this pod knows it up to {known}")
+        }
+        Some(_) => return None,
+    };
+    Some(Problem::new(VERSION, what).fix("use a newer version of pod"))
 }
 
 /// An end in the middle is damage; a link that fails keeps its own name.

@@ -233,6 +233,48 @@ fn unknown_kinds_are_refused_unless_skippable() {
 }
 
 #[test]
+fn later_versions_are_refused_by_name() {
+    let read = |kind: Kind, version, flags| {
+        let mut payload = Vec::new();
+        ciborium::into_writer(&state(), &mut payload).unwrap();
+        let mut bytes = Writer::new(Vec::new()).sink().unwrap().clone();
+        let (length, checksum) = (payload.len() as u64, xxhash_rust::xxh3::xxh3_64(&payload));
+        let head = head::Head { kind, version, flags, id: 0, length, position: 0, checksum };
+        bytes.extend_from_slice(&head.encode(0));
+        bytes.extend_from_slice(&payload);
+        Reader::new(&bytes[..]).unwrap().next().map(|record| record.map(|record| record.version))
+    };
+    for kind in kind::ALL.iter().copied().filter(|kind| ![Kind::PAD, Kind::END].contains(kind)) {
+        let known = kind.version().unwrap();
+        for version in 1..=known {
+            assert_eq!(read(kind, version, 0).unwrap(), Some(version), "{kind}");
+        }
+        let refused = read(kind, known + 1, 0).unwrap_err();
+        assert_eq!(refused.code(), VERSION, "{kind}");
+        let says = format!("a {kind} record of version {}, and this pod knows it up to {known}", known + 1);
+        assert!(refused.what().contains(&says), "{}", refused.what());
+        if !kind.is_raw() {
+            assert_eq!(read(kind, known + 1, head::SKIPPABLE).unwrap_err().code(), DAMAGED, "passed over, no trailer");
+        }
+    }
+    assert_eq!(read(Kind::END, 2, 0).unwrap_err().code(), VERSION);
+}
+
+#[test]
+fn records_are_written_in_the_version_of_their_kind() {
+    let mut w = Writer::new(Vec::new());
+    let kinds: Vec<Kind> =
+        kind::ALL.iter().copied().filter(|k| !k.is_raw() && ![Kind::PAD, Kind::END].contains(k)).collect();
+    kinds.iter().for_each(|kind| w.put(*kind, 0, &state()).unwrap());
+    let image = w.finish().unwrap();
+    let mut reader = Reader::new(&image[..]).unwrap();
+    for kind in kinds {
+        let record = reader.next().unwrap().unwrap();
+        assert_eq!((record.kind, Some(record.version)), (kind, kind.version()));
+    }
+}
+
+#[test]
 fn deep_cbor_is_refused() {
     let mut deep = vec![0x81; 10_000];
     deep.push(0);

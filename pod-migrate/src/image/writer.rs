@@ -53,8 +53,8 @@ impl Stream {
         self.push(&bytes, out);
     }
 
-    fn record(&mut self, (kind, version, flags): (Kind, u16, u32), id: u64, payload: &[u8], out: &mut Vec<u8>) {
-        let (length, checksum) = (payload.len() as u64, xxh3::xxh3_64(payload));
+    fn record(&mut self, (kind, flags): (Kind, u32), id: u64, payload: &[u8], out: &mut Vec<u8>) {
+        let (length, checksum, version) = (payload.len() as u64, xxh3::xxh3_64(payload), written(kind));
         self.head(Head { kind, version, flags, id, length, position: 0, checksum }, out);
         self.digest.update(payload);
         self.push(payload, out);
@@ -65,11 +65,16 @@ impl Stream {
         let head = Head::SIZE as u64;
         if aligned && run.bytes >= ALIGN_FROM && !(self.written + head).is_multiple_of(PAGE) {
             let fill = (PAGE - (self.written + 2 * head) % PAGE) % PAGE;
-            self.record((Kind::PAD, 1, SKIPPABLE), 0, &[0; PAGE as usize][..fill as usize], out);
+            self.record((Kind::PAD, SKIPPABLE), 0, &[0; PAGE as usize][..fill as usize], out);
         }
         let (kind, id, length, position) = (run.owner.kind(), run.owner.id(), run.bytes, run.address);
-        self.head(Head { kind, version: 1, flags: 0, id, length, position, checksum }, out);
+        self.head(Head { kind, version: written(kind), flags: 0, id, length, position, checksum }, out);
     }
+}
+
+/// The version that a record of this kind is written in.
+fn written(kind: Kind) -> u16 {
+    kind.version().unwrap_or(1)
 }
 
 impl Writer<File> {
@@ -104,11 +109,6 @@ impl<W: Write> Writer<W> {
 
     /// One record with a state as CBOR. Written at the latest by the next [`Writer::flush`] or [`Writer::finish`].
     pub fn put<T: Serialize + ?Sized>(&mut self, kind: Kind, id: u64, state: &T) -> Result<()> {
-        self.put_version(kind, 1, id, state)
-    }
-
-    /// The same in a later version of the kind's state.
-    pub fn put_version<T: Serialize + ?Sized>(&mut self, kind: Kind, version: u16, id: u64, state: &T) -> Result<()> {
         debug_assert!(!kind.is_raw());
         let mut payload = Vec::new();
         ciborium::into_writer(state, &mut payload).doing(|| format!("encode a {kind} record"))?;
@@ -116,12 +116,12 @@ impl<W: Write> Writer<W> {
             let what = format!("a {kind} record of {} bytes is larger than an image can hold", payload.len());
             return Err(Problem::new(WRITE, what));
         }
-        self.record(kind, version, 0, id, &payload)
+        self.record(kind, 0, id, &payload)
     }
 
     /// Filler of no meaning: keeps a silent link awake.
     pub fn keep_alive(&mut self) -> Result<()> {
-        self.record(Kind::PAD, 1, SKIPPABLE, 0, &[])?;
+        self.record(Kind::PAD, SKIPPABLE, 0, &[])?;
         self.flush()
     }
 
@@ -186,8 +186,8 @@ impl<W: Write> Writer<W> {
         Ok(&mut self.to)
     }
 
-    fn record(&mut self, kind: Kind, version: u16, flags: u32, id: u64, payload: &[u8]) -> Result<()> {
-        self.stream.record((kind, version, flags), id, payload, &mut self.gathered);
+    fn record(&mut self, kind: Kind, flags: u32, id: u64, payload: &[u8]) -> Result<()> {
+        self.stream.record((kind, flags), id, payload, &mut self.gathered);
         self.flush_if_full()
     }
 

@@ -8,8 +8,8 @@ use pod_runtime::problem::Report;
 use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
 
-/// Of this conversation. A side that speaks another is refused by name.
-pub const PROTOCOL: u32 = 1;
+/// Of this conversation. A side that speaks another is refused by name. 2: the base in the offer, records of version 2.
+pub const PROTOCOL: u32 = 2;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
