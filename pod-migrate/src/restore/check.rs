@@ -9,6 +9,7 @@ use crate::ids::PodPid;
 use crate::image::damaged;
 use crate::objects::files::FdTable;
 use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
+use crate::objects::task::check::TABLES;
 use crate::objects::task::{Life, Node, ProcessState};
 use crate::{Problem, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,10 +57,24 @@ pub(super) fn image(image: &Image) -> Result<()> {
     if let Some(pid) = living.keys().find(|pid| !image.processes.contains_key(pid)) {
         return Err(damaged(format!("process {pid} has no state in the image")));
     }
+    tables_are_apart(image)?;
     for (pid, state) in &image.processes {
         same("process", pid, &state.pid)?;
         let node = living.get(pid).ok_or_else(|| damaged(format!("process {pid} is not in the tree")))?;
         process(image, node, state)?;
+    }
+    Ok(())
+}
+
+/// Each process makes its table itself, with all that belongs to the table and can be made only once: record locks,
+/// registrations of signalfds.
+fn tables_are_apart(image: &Image) -> Result<()> {
+    let mut owners = BTreeMap::new();
+    for (pid, state) in &image.processes {
+        if let Some(other) = owners.insert(state.fd_table, pid) {
+            let what = format!("processes {other} and {pid} of the image share one table of descriptors");
+            return Err(Problem::new(TABLES, what));
+        }
     }
     Ok(())
 }
@@ -222,5 +237,42 @@ mod tests {
         assert!(shared_memory(&piece(4096, SharedMemoryKind::Anonymous), |_| false).is_ok());
         assert!(shared_memory(&piece(u64::MAX, SharedMemoryKind::Anonymous), |_| false).is_err());
         assert!(shared_memory(&piece(4096, SharedMemoryKind::Contents(FileId(3))), |_| false).is_err());
+    }
+
+    #[test]
+    fn two_processes_with_one_table() {
+        let state = |pid, table| {
+            let name = |name: &str| ciborium::Value::Text(name.into());
+            let number = |n: i64| ciborium::Value::Integer(n.into());
+            let (no, none) = (ciborium::Value::Bool(false), ciborium::Value::Array(Vec::new()));
+            let fields = [
+                ("pid", number(pid)),
+                ("mm", number(1)),
+                ("fd_table", number(table)),
+                ("cwd", number(1)),
+                ("root", ciborium::Value::Null),
+                ("umask", number(0)),
+                ("handlers", none.clone()),
+                ("pending", none.clone()),
+                ("interval_timers", none.clone()),
+                ("timers", none.clone()),
+                ("limits", none.clone()),
+                ("oom_score_adj", number(0)),
+                ("child_subreaper", no.clone()),
+                ("dumpable", number(1)),
+                ("no_huge_pages", no),
+                ("coredump_filter", ciborium::Value::Null),
+                ("threads", none),
+            ];
+            let state = ciborium::Value::Map(fields.into_iter().map(|(key, value)| (name(key), value)).collect());
+            (PodPid(pid as i32), state.deserialized().unwrap())
+        };
+        let said = |tables: [i64; 2]| {
+            let processes = [state(1, tables[0]), state(2, tables[1])].into();
+            tables_are_apart(&Image { processes, ..Image::default() })
+        };
+        assert!(said([1, 2]).is_ok());
+        let problem = said([3, 3]).unwrap_err();
+        assert!(problem.code() == TABLES && problem.what().contains("processes 1 and 2"), "{problem:?}");
     }
 }

@@ -105,8 +105,8 @@ pub(super) fn registers_itself(files: &Files, epoll: FileId, target: &Target) ->
     files.tables.iter().find(|(_, table)| has(table, epoll) && has(table, target.file)).map(|(id, _)| *id)
 }
 
-/// The registrations that a process makes itself, once its descriptors are in place. Run once for each table, before
-/// its record locks: closing a descriptor ends those.
+/// The registrations that a process makes itself, once its descriptors are in place. Run before the record
+/// locks of the table: closing a descriptor ends those.
 pub(super) fn own_calls(files: &Files, id: FdTableId) -> Vec<RemoteCall> {
     let Some(table) = files.tables.get(&id) else { return Vec::new() };
     let mut calls = Vec::new();

@@ -94,7 +94,8 @@ pub enum OwnerKind {
     Group,
 }
 
-/// A descriptor table. Record `FD_TABLE`. Several tasks can share one.
+/// A descriptor table. Record `FD_TABLE`. The threads of one process share it; processes do
+/// not (E-SHARED-TABLE).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FdTable {
     /// By number.

@@ -293,8 +293,9 @@ pub(super) fn broken(what: String) -> Problem {
     Problem::new(crate::image::DAMAGED, what)
 }
 
-/// Calls that the task must make itself after its descriptors are in place and all processes exist: epoll registrations
-/// of signalfds and POSIX record locks (they belong to the table: to be run once for each table), and the foreground group by the session's leader.
+/// Calls that a process must make itself after its descriptors are in place and all processes exist: epoll registrations
+/// of signalfds and POSIX record locks (they belong to the table, which no other process has), and the foreground group
+/// by the session's leader.
 pub fn task_work(files: &Files, pid: PodPid, table: FdTableId) -> Vec<RemoteCall> {
     let mut calls = epoll::own_calls(files, table);
     if let Some(table) = files.tables.get(&table) {
