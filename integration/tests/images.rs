@@ -3,8 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use integration::bed::{self, Bed};
 use integration::pods::said;
+use pod_migrate::image::{Owner, PageRun, Reader, Writer};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// One bit of a page, deep in the file: what is compared only while the pod is put together.
 #[test]
@@ -33,4 +35,56 @@ fn a_damaged_page_does_not_run() -> Result<()> {
     said(bed.a(), "memory", "ok 1")?;
     bed.a().pod(&["rm", "-f", "memory"])?;
     bed.nothing_left(&before)
+}
+
+/// Well-formed, whole, and hostile: bytes that lie behind the end of what they belong to would make it larger.
+#[test]
+fn shared_memory_does_not_grow_by_its_contents() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let guest = bed::beside_us("guest").context("guest is built with us")?;
+    let guest = guest.to_string_lossy();
+    bed.a().pod(&["run", "-d", "--name", "shared", "--network", "none", "--", &guest, "sharedparts"])?;
+    said(bed.a(), "shared", "ready")?;
+    let [good, same, hostile] = ["good", "same", "hostile"].map(|name| bed.shared().join(format!("{name}.pod")));
+    bed.a().pod(&["checkpoint", "create", "shared", "-e", &good.to_string_lossy()])?;
+    bed.a().pod(&["rm", "-f", "shared"])?;
+    let mut found = 0;
+    rewrite(&good, &same, |run| run)?;
+    rewrite(&good, &hostile, |run| match run.owner {
+        Owner::SharedMemory(_) => {
+            found += 1;
+            PageRun { address: run.address + (1 << 30), ..run }
+        }
+        _ => run,
+    })?;
+    ensure!(found > 0, "the guest has shared memory");
+    let (_, words) = bed.a().pod_fails(&["restore", "-i", &hostile.to_string_lossy()])?;
+    ensure!(words.contains("error[E-IMAGE-DAMAGED]") && words.contains("beyond its"), "it says: {words}");
+    bed.nothing_left(&before)?;
+    bed.a().pod(&["restore", "-i", &same.to_string_lossy()])?;
+    bed.a().pod(&["kill", "-s", "USR1", "shared"])?;
+    said(bed.a(), "shared", "ok 1")?;
+    bed.a().pod(&["rm", "-f", "shared"])?;
+    bed.nothing_left(&before)
+}
+
+/// Writes the image again, with its raw bytes at other places.
+fn rewrite(from: &Path, to: &Path, mut place: impl FnMut(PageRun) -> PageRun) -> Result<()> {
+    let mut reader = Reader::new(File::open(from)?)?;
+    let mut writer = Writer::to_file(File::create(to)?)?;
+    while let Some(record) = reader.next()? {
+        let Some(run) = record.run else {
+            writer.put(record.kind, record.id, &record.state::<ciborium::Value>()?)?;
+            continue;
+        };
+        let mut bytes = vec![0; run.bytes as usize];
+        let mut at = 0;
+        while at < bytes.len() {
+            at += reader.read_pages(&mut bytes[at..])?;
+        }
+        writer.pages(place(run), &[&bytes])?;
+    }
+    writer.finish()?;
+    Ok(())
 }

@@ -6,14 +6,15 @@
 //!
 //! Fresh anonymous memory is filled through a userfaultfd of the process, which allocates, copies and maps in one step
 //! (half the time of writing to memory that is not there yet). Where there is none, and for all else, the pages are
-//! written by process_vm_writev.
+//! written by process_vm_writev. What the program itself may not write is written by the tracer through /proc/PID/mem,
+//! and only by the thread that is the tracer: a kernel may be told that nobody else can (proc_mem.force_override=ptrace).
 
 use super::tree::Grown;
 use super::{Image, write_memory};
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
 use crate::image::{Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
-use crate::objects::files::Opener;
-use crate::objects::memory::{Backing, Map, MmState};
+use crate::objects::files::{FileState, Opener};
+use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind};
 use crate::remote::RemoteCall;
 use crate::remote::plain::Stub;
 use crate::{Doing, Problem, Result};
@@ -44,14 +45,34 @@ const MUCH: u64 = 4 << 20;
 #[derive(Clone)]
 enum Target<'a> {
     Memory(Arc<Space<'a>>),
-    File(Arc<File>, Owner),
+    /// Something of so many bytes, which does not grow.
+    File(Arc<File>, Owner, u64),
 }
 
 impl Target<'_> {
+    /// Whether a run lies where the image itself says that something is.
+    fn check(&self, run: PageRun) -> Result<()> {
+        match self {
+            Target::Memory(space) => space.check(run.address, run.bytes),
+            Target::File(_, owner, most) => match run.address.checked_add(run.bytes) {
+                Some(end) if end <= *most => Ok(()),
+                _ => Err(damaged(format!("contents of {owner:?} beyond its {most} bytes"))),
+            },
+        }
+    }
+
+    /// Whether any thread may place it.
+    fn for_all(&self, run: PageRun) -> bool {
+        match self {
+            Target::Memory(space) => space.takes_plainly(run.address, run.bytes),
+            Target::File(..) => true,
+        }
+    }
+
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
         match self {
             Target::Memory(space) => space.write(address, bytes),
-            Target::File(file, owner) => {
+            Target::File(file, owner, _) => {
                 file.write_all_at(bytes, address).doing(|| format!("write contents of {owner:?}"))
             }
         }
@@ -80,16 +101,31 @@ impl<'a> Targets<'a> {
             }
             Owner::SharedMemory(id) => {
                 let none = || damaged(format!("pages of shared memory {id}, which is not there"));
-                Target::File(self.shared.get(&id).ok_or_else(none)?.clone(), owner)
+                let file = self.shared.get(&id).ok_or_else(none)?.clone();
+                let state = self.image.shared.get(&id).ok_or_else(none)?;
+                let most = match state.kind {
+                    SharedMemoryKind::Contents(file) => state.bytes.min(self.bytes_of(file)),
+                    _ => state.bytes,
+                };
+                Target::File(file, owner, most)
             }
             Owner::File(id) => {
                 if !self.files.contains_key(&id) {
                     self.files.insert(id, Arc::new(File::from(self.opener.contents(id)?)));
                 }
-                Target::File(self.files[&id].clone(), owner)
+                Target::File(self.files[&id].clone(), owner, self.bytes_of(id))
             }
             Owner::Storage(_) | Owner::Log => return Ok(None),
         }))
+    }
+
+    /// What the FILE record of a file that has contents says.
+    fn bytes_of(&self, id: FileId) -> u64 {
+        match self.image.files.files.get(&id).map(|file| &file.state) {
+            Some(FileState::Regular(state)) => state.bytes,
+            Some(FileState::Memfd(state)) => state.bytes,
+            _ => 0,
+        }
     }
 }
 
@@ -114,8 +150,10 @@ pub(super) fn fill<R: Read>(
                 }
                 continue;
             };
+            target.check(run)?;
             if let Some(helpers) = &mut helpers
                 && helpers.want(run.bytes)
+                && target.for_all(run)
                 && let Some(waiting) = reader.leave_pages()?
             {
                 helpers.give(Work { target, address: run.address, waiting })?;
@@ -237,23 +275,32 @@ impl<'a> Space<'a> {
         Ok(Space { task, file, state, fresh })
     }
 
-    /// Writes pages; they must lie in maps of the image (the engine's own page must not be reachable).
+    /// Pages must lie in maps of the image: the engine's own page must not be reachable.
+    fn check(&self, address: u64, bytes: u64) -> Result<()> {
+        let end = address.checked_add(bytes).ok_or_else(|| damaged("pages beyond the end of memory"))?;
+        match covered(&self.state.maps, address..end, |_| true) {
+            at if at < end => Err(damaged(format!("pages at {at:#x} of memory {}, where no map is", self.state.id))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it takes no tracer to write there.
+    fn takes_plainly(&self, address: u64, bytes: u64) -> bool {
+        let end = address.saturating_add(bytes);
+        let writable = |map: &Map| map.protection & libc::PROT_WRITE as u32 != 0;
+        self.is_fresh(address, bytes) || covered(&self.state.maps, address..end, writable) >= end
+    }
+
+    /// Whether it goes through the userfaultfd.
+    fn is_fresh(&self, address: u64, bytes: u64) -> bool {
+        let inside = |place: &Range<u64>| place.start <= address && address.saturating_add(bytes) <= place.end;
+        (address | bytes).is_multiple_of(PAGE)
+            && self.fresh.as_ref().is_some_and(|(_, places)| places.iter().any(inside))
+    }
+
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        let end = address.checked_add(bytes.len() as u64).ok_or_else(|| damaged("pages beyond the end of memory"))?;
-        let mut at = address;
-        let first = self.state.maps.partition_point(|map| map.end <= address);
-        for map in &self.state.maps[first..] {
-            if map.start > at || at >= end {
-                break;
-            }
-            at = map.end.min(end);
-        }
-        if at < end {
-            return Err(damaged(format!("pages at {at:#x} of memory {}, where no map is", self.state.id)));
-        }
-        if let Some((fault, places)) = &self.fresh
-            && (address | bytes.len() as u64).is_multiple_of(PAGE)
-            && places.iter().any(|place| place.start <= address && end <= place.end)
+        if let Some((fault, _)) = &self.fresh
+            && self.is_fresh(address, bytes.len() as u64)
         {
             return self.put(fault, address, bytes);
         }
@@ -290,6 +337,19 @@ impl<'a> Space<'a> {
     }
 }
 
+/// Up to where maps, all of which are `such`, cover a range without a gap.
+fn covered(maps: &[Map], range: Range<u64>, such: impl Fn(&Map) -> bool) -> u64 {
+    let mut at = range.start;
+    let first = maps.partition_point(|map| map.end <= range.start);
+    for map in &maps[first..] {
+        if map.start > at || at >= range.end || !such(map) {
+            break;
+        }
+        at = map.end.min(range.end);
+    }
+    at
+}
+
 /// Whether a map's pages come into being one by one: not where whole huge pages are wanted.
 fn is_fresh(map: &Map) -> bool {
     map.backing == Backing::Anonymous && !map.shared && !map.advice.contains(&libc::MADV_HUGEPAGE)
@@ -317,4 +377,79 @@ fn userfault(stub: &Stub, state: &MmState) -> Result<(Userfault, Vec<Range<u64>>
         }
     }
     Ok((fault, places))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::DAMAGED;
+
+    fn map(range: Range<u64>, protection: i32) -> Map {
+        Map {
+            start: range.start,
+            end: range.end,
+            protection: protection as u32,
+            shared: false,
+            grows_down: false,
+            locked: false,
+            lock_on_fault: false,
+            guards: Vec::new(),
+            droppable: false,
+            sealed: false,
+            no_reserve: false,
+            advice: Vec::new(),
+            protection_key: 0,
+            backing: Backing::Anonymous,
+        }
+    }
+
+    fn space(maps: &[Map]) -> MmState {
+        MmState {
+            id: MmId(1),
+            maps: maps.to_vec(),
+            layout: Default::default(),
+            auxv: Default::default(),
+            exe: FileId(1),
+            lock_future: false,
+            lock_future_on_fault: false,
+        }
+    }
+
+    #[test]
+    fn contents_do_not_grow_what_they_belong_to() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        for owner in [Owner::SharedMemory(SharedMemoryId(1)), Owner::File(FileId(1))] {
+            let target = Target::File(file.clone(), owner, 8192);
+            let check = |address, bytes| target.check(PageRun { owner, address, bytes });
+            for (address, bytes) in [(0, 8192), (4096, 4096), (8192, 0)] {
+                check(address, bytes).unwrap();
+            }
+            for (address, bytes) in [(0, 8193), (4097, 4096), (1 << 40, 1), (8192, 1), (u64::MAX, 2)] {
+                assert_eq!(check(address, bytes).unwrap_err().code(), DAMAGED, "{bytes} at {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_writable_goes_to_any_thread() {
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        let maps = [map(0..10, write), map(10..20, write), map(20..30, libc::PROT_READ), map(40..50, write)];
+        let state = space(&maps);
+        let space = Space { task: HostPid(0), file: tempfile::tempfile().unwrap(), state: &state, fresh: None };
+        for (range, is_there, plain) in [
+            (0..20, true, true),
+            (5..15, true, true),
+            (15..25, true, false),
+            (20..30, true, false),
+            (5..45, false, false),
+            (40..50, true, true),
+            (45..51, false, false),
+            (60..70, false, false),
+        ] {
+            let (at, bytes) = (range.start, range.end - range.start);
+            assert_eq!(space.check(at, bytes).is_ok(), is_there, "{range:?}");
+            assert_eq!(space.takes_plainly(at, bytes), plain, "{range:?}");
+        }
+        assert!(space.check(u64::MAX, 2).is_err());
+    }
 }

@@ -2,7 +2,9 @@
 //! there are processors where the stream is a file, by one where it is a link.
 //!
 //! Private pages come by process_vm_readv, only those that are there and not the file's own; what is shared is read
-//! through its file. Pages of zeros are left out where nothing lies below them.
+//! through its file. Pages of zeros are left out where nothing lies below them. What a program itself may not read is
+//! read by the tracer through /proc/PID/mem, and only by the thread that is the tracer: a kernel may be told that nobody
+//! else can (proc_mem.force_override=ptrace).
 
 use super::dump::{Place, Private};
 use crate::image::{Lanes, Owner, PageBuffer, PageRun, Writer};
@@ -74,25 +76,47 @@ fn flat(pieces: Result<Vec<Piece<'_>>>) -> Vec<Result<Piece<'_>>> {
 
 fn by_many<'a>(mut pieces: impl Iterator<Item = Result<Piece<'a>>> + Send, lanes: &Lanes<'_>) -> Result<()> {
     let first: Vec<_> = pieces.by_ref().take(ALONE).collect();
-    let few = first.len() < ALONE;
-    let pieces = Mutex::new(first.into_iter().chain(pieces));
-    let work = || {
+    let threads = match first.len() < ALONE {
+        true => 1,
+        false => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+    };
+    let hidden = |piece: &Result<Piece<'_>>| matches!(piece, Ok(Piece { source: Source::Hidden(..), .. }));
+    let put = |piece: Result<Piece<'_>>, buffer: &mut PageBuffer| lanes.put(&piece?.read(buffer)?);
+    divide(first.into_iter().chain(pieces), threads, hidden, put)
+}
+
+/// Has so many threads, of which the calling one is the first, work off all of it; what is `ours` the calling one alone.
+fn divide<T: Send>(
+    all: impl Iterator<Item = T> + Send,
+    threads: usize,
+    ours: impl Fn(&T) -> bool + Sync,
+    work: impl Fn(T, &mut PageBuffer) -> Result<()> + Sync,
+) -> Result<()> {
+    let all = Mutex::new(all);
+    let aside = Mutex::new(Vec::new());
+    let run = |is_caller: bool| {
         let mut buffer = PageBuffer::new(PIECE as usize);
         loop {
-            let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(piece) = next else { return Ok(()) };
-            lanes.put(&piece?.read(&mut buffer)?)?;
+            let next = lock(&all).next();
+            match next {
+                None => return Ok(()),
+                Some(one) if !is_caller && ours(&one) => lock(&aside).push(one),
+                Some(one) => work(one, &mut buffer)?,
+            }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    if few || threads == 1 {
-        return work();
-    }
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let ours = work();
-        others.into_iter().map(|other| other.join().unwrap_or_else(|_| Err(died()))).fold(ours, Result::and)
-    })
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| run(false))).collect();
+        let done = run(true);
+        others.into_iter().map(|other| other.join().unwrap_or_else(|_| Err(died()))).fold(done, Result::and)
+    })?;
+    let mut buffer = PageBuffer::new(PIECE as usize);
+    let aside = aside.into_inner().unwrap_or_else(PoisonError::into_inner);
+    aside.into_iter().try_for_each(|one| work(one, &mut buffer))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn died() -> Problem {
@@ -340,6 +364,30 @@ mod tests {
         let found = within(&[region(0, 5), region(8, 25), region(28, 55), region(55, 90)], &places);
         let ranges: Vec<_> = found.into_iter().map(|(range, _)| range).collect();
         assert_eq!(ranges, [10..20, 20..25, 28..30, 50..55, 55..60]);
+    }
+
+    #[test]
+    fn what_only_the_tracer_may_read_stays_with_the_calling_thread() {
+        let caller = std::thread::current().id();
+        let seen = Mutex::new(Vec::new());
+        let others = std::sync::Barrier::new(2);
+        let work = |number: i32, _: &mut PageBuffer| {
+            let mine = std::thread::current().id() == caller;
+            // Neither goes on before both threads have something.
+            if number < 2 {
+                others.wait();
+            }
+            lock(&seen).push((number, mine));
+            Ok(())
+        };
+        divide(0..1000, 2, |number| *number >= 2 && number % 3 == 0, work).unwrap();
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert!(seen.iter().map(|(number, _)| *number).eq(0..1000), "each once");
+        assert!(seen.iter().all(|(number, mine)| *mine || *number < 2 || number % 3 != 0));
+        assert!(seen.iter().any(|(_, mine)| !mine), "the other thread had something");
+        let failing = |number: i32, _: &mut PageBuffer| if number == 7 { Err(died()) } else { Ok(()) };
+        assert!(divide(0..1000, 4, |number| number % 7 == 0, failing).is_err());
     }
 
     /// Our own memory as that of a pod: 32 MiB with holes, pages of zeros and single pages, by many threads and by one.
