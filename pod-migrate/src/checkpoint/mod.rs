@@ -1,8 +1,10 @@
 //! Checkpoints: a migration to a file and back.
 //!
 //! A checkpoint is made in a file without a name and gets its name when it is whole and on the disk, so no half
-//! checkpoint is ever seen and a killed `pod` leaves none. Files are 0600: they hold the memory of the programs.
+//! checkpoint is ever seen and a killed `pod` leaves none ([`nameless`]). Files are 0600: they hold the memory of the
+//! programs.
 
+mod nameless;
 pub mod restore;
 mod room;
 
@@ -13,16 +15,13 @@ use crate::objects::memory::MmState;
 use crate::objects::task::{ProcessState, Tree};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
-use nix::fcntl::{AT_FDCWD, OFlag, open};
-use nix::sys::stat::Mode;
-use nix::unistd::{LinkatFlags, linkat};
+use nameless::Nameless;
 use pod_runtime::store::{Pod, Store, check_name};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Seek;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -64,11 +63,11 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let mut capture = Capture::new(pod)?;
     let spec = capture.spec().clone();
     let file = Nameless::new(dir)?;
-    let mut w = Writer::to_file(file.file.try_clone().doing(|| "copy a descriptor".into())?)?;
+    let mut w = Writer::to_file(file.file().try_clone().doing(|| "copy a descriptor".into())?)?;
     capture.first_pass(&mut w)?;
-    if !options.stop {
+    if !options.stop && file.is_nameless() {
         // Who goes on running shall stand still for the copying alone.
-        room::make(&file.file, w.bytes(), &capture.processes());
+        room::make(file.file(), w.bytes(), &capture.processes());
     }
     let watchdog = Watchdog::over_writes();
     let mut still = capture.freeze(options.stop)?;
@@ -111,55 +110,8 @@ fn finish(w: Writer<File>, file: &Nameless) -> Result<u64> {
     let mut written = w.finish()?;
     let end = written.stream_position().and_then(|end| room::trim(&written, end));
     end.code(crate::image::WRITE, || "end the checkpoint".into())?;
-    file.file.sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
-    Ok(file.file.metadata().doing(|| "look at the checkpoint".into())?.len())
-}
-
-/// A file that has no name yet, or one that nobody looks for.
-struct Nameless {
-    file: File,
-    /// Where the file system knows no nameless files.
-    named: Option<PathBuf>,
-}
-
-impl Nameless {
-    fn new(dir: &Path) -> Result<Nameless> {
-        let mode = Mode::from_bits_truncate(0o600);
-        if let Ok(fd) = open(dir, OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
-            return Ok(Nameless { file: fd.into(), named: None });
-        }
-        let path = dir.join(format!(".checkpoint-{}", std::process::id()));
-        let fd = open(&path, OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode)
-            .code(crate::image::WRITE, || format!("make a file in {}", dir.display()))?;
-        Ok(Nameless { file: fd.into(), named: Some(path) })
-    }
-
-    /// Gives the file its name, over one that is there.
-    fn name(mut self, path: &Path) -> Result<()> {
-        let what = || format!("give the checkpoint its name {}", path.display());
-        let beside = match self.named.take() {
-            Some(named) => named,
-            None => {
-                let beside = path.with_file_name(format!(".checkpoint-{}", std::process::id()));
-                let _ = fs::remove_file(&beside);
-                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                linkat(AT_FDCWD, own.as_str(), AT_FDCWD, &beside, LinkatFlags::AT_SYMLINK_FOLLOW)
-                    .code(crate::image::WRITE, what)?;
-                beside
-            }
-        };
-        fs::rename(&beside, path).code(crate::image::WRITE, what)?;
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir).and_then(|d| d.sync_all()).code(crate::image::WRITE, what)
-    }
-}
-
-impl Drop for Nameless {
-    fn drop(&mut self) {
-        if let Some(path) = &self.named {
-            let _ = fs::remove_file(path);
-        }
-    }
+    file.file().sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
+    Ok(file.file().metadata().doing(|| "look at the checkpoint".into())?.len())
 }
 
 /// Name and path of a checkpoint to be made.
