@@ -184,10 +184,11 @@ fn note(pod: &Pod, spec: &Spec, text: &str) -> Result<()> {
 }
 
 /// Fills the newborn from the records and pages that come now. It stands ready then, all of it stopped. `until` is
-/// shown each record that is no part of the pod and says whether it is the last.
+/// shown each record that is no part of the pod and says whether it is the last. `outliving`: see [`restore::restore`].
 pub fn restore<R: Read>(
     reader: &mut Reader<R>,
     newborn: &Newborn,
+    outliving: bool,
     until: impl Fn(&Record) -> Result<bool>,
 ) -> Result<Restored> {
     let foreign = |record: &Record| damaged(format!("a {} record among the pod's own", record.kind));
@@ -197,7 +198,7 @@ pub fn restore<R: Read>(
             socket::permitted(state, &newborn.spec.security)?;
         }
     }
-    restore::restore(image, reader, &newborn.born, |record, _| until(record))
+    restore::restore(image, reader, &newborn.born, outliving, |record, _| until(record))
 }
 
 /// What the monitor takes over from a pod that runs. `sessions` are those that the image speaks of; `awaited`: the clients that they had may come back.

@@ -32,6 +32,7 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::sys::memory as remote_memory;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tree::Grown;
 
@@ -99,14 +100,17 @@ pub struct Restored {
     opener: Opener,
     image: Image,
     external: External,
+    /// The opener on its way out of the pod's freezer.
+    leaving: Option<JoinHandle<Result<()>>>,
 }
 
-/// Puts the pod together around the parked first process. `reader` stands behind READY_FOR_PAGES; `other` gets the
-/// records that are not pages. Ends behind the stream's trailer, or where `until` says that enough was read.
+/// Puts the pod together around the parked first process. With `outliving`, [`Restored::outlive`] is to follow. `reader`
+/// stands behind READY_FOR_PAGES; `other` gets the records that are not pages. Ends behind the stream's trailer, or where `until` says that enough was read.
 pub fn restore<R: Read>(
     image: Image,
     reader: &mut Reader<R>,
     born: &Born,
+    outliving: bool,
     mut other: impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
     ipc::restore(born.init, &image.ipc)?;
@@ -114,11 +118,19 @@ pub fn restore<R: Read>(
     let mut grown = tree::grow(&image, born, &opener)?;
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
+    // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
+    let leaving = outliving.then(|| step_out(&born.cgroup, &opener));
     let shared = memory::map_all(&image, &mut grown, &opener)?;
     pages::fill((&image, &grown, &opener), shared, reader, &mut other)?;
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;
-    Ok(Restored { grown, opener, image, external })
+    Ok(Restored { grown, opener, image, external, leaving })
+}
+
+/// In a thread, because it waits for the whole kernel, and meanwhile memory can be filled.
+fn step_out(cgroup: &Cgroup, opener: &Opener) -> JoinHandle<Result<()>> {
+    let (cgroup, host) = (cgroup.clone(), opener.host());
+    std::thread::spawn(move || cgroup.step_out(host))
 }
 
 /// What the monitor takes over from a restore.
@@ -138,6 +150,11 @@ impl Restored {
     /// Has the pod outlive this process: held still by its cgroup, not by us. Until then it dies with us, which before
     /// a commit is right and after it is not.
     pub fn outlive(&mut self, cgroup: &Cgroup) -> Result<()> {
+        match self.leaving.take().map(JoinHandle::join) {
+            Some(Ok(left)) => left?,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => return Err(Problem::new("E-INTERNAL", "a restored pod was not made to outlive its monitor")),
+        }
         self.opener.arm()?;
         cgroup.freeze(FREEZING)?;
         self.grown.outlive(&self.image)
@@ -146,7 +163,7 @@ impl Restored {
     /// Lets the pod run, which `frozen` holds besides us, if it does. From the first line on there is no way back:
     /// connections speak again.
     pub fn go(self, frozen: Option<&Cgroup>) -> Result<Running> {
-        let Restored { grown, mut opener, image, external } = self;
+        let Restored { grown, mut opener, image, external, leaving: _ } = self;
         opener.release()?;
         let roots = grown.detach(&image)?;
         frozen.map_or(Ok(()), Cgroup::thaw)?;

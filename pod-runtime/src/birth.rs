@@ -337,21 +337,6 @@ const ALL: i32 = libc::CLONE_NEWPID
 /// `f` runs with the credentials of the caller, non-dumpable (nothing inside the pod can trace it or look at its
 /// descriptors), its descriptors still open: it must close what the pod must not have before it becomes a program.
 pub fn enter(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl FnOnce() -> i32) -> Result<i32> {
-    enter_as(init, cgroup, pid_in_pod, Cgroup::add, f)
-}
-
-/// As [`enter`], for a helper of ours that goes on while the pod is frozen.
-pub fn enter_beside(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl FnOnce() -> i32) -> Result<i32> {
-    enter_as(init, cgroup, pid_in_pod, Cgroup::add_but_freezer, f)
-}
-
-fn enter_as(
-    init: &OwnedFd,
-    cgroup: &Cgroup,
-    pid_in_pod: Option<i32>,
-    add: fn(&Cgroup, i32) -> Result<()>,
-    f: impl FnOnce() -> i32,
-) -> Result<i32> {
     if cgroup.frozen()? {
         return Err(Problem::new("E-STATE", "the pod is paused: nothing can be started in it").fix("pod unpause POD"));
     }
@@ -361,7 +346,7 @@ fn enter_as(
     match daemon::fork().doing(|| "fork".into())? {
         daemon::Fork::Child => {
             drop(ours);
-            let told = go_in(init, cgroup, pid_in_pod, add).and_then(|cloned| match cloned {
+            let told = go_in(init, cgroup, pid_in_pod).and_then(|cloned| match cloned {
                 Cloned::Child => {
                     daemon::close_number(theirs.as_raw_fd());
                     daemon::exit_now(f())
@@ -386,14 +371,9 @@ fn enter_as(
 }
 
 /// In the helper: joins the pod and makes the child.
-fn go_in(
-    init: &OwnedFd,
-    cgroup: &Cgroup,
-    pid_in_pod: Option<i32>,
-    add: fn(&Cgroup, i32) -> Result<()>,
-) -> Result<Cloned> {
+fn go_in(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>) -> Result<Cloned> {
     process::set_dumpable(false).doing(|| "hide from the pod's processes".into())?;
-    add(cgroup, 0)?;
+    cgroup.add(0)?;
     clone::setns(init.as_fd(), ALL).doing(|| "enter the pod's namespaces".into())?;
     let parent = libc::CLONE_PARENT as u64;
     clone::clone3(parent, None, pid_in_pod).map_err(|error| match (error, pid_in_pod) {

@@ -119,7 +119,7 @@ fn fill(mut reader: Reader<File>, sessions: Vec<About>, newborn: &mut Newborn) -
     arrival::receive_memory(&mut reader, newborn)?;
     // To the trailer, whose digest the reader compares.
     let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
-    let restored = arrival::restore(&mut reader, newborn, more)?;
+    let restored = arrival::restore(&mut reader, newborn, false, more)?;
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;

@@ -197,7 +197,7 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
-    let mut restored = arrival::restore(&mut link.reader, newborn, is_sent)?;
+    let mut restored = arrival::restore(&mut link.reader, newborn, true, is_sent)?;
     restored.outlive(&newborn.born.cgroup)?;
     await_commit(link, journal, &arrival)?;
     // The pod is ours. From here on nothing may end it but itself.

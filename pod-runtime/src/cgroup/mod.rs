@@ -128,10 +128,17 @@ impl Cgroup {
         self.folders().try_for_each(|folder| join(&folder, pid))
     }
 
-    /// Into all groups but the one by which the pod is frozen: for who must work while it is.
-    pub(crate) fn add_but_freezer(&self, pid: i32) -> Result<()> {
-        let freezer = self.unified().or_else(|| self.v1("freezer"));
-        self.folders().filter(|folder| Some(folder) != freezer.as_ref()).try_for_each(|folder| join(&folder, pid))
+    /// Takes a helper of ours out of the group by which the pod is frozen and into the caller's own, so that it can work
+    /// while the pod is. What it made before belongs to the pod's group still. Waits for RCU (5 to 10 ms).
+    pub fn step_out(&self, pid: i32) -> Result<()> {
+        let freezer = self.hierarchies.v1_of("freezer").map(|v1| (&v1.mount, "freezer"));
+        let Some((mount, controller)) = self.hierarchies.unified.as_ref().map(|mount| (mount, "")).or(freezer) else {
+            return Err(no_freezer());
+        };
+        let own = own_group(controller).unwrap_or_default();
+        let left = join(&mount.join(own.trim_start_matches('/')), pid);
+        // The caller's group is not to be seen from its own namespace: then the root of the hierarchy.
+        left.or_else(|_| join(mount, pid))
     }
 
     /// The same without v2, for a process that was born into that one.
@@ -268,6 +275,17 @@ fn make(folder: &Path) -> io::Result<()> {
         }
     }
     Err(io::Error::from(io::ErrorKind::NotFound))
+}
+
+/// The caller's group in the hierarchy of a v1 controller, or in that of v2 (`""`).
+fn own_group(controller: &str) -> Option<String> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let is_it =
+        |names: &str| if controller.is_empty() { names.is_empty() } else { names.split(',').any(|n| n == controller) };
+    text.lines().find_map(|line| {
+        let (names, path) = line.split_once(':')?.1.split_once(':')?;
+        is_it(names).then(|| path.to_owned())
+    })
 }
 
 fn join(folder: &Path, pid: i32) -> Result<()> {

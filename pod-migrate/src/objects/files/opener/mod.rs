@@ -124,7 +124,7 @@ struct Process {
 impl Opener {
     /// `free_pid` is one that no restored task has. Called in the monitor, whose child the opener is.
     pub fn start(init: &OwnedFd, cgroup: &Cgroup, free_pid: PodPid, files: &Files) -> Result<Opener> {
-        Opener::start_by(free_pid, files, |f| birth::enter_beside(init, cgroup, Some(free_pid.0), f))
+        Opener::start_by(free_pid, files, |f| birth::enter(init, cgroup, Some(free_pid.0), f))
     }
 
     /// `spawn` runs the closure in a child and returns its pid on this host.
@@ -149,6 +149,11 @@ impl Opener {
         let mut opener = Opener { pid, process, to: ours, from, holding: Holding::default() };
         opener.holding = opener.answer()?;
         Ok(opener)
+    }
+
+    /// Its pid on this host.
+    pub fn host(&self) -> i32 {
+        self.process.host
     }
 
     /// Its pid in the pod: what tasks call pidfd_open with.
