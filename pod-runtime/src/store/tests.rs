@@ -147,8 +147,11 @@ fn what_a_killed_restore_put_aside_comes_back() {
     assert_eq!(pod.status().unwrap().state, State::Exited, "it is back");
     assert!(!aside.exists());
 
-    fs::rename(pod.dir(), &aside).unwrap();
+    // Whoever restores lives while it makes the new folder, and is killed after.
+    let living = store.data().join(format!(".aside-{}-{}", spec.id, std::process::id()));
+    fs::rename(pod.dir(), &living).unwrap();
     store.reserve(&spec).unwrap();
+    fs::rename(&living, &aside).unwrap();
     store.sweep().unwrap();
     assert!(aside.exists(), "the restore goes on");
     pod.update(|status| (status.state, status.started) = (State::Exited, Some(2))).unwrap();
