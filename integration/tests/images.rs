@@ -38,35 +38,42 @@ fn a_damaged_page_does_not_run() -> Result<()> {
 }
 
 /// Well-formed, whole, and hostile: bytes that lie behind the end of what they belong to would make it larger.
-#[test]
-fn shared_memory_does_not_grow_by_its_contents() -> Result<()> {
+fn does_not_grow(guest: &str, is_it: fn(Owner) -> bool) -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
-    let guest = bed::beside_us("guest").context("guest is built with us")?;
-    let guest = guest.to_string_lossy();
-    bed.a().pod(&["run", "-d", "--name", "shared", "--network", "none", "--", &guest, "sharedparts"])?;
-    said(bed.a(), "shared", "ready")?;
+    let program = bed::beside_us("guest").context("guest is built with us")?;
+    let program = program.to_string_lossy();
+    bed.a().pod(&["run", "-d", "--name", guest, "--network", "none", "--", &program, guest])?;
+    said(bed.a(), guest, "ready")?;
     let [good, same, hostile] = ["good", "same", "hostile"].map(|name| bed.shared().join(format!("{name}.pod")));
-    bed.a().pod(&["checkpoint", "create", "shared", "-e", &good.to_string_lossy()])?;
-    bed.a().pod(&["rm", "-f", "shared"])?;
+    bed.a().pod(&["checkpoint", "create", guest, "-e", &good.to_string_lossy()])?;
+    bed.a().pod(&["rm", "-f", guest])?;
     let mut found = 0;
     rewrite(&good, &same, |run| run)?;
-    rewrite(&good, &hostile, |run| match run.owner {
-        Owner::SharedMemory(_) => {
-            found += 1;
-            PageRun { address: run.address + (1 << 30), ..run }
-        }
-        _ => run,
+    rewrite(&good, &hostile, |run| {
+        let far = if is_it(run.owner) { 1 << 30 } else { 0 };
+        found += far >> 30;
+        PageRun { address: run.address + far, ..run }
     })?;
-    ensure!(found > 0, "the guest has shared memory");
+    ensure!(found > 0, "the guest has some");
     let (_, words) = bed.a().pod_fails(&["restore", "-i", &hostile.to_string_lossy()])?;
     ensure!(words.contains("error[E-IMAGE-DAMAGED]") && words.contains("beyond its"), "it says: {words}");
     bed.nothing_left(&before)?;
     bed.a().pod(&["restore", "-i", &same.to_string_lossy()])?;
-    bed.a().pod(&["kill", "-s", "USR1", "shared"])?;
-    said(bed.a(), "shared", "ok 1")?;
-    bed.a().pod(&["rm", "-f", "shared"])?;
+    bed.a().pod(&["kill", "-s", "USR1", guest])?;
+    said(bed.a(), guest, "ok 1")?;
+    bed.a().pod(&["rm", "-f", guest])?;
     bed.nothing_left(&before)
+}
+
+#[test]
+fn shared_memory_does_not_grow_by_its_contents() -> Result<()> {
+    does_not_grow("sharedparts", |owner| matches!(owner, Owner::SharedMemory(_)))
+}
+
+#[test]
+fn a_deleted_file_does_not_grow_by_its_contents() -> Result<()> {
+    does_not_grow("files", |owner| matches!(owner, Owner::File(_)))
 }
 
 /// Writes the image again, with its raw bytes at other places.
