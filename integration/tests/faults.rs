@@ -483,6 +483,37 @@ fn the_destination_has_no_room() -> Result<()> {
     bed.nothing_left(&before)
 }
 
+/// After the commit the pod's port is refused by its bridge: it runs without the network, and is not lost.
+#[test]
+fn the_destinations_bridge_is_full() -> Result<()> {
+    /// Of which the pod's holding port takes the last one.
+    const PORTS: usize = 1023;
+    let bed = Bed::new()?;
+    for host in [bed.a(), bed.b()] {
+        host.run(&["ip", "link", "add", "br9", "type", "bridge"])?;
+        host.run(&["ip", "link", "set", "br9", "up"])?;
+    }
+    let before = bed.census()?;
+    let network = ["--network", "bridge:br9", "--ip", "10.9.0.2/24"];
+    bed.a().pod(&[&["run", "-d", "--name", "redis"], &network[..], &["--", "redis-server", "--save", ""]].concat())?;
+    let pairs = (0..PORTS / 2).map(|n| {
+        format!("link add a{n} type veth peer name b{n}\nlink set a{n} master br9\nlink set b{n} master br9\n")
+    });
+    let file = bed.shared().join("ports");
+    fs::write(&file, pairs.collect::<String>())?;
+    bed.b().run(&["ip", "-batch", &file.to_string_lossy()])?;
+    let said = said(begin(bed.a(), &MOVE)?)?;
+    ensure!(copies(&bed)? == [0, 1], "copies: {:?}; pod said: {said}", copies(&bed)?);
+    ensure!(bed.b().pod(&["ps"])?.contains(" up "), "{}", bed.b().pod(&["ps", "-a"])?);
+    bed.b().pod(&["exec", "redis", "redis-cli", "ping"])?;
+    let links = bed.b().run(&["ip", "-o", "link", "show", "master", "br9"])?;
+    ensure!(!links.contains(" pod"), "the bridge took the pod's port: the test tests nothing");
+    let removed = (0..PORTS / 2).map(|n| format!("link del a{n}\n"));
+    fs::write(&file, removed.collect::<String>())?;
+    bed.b().run(&["ip", "-batch", &file.to_string_lossy()])?;
+    clean(&bed, &before)
+}
+
 #[test]
 fn a_checkpoint_has_no_room() -> Result<()> {
     let bed = Bed::new()?;

@@ -161,14 +161,16 @@ impl Restored {
     }
 
     /// Lets the pod run, which `frozen` holds besides us, if it does. From the first line on there is no way back:
-    /// connections speak again.
-    pub fn go(self, frozen: Option<&Cgroup>) -> Result<Running> {
-        let Restored { grown, mut opener, image, external, leaving: _ } = self;
-        opener.release()?;
-        let roots = grown.detach(&image)?;
+    /// connections speak again. Who must not end a pod that does not get to run must not drop this after an error.
+    pub fn go(&mut self, frozen: Option<&Cgroup>) -> Result<Running> {
+        self.opener.release()?;
+        let roots = self.grown.detach(&self.image)?;
         frozen.map_or(Ok(()), Cgroup::thaw)?;
-        opener.finish()?;
-        Ok(Running { external, roots })
+        if let Err(problem) = self.opener.finish() {
+            // It has nothing left to do, and is ended when it is dropped.
+            tracing::warn!(problem = problem.chain(), "the process that opened the pod's files did not end by itself");
+        }
+        Ok(Running { external: std::mem::take(&mut self.external), roots })
     }
 }
 

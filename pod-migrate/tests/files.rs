@@ -121,7 +121,7 @@ fn offsets_are_shared_by_copies_and_contents_survive_deletion() {
     let dumped = dump(&child);
     assert_eq!(dumped.id(&a), dumped.id(&b));
     assert_ne!(dumped.id(&a), dumped.id(&appended));
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let mut back = std::fs::File::from(opener.take(dumped.id(&a)).unwrap());
     assert_eq!(back.stream_position().unwrap(), 4);
     let flags = descriptor::status_flags(opener.take(dumped.id(&appended)).unwrap().as_fd()).unwrap();
@@ -157,7 +157,7 @@ fn small_kinds() {
     let child = Child::start(|| ());
     let own_pidfd = pidfd::open(child.pid).unwrap();
     let dumped = dump(&child);
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let again = |fd: &OwnedFd| opener.take(dumped.id(fd)).unwrap();
     let mut count = [0; 8];
     nix::unistd::read(again(&event), &mut count).unwrap();
@@ -184,7 +184,7 @@ fn pipes_keep_their_bytes_on_both_sides() {
     writer.write_all(b"on the way").unwrap();
     let child = Child::start(|| ());
     let dumped = dump(&child);
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let mut back = [0; 10];
     std::fs::File::from(opener.take(dumped.id(&reader)).unwrap()).read_exact(&mut back).unwrap();
     assert_eq!(&back, b"on the way");
@@ -201,7 +201,7 @@ fn memfds_are_shared_and_sealed() {
     let second = std::fs::File::open(format!("/proc/self/fd/{}", memfd.as_raw_fd())).unwrap();
     let child = Child::start(|| ());
     let dumped = dump(&child);
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let back = std::fs::File::from(opener.take(dumped.id(&memfd)).unwrap());
     let through = std::fs::File::from(opener.take(dumped.id(&second)).unwrap());
     back.write_all_at(b"!", 0).unwrap();
@@ -225,7 +225,7 @@ fn locks_of_descriptions_come_back() {
     assert_eq!(dumped.files.files[&id].locks.len(), 1);
     drop(holder);
     drop(child);
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let other = std::fs::File::open(&path).unwrap();
     assert!(descriptor::set_flock(other.as_fd(), true).is_err(), "the opener holds it");
     opener.finish().unwrap();
@@ -247,7 +247,7 @@ fn terminals_keep_their_modes() {
     let (master_id, slave_id) = (dumped.id(&master), dumped.id(&slave));
     // The number must be free, as it is in a pod that is born.
     drop((master, slave, child));
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let (master, slave) = (opener.take(master_id).unwrap(), opener.take(slave_id).unwrap());
     assert_eq!(descriptor::pty_index(master.as_fd()).unwrap(), index);
     assert_eq!(descriptor::window_size(slave.as_fd()).unwrap(), [31, 77, 0, 0]);
@@ -267,7 +267,7 @@ fn unix_streams_keep_queues_descriptors_and_halves() {
     drop(gone);
     let child = Child::start(|| ());
     let dumped = dump(&child);
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let mut again = UnixStream::from(opener.take(dumped.id(&b)).unwrap());
     let mut bytes = [0; 4];
     let message = unix::peek(again.as_fd(), 100).unwrap();
@@ -304,7 +304,7 @@ fn unix_listeners_keep_their_name_and_those_that_wait() {
     let (listener_id, client_id, accepted_id, waiting_id) =
         (dumped.id(&listener), dumped.id(&client), dumped.id(&accepted), dumped.id(&waiting));
     drop((listener, client, accepted, waiting, child));
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let take = |id| opener.take(id).unwrap();
     let listener = UnixListener::from(take(listener_id));
     assert_eq!(listener.local_addr().unwrap().as_pathname(), Some(path.as_path()));
@@ -336,7 +336,7 @@ fn unix_datagrams_keep_senders_and_peers() {
     let dumped = dump(&child);
     let (server_id, client_id) = (dumped.id(&server), dumped.id(&client));
     drop((server, client, child));
-    let opener = dumped.open();
+    let mut opener = dumped.open();
     let server = UnixDatagram::from(opener.take(server_id).unwrap());
     let mut bytes = [0; 20];
     let (length, from) = server.recv_from(&mut bytes).unwrap();

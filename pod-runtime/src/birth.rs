@@ -84,9 +84,13 @@ impl Born {
         }
         match serde_json::from_slice(&said).doing(doing)? {
             News::Problem(report) => Err(report.into()),
-            News::Ready { .. } => Err(Problem::new("E-SYSTEM", "the pod's first process said something unexpected")),
+            News::Ready { .. } | News::Waiting => Err(unexpected()),
         }
     }
+}
+
+fn unexpected() -> Problem {
+    Problem::new("E-SYSTEM", "the pod's first process said something unexpected")
 }
 
 /// No more than this is heard from a first process.
@@ -117,7 +121,8 @@ pub struct Conceived {
 /// The first half of a birth, for a pod whose files and clocks are still to come. With `clocks` the first process does
 /// not wait for [`Conceived::birth`].
 ///
-/// `meanwhile` gets the first process's pid as soon as its namespaces exist. When it fails, so does all of it.
+/// `meanwhile` gets the first process's pid as soon as its namespaces exist. When it fails, so does all of it. Without
+/// `clocks` this returns when the first process waits for them: what can fail before that has not failed.
 pub fn conceive<T>(
     spec: &Spec,
     pod: &Pod,
@@ -157,6 +162,13 @@ pub fn conceive<T>(
     let conceived = Conceived { born: Some(born) };
     let born = conceived.born.as_ref().expect("it is there until birth or drop");
     let done = join_and(born, meanwhile)??;
+    if clocks.is_none() {
+        match hear(&born.sync)?.0 {
+            News::Waiting => {}
+            News::Problem(report) => return Err(report.into()),
+            News::Ready { .. } => return Err(unexpected()),
+        }
+    }
     Ok((conceived, done))
 }
 
@@ -206,6 +218,7 @@ fn raise(born: &mut Born, pod: &Pod) -> Result<()> {
     match news {
         News::Problem(report) => return Err(report.into()),
         News::Ready { warnings } => born.warnings.extend(warnings),
+        News::Waiting => return Err(unexpected()),
     }
     born.console = console;
     let mounts = serde_json::to_vec(&mounts_of(born.init)?).doing(|| "write down the pod's mounts".into())?;

@@ -139,13 +139,14 @@ pub fn give_back(pod: &Pod) -> Result<()> {
 /// What nobody has to wait for when a pod has ended: its cable, cut. It goes with the pod's network namespace, too.
 #[derive(Debug)]
 pub struct Remains {
-    link: String,
+    /// By its index: a pod of the same id may have one of the same name by now.
+    link: Option<u32>,
 }
 
 impl Remains {
     /// Takes it away, for which the whole kernel is waited for: 10 to 30 ms.
     pub fn clear(self) -> Result<()> {
-        network::cable::remove(&self.link)
+        self.link.map_or(Ok(()), network::cable::remove_by_index)
     }
 }
 
@@ -153,7 +154,7 @@ impl Remains {
 ///
 /// Everything is tried; the first problem comes along.
 pub fn give_back_first(pod: &Pod, gone: bool) -> (Remains, Result<()>) {
-    let remains = Remains { link: network::link_name(pod.id()) };
+    let remains = Remains { link: network::cable::index_of(&network::link_name(pod.id())) };
     let withdrawn = pod.store().network_dir().and_then(|dir| network::withdraw(&dir, pod.id()));
     let removed = Cgroup::open(pod.id()).and_then(|cgroup| cgroup.kill().and(cgroup.remove(DYING)));
     let mut forgotten = Ok(());
@@ -234,6 +235,12 @@ pub fn init_of(pod: &Pod, status: &Status) -> Result<OwnedFd> {
 pub fn settle_network(pod: &Pod, spec: &mut Spec) -> Result<()> {
     network::lease(&pod.store().network_dir()?, spec, network::Claim::New)?;
     pod.set_spec(spec)
+}
+
+/// Whether the pod's monitor, if it has one, has ended by then.
+pub fn monitor_leaves_within(pod: &Pod, patience: Duration) -> Result<bool> {
+    let monitor = pod.status()?.monitor.map(|key| key.pidfd()).transpose()?.flatten();
+    monitor.map_or(Ok(true), |monitor| ended_within(&monitor, patience))
 }
 
 /// Waits until a process has ended, however long that takes.

@@ -14,7 +14,7 @@
 use crate::lifecycle;
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::Spec;
-use crate::status::{State, Status};
+use crate::status::{self, State, Status};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -214,10 +214,17 @@ impl Store {
         }
         self.put_back();
         for pod in self.pods().unwrap_or_default() {
-            if pod.status().is_ok_and(|status| status.state == State::Dead && status.started.is_none()) {
+            if pod.never_began() {
                 let _ = lifecycle::remove(&pod);
             }
         }
+    }
+
+    /// Whether the journal says that the pod of this job runs (or ran) here. Such an entry is on the disk before it
+    /// is in place.
+    fn has_arrived(&self, job: &str) -> bool {
+        let entry = read_json::<serde_json::Value>(&self.data.join("jobs").join(format!("{job}.json")));
+        entry.is_ok_and(|entry| entry["phase"] == "running")
     }
 
     /// What a restore put aside (`.aside-ID-PID`) and was killed before it could settle: goes when the restored pod runs,
@@ -241,7 +248,7 @@ impl Store {
                 // Its monitor goes on with the restore.
                 State::Creating => {}
                 State::Dead if status.started.is_none() => {
-                    if lifecycle::remove(&pod).is_ok() {
+                    if pod.never_began() && lifecycle::remove(&pod).is_ok() {
                         let _ = fs::rename(entry.path(), pod.dir());
                     }
                 }
@@ -355,6 +362,34 @@ impl Pod {
         self.run_dir().join("ctl.sock")
     }
 
+    /// Has the disk hold what is known of the pod.
+    pub fn sync(&self) -> Result<()> {
+        let dir = self.dir();
+        let paths = [dir.join("status.json"), dir.join("spec.json"), dir, self.store.pods_dir()];
+        let sync = |path: &PathBuf| File::open(path)?.sync_all();
+        paths.iter().try_for_each(|path| sync(path).doing(|| format!("write {}", path.display())))
+    }
+
+    /// Whether its creation was killed and nothing of it is worth keeping.
+    fn never_began(&self) -> bool {
+        let Ok(status) = self.status() else { return false };
+        if status.state != State::Dead || status.started.is_some() {
+            return false;
+        }
+        if status.job.as_ref().is_some_and(|job| self.store.has_arrived(job)) {
+            return false;
+        }
+        // After a power cut the file may be an old one, from before the pod ran.
+        status::boot_id().is_ok_and(|now| now == status.boot_id) || self.is_blank()
+    }
+
+    /// Nothing was ever written to its root or its log.
+    fn is_blank(&self) -> bool {
+        let upper = fs::read_dir(self.upper_dir()).is_ok_and(|mut entries| entries.next().is_none());
+        let log = crate::monitor::log::files(&self.dir());
+        upper && log.iter().all(|path| fs::metadata(path).is_ok_and(|meta| meta.len() == 0))
+    }
+
     fn is_tombstone(&self) -> bool {
         self.written_status().is_ok_and(|status| status.state == State::Moved)
     }
@@ -432,7 +467,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&text).doing(|| format!("understand {}", path.display()))
 }
 
-/// Writes a file so that after a crash it has the old or the new content, and the new one once this returns.
+/// Writes a file so that after a crash it has the old or the new content, the new one once its folder is synced.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     write(path, value, true)
 }
@@ -443,7 +478,7 @@ pub fn write_json_quickly<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     write(path, value, false)
 }
 
-/// The same; without `synced` the content may be the old one after a power cut, but never half of one.
+/// The same; without `synced` the content may be the old one after a power cut, and on some file systems nothing.
 fn write<T: Serialize>(path: &Path, value: &T, synced: bool) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).doing(|| format!("put {} into words", path.display()))?;
     text.push(b'\n');

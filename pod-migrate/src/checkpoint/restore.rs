@@ -119,7 +119,7 @@ fn fill(mut reader: Reader<File>, sessions: Vec<About>, newborn: &mut Newborn) -
     arrival::receive_memory(&mut reader, newborn)?;
     // To the trailer, whose digest the reader compares.
     let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
-    let restored = arrival::restore(&mut reader, newborn, false, more)?;
+    let mut restored = arrival::restore(&mut reader, newborn, false, more)?;
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;
@@ -147,6 +147,10 @@ impl Aside {
         let before = store.pods()?.into_iter().find(|pod| pod.id() == spec.id);
         let Some(pod) = before else { return Ok(Aside { pod: None }) };
         refuse_if_it_lives(&pod, spec)?;
+        // What it has is given back after its end was written down, by names that the restored one takes again.
+        if !lifecycle::monitor_leaves_within(&pod, LEAVING)? {
+            tracing::warn!(pod = pod.id(), "the monitor of the pod that ended is still there");
+        }
         // Its cgroup and cable went when it ended; should something be left, it goes now.
         lifecycle::give_back(&pod)?;
         // The store's sweep finds it by its name, should we be killed.
@@ -174,6 +178,9 @@ impl Drop for Aside {
         }
     }
 }
+
+/// How long the monitor of the ended pod is waited for: it may have people to tell who do not listen.
+const LEAVING: Duration = Duration::from_secs(5);
 
 fn refuse_if_it_lives(pod: &Pod, spec: &Spec) -> Result<()> {
     let status = pod.status()?;

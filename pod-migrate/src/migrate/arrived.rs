@@ -4,6 +4,7 @@
 //! still by their cgroup and do not die with their tracer, and the opener, which has the state of the connections, lets
 //! them go by itself when the monitor is gone. What is left to do is said in [`finish`]; doing it twice is no harm.
 
+use super::destination::logged;
 use super::journal::{Job, Journal, Phase, Role};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::{self, Attachment};
@@ -42,12 +43,16 @@ pub fn arriving(store: &Store, job: &Job) -> Option<Pod> {
 /// The last step of an arrival.
 fn finish(pod: &Pod) -> Result<()> {
     let status = pod.status()?;
-    let Some(init) = status.init.filter(ProcessKey::alive) else { return Ok(()) };
+    let Some(init) = status.init.filter(ProcessKey::alive) else { return it_ended(pod) };
     let (spec, cgroup) = (pod.spec()?, Cgroup::open(pod.id())?);
     let dir = pod.store().network_dir()?;
-    let attachment = Attachment::open(&dir, &spec, pod.id(), Some(init.pid))?;
-    attachment.join()?;
-    attachment.announce()?;
+    match Attachment::open(&dir, &spec, pod.id(), Some(init.pid)) {
+        Ok(attachment) => {
+            logged("the pod is not on the network", attachment.join());
+            logged("the neighbours were not told of the pod", attachment.announce());
+        }
+        Err(problem) => logged("the pod is not on the network", Err(problem)),
+    }
     wait_for_the_opener(init.pid, &cgroup)?;
     cgroup.thaw()?;
     pod.update_quickly(|status| {
@@ -56,9 +61,18 @@ fn finish(pod: &Pod) -> Result<()> {
         status.job = None;
     })?;
     pod.store().event(pod, "arrived", &[]);
-    if let Err(problem) = network::publish(&dir, &spec) {
-        tracing::error!(problem = problem.chain(), "published ports are not open");
-    }
+    logged("published ports are not open", network::publish(&dir, &spec));
+    Ok(())
+}
+
+/// It ran here, and has ended with nobody there, as in a power cut: what it left is the only copy.
+fn it_ended(pod: &Pod) -> Result<()> {
+    pod.update(|status| {
+        status.state = State::Dead;
+        status.init = None;
+        status.started = status.started.or_else(|| Some(now()));
+        status.job = None;
+    })?;
     Ok(())
 }
 

@@ -172,6 +172,21 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_that_cannot_be_written_down_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = store(dir.path(), "b");
+        let mut journal = begin(&there, Role::Destination, "abcdef01");
+        // Where the new text is to be written.
+        let beside = there.jobs_dir().unwrap().join(format!(".abcdef01.json.{}", std::process::id()));
+        std::fs::create_dir(&beside).unwrap();
+        assert!(journal.decide(Phase::Running).is_err());
+        assert_eq!(journal.job.phase, Phase::Receiving);
+        std::fs::remove_dir(&beside).unwrap();
+        assert_eq!(ask(&there, "abcdef01", "0123456789ab").unwrap(), Phase::Aborted);
+        assert_eq!(journal.decide(Phase::Running).unwrap(), Phase::Aborted);
+    }
+
+    #[test]
     fn a_late_commit_after_the_question_does_not_run() {
         let dir = tempfile::tempdir().unwrap();
         let there = store(dir.path(), "b");

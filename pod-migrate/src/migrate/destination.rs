@@ -14,7 +14,7 @@ use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
-use crate::restore::Running;
+use crate::restore::{Restored, Running};
 use pod_runtime::birth::Clocks;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
@@ -93,6 +93,9 @@ fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> 
     let pod = reservation.pod()?;
     let id = job.to_owned();
     pod.update(|status| status.job = Some(id.clone()))?;
+    // Long before the freeze: with these and the journal's decision, the one thing that is waited for in the commit, the
+    // pod is found after a power cut.
+    pod.sync()?;
     Journal::begin(
         store,
         Job {
@@ -121,13 +124,16 @@ fn spawn(mut reservation: Reservation, arriving: Arriving) -> Result<()> {
     reservation.hand_over();
     let beginning = Beginning::Fill(Box::new(arriving));
     let launch = Launch { pod, spec, beginning, size: Size { rows: 24, columns: 80 }, attach: false };
-    if let Err(problem) = monitor::spawn(launch)
-        && arrived::settle(&store, &job)? != Phase::Running
-    {
-        return Err(problem);
+    let settled = monitor::spawn(launch).map(drop).or_else(|problem| match arrived::settle(&store, &job) {
+        Ok(Phase::Running) => Ok(()),
+        Ok(_) => Err(problem),
+        Err(left) => Err(left),
+    });
+    // One that runs here and could not be settled yet has to keep what it has.
+    if settled.is_ok() || Journal::open(&store, &job).is_ok_and(|journal| journal.job.phase == Phase::Running) {
+        reservation.keep();
     }
-    reservation.keep();
-    Ok(())
+    settled
 }
 
 /// In the monitor: takes in the files while the pod runs on at the source, then fills the newborn, and on COMMIT lets it
@@ -200,24 +206,41 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
     let mut restored = arrival::restore(&mut link.reader, newborn, true, is_sent)?;
     restored.outlive(&newborn.born.cgroup)?;
     await_commit(link, journal, &arrival)?;
-    // The pod is ours. From here on nothing may end it but itself.
+    Ok(let_go(link, arrival, newborn, &mut restored, holder.as_ref()))
+}
+
+/// The pod is ours: from here on nothing may end it but itself. So nothing here fails: what can be done without is
+/// logged, and without the rest this process ends as if it had been killed, and [`arrived`] does it.
+fn let_go(
+    link: &mut Link,
+    arrival: Arrival,
+    newborn: &Newborn,
+    restored: &mut Restored,
+    holder: Option<&Holder>,
+) -> Running {
     if let Some(attachment) = &newborn.attachment {
-        attachment.join()?;
-        attachment.announce()?;
+        logged("the pod is not on the network", attachment.join());
+        logged("the neighbours were not told of the pod", attachment.announce());
     }
-    let running = restored.go(Some(&newborn.born.cgroup))?;
-    if let Some(holder) = &holder {
+    let running = restored.go(Some(&newborn.born.cgroup)).unwrap_or_else(|problem| monitor::abandon(&problem));
+    if let Some(holder) = holder {
         holder.inject();
     }
-    written(newborn)?;
+    logged("the arrival could not be written down", written(newborn));
     let _ = link.say(&Answer::Running(arrival));
-    if let Err(problem) = network::publish(&newborn.pod.store().network_dir()?, &newborn.spec) {
-        tracing::error!(problem = problem.chain(), "published ports are not open");
-    }
-    if let Some(holder) = &holder {
+    let published = newborn.pod.store().network_dir().and_then(|dir| network::publish(&dir, &newborn.spec));
+    logged("published ports are not open", published);
+    if let Some(holder) = holder {
         holder.inject(); // what strayed in meanwhile
     }
-    Ok(running)
+    running
+}
+
+/// A step after the commit.
+pub(super) fn logged(without: &str, step: Result<()>) {
+    if let Err(problem) = step {
+        tracing::error!(problem = problem.chain(), "{without}");
+    }
 }
 
 /// Whether the source says that it has sent everything.

@@ -9,7 +9,7 @@ use crate::link::{Interrupt, LINK};
 use nix::fcntl::{Flock, FlockArg};
 use pod_runtime::problem::Report;
 use pod_runtime::status::{ProcessKey, now};
-use pod_runtime::store::{Store, read_json, write_json_quickly};
+use pod_runtime::store::{Store, read_json, write_json, write_json_quickly};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -143,13 +143,25 @@ impl Journal {
             self.job.phase = job.phase;
         }
         if !self.job.phase.is_over() {
-            self.job.phase = wanted;
-            self.write()?;
-            if wanted == Phase::Running {
-                self.sync()?;
-            }
+            self.settle_on(wanted)?;
         }
         Ok(self.job.phase)
+    }
+
+    /// Under the lock. An error leaves the job undecided.
+    fn settle_on(&mut self, wanted: Phase) -> Result<()> {
+        let before = std::mem::replace(&mut self.job.phase, wanted);
+        let written = if wanted == Phase::Running { self.write_to_disk() } else { self.write() };
+        let Err(problem) = written else { return Ok(()) };
+        self.job.phase = before;
+        // The entry may be in place though its folder is not on the disk. Nobody was told: who asks waits for the lock.
+        let in_place = read_json::<Job>(&self.path).is_ok_and(|job| job.phase == wanted);
+        if in_place && self.write().is_err() {
+            tracing::error!(problem = problem.chain(), "what was decided may be lost in a power cut");
+            self.job.phase = wanted;
+            return Ok(());
+        }
+        Err(problem)
     }
 
     /// Destination: decides that it does not happen, unless it did, and has whoever works on it hear of it at once
@@ -180,11 +192,12 @@ impl Journal {
         write_json_quickly(&self.path, &job)
     }
 
-    /// Has the disk hold it.
-    fn sync(&self) -> Result<()> {
+    /// Has the disk hold it, the text before it takes the place of the old one.
+    fn write_to_disk(&self) -> Result<()> {
+        let job = Job { updated: now(), ..self.job.clone() };
+        write_json(&self.path, &job)?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        let sync = || File::open(&self.path)?.sync_all().and_then(|()| File::open(dir)?.sync_all());
-        sync().doing(|| format!("write {}", self.path.display()))
+        File::open(dir).and_then(|dir| dir.sync_all()).doing(|| format!("write {}", dir.display()))
     }
 }
 

@@ -90,7 +90,7 @@ impl Grown {
     }
 
     /// Lets every task go.
-    pub fn detach(mut self, image: &Image) -> Result<Vec<i32>> {
+    pub fn detach(&mut self, image: &Image) -> Result<Vec<i32>> {
         self.stop(image)?;
         self.armed = false;
         let threads = self.threads.values().flatten();

@@ -36,6 +36,8 @@ pub enum News {
     Ready {
         warnings: Vec<String>,
     },
+    /// Files and clocks can come.
+    Waiting,
     Problem(Report),
 }
 
@@ -92,6 +94,7 @@ impl First<'_> {
         let _ = process::new_session_keyring();
         if self.waits {
             self.joined()?;
+            self.say(&News::Waiting, None)?;
             birth::enter_time_namespace(self.clocks())?;
         }
         let mut rootfs = Rootfs::build(spec, self.pod, self.device_nodes)?;

@@ -28,7 +28,7 @@ mod talk;
 pub mod wire;
 
 pub use serve::moved_problem;
-pub use spawn::spawn;
+pub use spawn::{abandon, spawn};
 pub use wire::{About, Size};
 
 /// What [`spawn`] is told.

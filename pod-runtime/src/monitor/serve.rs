@@ -8,6 +8,7 @@
 use super::connection::{Connection, Role};
 use super::exec::{Ended as Unheard, Session};
 use super::log::{Log, Stream};
+use super::spawn::write_who;
 use super::stdio::{End, PIECE, Stdio};
 use super::wire::{About, Ends, Gone, Kind, Reply, SessionEnds};
 use crate::cgroup::Cgroup;
@@ -53,6 +54,8 @@ pub struct Monitor {
     pub ended: bool,
     /// Its cable, while it is held.
     pub held: Option<Attachment>,
+    /// The pod runs and its status does not say so yet: the disk was full.
+    pub unwritten: bool,
     /// The last word for all who watch, once they have caught up.
     pub farewell: Option<Farewell>,
     /// Of the pod, to be cleared away once that was said.
@@ -67,6 +70,8 @@ pub enum Farewell {
     Moved(String),
 }
 
+/// How often a status is tried that could not be written.
+const LATE: Duration = Duration::from_millis(500);
 /// Ended sessions that are remembered.
 const UNHEARD: usize = 32;
 
@@ -90,6 +95,7 @@ impl Monitor {
                 self.handle(token, flags);
             }
             self.reap();
+            self.write_late();
             self.tidy();
             if let Some(Err(problem)) = self.remains.take().map(Remains::clear) {
                 tracing::error!(problem = problem.chain(), "not all of the pod could be removed");
@@ -112,6 +118,7 @@ impl Monitor {
             flags.set(PollFlags::POLLOUT, write);
             flags
         };
+        let late = self.unwritten.then_some(LATE);
         let mut wake = None;
         if !self.ended {
             add(Token::Child, self.pidfd.as_fd(), PollFlags::POLLIN);
@@ -148,7 +155,7 @@ impl Monitor {
             };
             add(Token::Client(client.id), client.fd(), wish(heard, client.wants_to_write()));
         }
-        let timeout = wake.map_or(PollTimeout::NONE, |d| {
+        let timeout = [wake, late].into_iter().flatten().min().map_or(PollTimeout::NONE, |d| {
             PollTimeout::try_from(d + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
         if poll(&mut fds, timeout).is_err() {
@@ -196,6 +203,11 @@ impl Monitor {
                 self.others.retain(|fd| open || fd.as_raw_fd() != number);
             }
         }
+    }
+
+    /// Tries again what could not be written when the pod arrived.
+    fn write_late(&mut self) {
+        self.unwritten = self.unwritten && !self.ended && write_who(&self.pod, self.init, State::Running).is_err();
     }
 
     fn accept(&mut self) {

@@ -183,9 +183,9 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         Beginning::Run => set_off(&mut newborn, stdio),
         Beginning::Fill(filling) => write_down(&newborn, State::Creating)
             .and_then(|()| filling.fill(&mut newborn))
-            .and_then(|filled| fill_in(&newborn, filled, foreign)),
+            .map(|filled| fill_in(&newborn, filled, foreign)),
     };
-    let Begun { stdio, roots, others, sessions, ended: unheard } = match begun {
+    let Begun { stdio, roots, others, sessions, ended: unheard, unwritten } = match begun {
         Ok(begun) => begun,
         Err(problem) => {
             end_it(&newborn.born);
@@ -220,6 +220,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         next_id: 0,
         ended: false,
         held: None,
+        unwritten,
         farewell: None,
         remains: None,
     };
@@ -236,10 +237,10 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
             Ok((conceived.birth(&pod, None)?, attachment))
         }
         Beginning::Fill(filling) => {
-            let (conceived, (attachment, clocks)) = birth::conceive(&spec, &pod, None, Purpose::Fill, given, |init| {
-                let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
-                Ok((attachment, filling.files(&pod, &spec)?))
-            })?;
+            let attach = |init| network::attach(&dir, &spec, pod.id(), init, true);
+            let (conceived, attachment) = birth::conceive(&spec, &pod, None, Purpose::Fill, given, attach)?;
+            // Not before: whoever hears of this freezes the pod where it is.
+            let clocks = filling.files(&pod, &spec)?;
             Ok((conceived.birth(&pod, Some(clocks))?, attachment))
         }
     });
@@ -261,6 +262,8 @@ struct Begun {
     others: Vec<OwnedFd>,
     sessions: Vec<Session>,
     ended: Vec<Ended>,
+    /// Its status says that the pod does not run yet.
+    unwritten: bool,
 }
 
 /// Lets the program begin.
@@ -280,8 +283,8 @@ fn set_off(newborn: &mut Newborn, stdio: Stdio) -> Result<Begun> {
     Ok(Begun { stdio, ..Begun::default() })
 }
 
-/// Takes over from the engine.
-fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> Result<Begun> {
+/// Takes over from the engine. The pod runs and may have no copy anywhere: nothing here fails.
+fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> Begun {
     // The closure is gone with all that it owned; what is still open of the spawner's nobody owns.
     let taken: Vec<RawFd> = [&filled.console, &filled.stdin, &filled.stdout, &filled.stderr]
         .into_iter()
@@ -294,51 +297,65 @@ fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> 
         daemon::close_number(old.0);
     }
     let Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others } = filled;
-    let stdio = Stdio::new([console, stdin, stdout, stderr])?;
+    let stdio = Stdio::new([console, stdin, stdout, stderr]).unwrap_or_else(|problem| {
+        tracing::error!(problem = problem.chain(), "the pod's terminal or pipes are lost");
+        Stdio::default()
+    });
     let pidfd = |pid: i32| daemon::pidfd_open(pid).ok().map(|fd| (pid, fd));
-    for fd in &others {
-        super::stdio::nonblocking(fd.as_fd())?;
-    }
+    let others = others.into_iter().filter(|fd| super::stdio::nonblocking(fd.as_fd()).is_ok()).collect();
     let mut roots: BTreeMap<i32, OwnedFd> = roots.into_iter().filter_map(pidfd).collect();
-    let (sessions, ended) = sessions_of(sessions, &mut roots, awaited)?;
-    let state = newborn.pod.status()?.state;
-    if state == State::Creating {
-        write_down(newborn, State::Running)?;
-    }
+    let (sessions, ended) = sessions_of(sessions, &mut roots, awaited);
+    let unwritten = match newborn.pod.status() {
+        Ok(status) if status.state != State::Creating => false,
+        _ => write_down(newborn, State::Running).is_err(),
+    };
     newborn.pod.store().event(&newborn.pod, "restore", &[]);
-    Ok(Begun { stdio, roots, others, sessions, ended })
+    Begun { stdio, roots, others, sessions, ended, unwritten }
 }
 
 /// The sessions that came, each with its process out of `roots`; and those that have ended unheard.
-fn sessions_of(
-    came: Vec<Arrived>,
-    roots: &mut BTreeMap<i32, OwnedFd>,
-    awaited: bool,
-) -> Result<(Vec<Session>, Vec<Ended>)> {
+fn sessions_of(came: Vec<Arrived>, roots: &mut BTreeMap<i32, OwnedFd>, awaited: bool) -> (Vec<Session>, Vec<Ended>) {
     let inside: BTreeMap<i32, i32> = roots.keys().map(|host| (exec::pid_inside(*host), *host)).collect();
     let (mut sessions, mut ended) = (Vec::new(), Vec::new());
     for Arrived { about, fds } in came {
         match inside.get(&about.pid) {
-            Some(host) if about.exit_code.is_none() => {
-                roots.remove(host);
-                sessions.push(Session::arrived(about, *host, fds, awaited)?);
-            }
+            Some(host) if about.exit_code.is_none() => match Session::arrived(about, *host, fds, awaited) {
+                Ok(session) => {
+                    roots.remove(host);
+                    sessions.push(session);
+                }
+                Err(problem) => tracing::error!(problem = problem.chain(), "a session of pod exec is lost"),
+            },
             _ if about.exit_code.is_some() => ended.push(Ended { about, output: Vec::new() }),
             _ => tracing::warn!(session = about.id, "a session of pod exec came without its process"),
         }
     }
-    Ok((sessions, ended))
+    (sessions, ended)
+}
+
+/// Ends this monitor as if it had been killed: of a pod that has to run nothing may be taken away by an error. Who
+/// waits for the monitor lets the pod run.
+pub fn abandon(problem: &Problem) -> ! {
+    tracing::error!(problem = problem.chain(), "the monitor leaves the pod to who waits for it");
+    daemon::exit_now(1)
 }
 
 /// Who the pod is on this host from now on. Not waited for to be on the disk: after a power cut nothing of it is true.
 fn write_down(newborn: &Newborn, state: State) -> Result<()> {
-    let init = ProcessKey::of(newborn.born.init)?;
+    write_who(&newborn.pod, newborn.born.init, state)
+}
+
+pub(super) fn write_who(pod: &Pod, init: i32, state: State) -> Result<()> {
+    let init = ProcessKey::of(init)?;
     let monitor = ProcessKey::myself()?;
-    newborn.pod.update_quickly(|status| {
+    pod.update_quickly(|status| {
         status.state = state;
         status.init = Some(init);
         status.monitor = Some(monitor);
         status.started = (state == State::Running).then(status::now);
+        if state == State::Running {
+            status.job = None;
+        }
     })?;
     Ok(())
 }

@@ -153,6 +153,19 @@ pub fn remove(link: &str) -> Result<()> {
     Wire::open()?.ask(delete(link))
 }
 
+/// The index of a device of the host, which no other gets after it.
+pub fn index_of(link: &str) -> Option<u32> {
+    let control = netdev::control_socket().ok()?;
+    netdev::index(control.as_fd(), link).ok()
+}
+
+/// Removes a device of the host by its index; gone already is as good.
+pub fn remove_by_index(index: u32) -> Result<()> {
+    let message = LinkUnspec::new_with_index(index).build();
+    let request = Request::new(format!("remove device {index}"), RouteNetlinkMessage::DelLink(message));
+    Wire::open()?.ask(request.tolerate(&[libc::ENODEV]))
+}
+
 /// Takes a device of the host down, so that nothing comes through it any more (0.2 ms); gone already is as good.
 pub fn cut(link: &str) -> Result<()> {
     let control = netdev::control_socket().doing(|| "open a socket".into())?;

@@ -159,3 +159,70 @@ fn what_a_killed_restore_put_aside_comes_back() {
     assert_eq!(pod.status().unwrap().started, Some(2), "the restored one stays");
     assert!(!aside.exists());
 }
+
+/// A pod whose folder says that it was being created by somebody who is gone, in this boot or another.
+fn half_made(store: &Store, this_boot: bool, job: Option<&str>) -> Pod {
+    let pod = store.reserve(&spec(&new_id().unwrap())).unwrap();
+    pod.update(|status| {
+        status.monitor.as_mut().unwrap().start_time += 1;
+        status.job = job.map(str::to_owned);
+        if !this_boot {
+            status.boot_id = "another".into();
+        }
+    })
+    .unwrap();
+    pod
+}
+
+#[test]
+fn what_a_power_cut_may_have_hidden_is_not_swept() {
+    let (_dir, store) = store();
+    let wrote = |pod: &Pod| fs::write(pod.upper_dir().join("file"), "the only copy").unwrap();
+    // In the same boot the status is the last word.
+    let failed = half_made(&store, true, None);
+    wrote(&failed);
+    store.sweep().unwrap();
+    assert!(!failed.dir().exists());
+    // In another it may be from before the pod ran.
+    let ran = half_made(&store, false, None);
+    wrote(&ran);
+    store.sweep().unwrap();
+    assert!(ran.dir().exists());
+    let logged = half_made(&store, false, None);
+    fs::write(logged.log_path(), "said").unwrap();
+    store.sweep().unwrap();
+    assert!(logged.dir().exists());
+    let blank = half_made(&store, false, None);
+    store.sweep().unwrap();
+    assert!(!blank.dir().exists());
+}
+
+#[test]
+fn what_the_journal_says_has_arrived_is_not_swept() {
+    let (_dir, store) = store();
+    let jobs = store.jobs_dir().unwrap();
+    for (job, phase, stays) in [("0001", "running", true), ("0002", "receiving", false), ("0003", "aborted", false)] {
+        fs::write(jobs.join(format!("{job}.json")), format!("{{\"phase\": \"{phase}\"}}")).unwrap();
+        let pod = half_made(&store, true, Some(job));
+        store.sweep().unwrap();
+        assert_eq!(pod.dir().exists(), stays, "{phase}");
+    }
+    let unknown = half_made(&store, true, Some("0004"));
+    store.sweep().unwrap();
+    assert!(!unknown.dir().exists());
+}
+
+#[test]
+fn the_monitor_of_an_ended_pod_is_waited_for() {
+    let (_dir, store) = store();
+    let pod = store.reserve(&spec("web")).unwrap();
+    let mut monitor = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let key = status::ProcessKey::of(monitor.id() as i32).unwrap();
+    pod.update(|status| (status.state, status.monitor) = (State::Exited, Some(key))).unwrap();
+    assert!(!lifecycle::monitor_leaves_within(&pod, std::time::Duration::from_millis(1)).unwrap());
+    drop(monitor.stdin.take());
+    assert!(lifecycle::monitor_leaves_within(&pod, std::time::Duration::from_secs(60)).unwrap());
+    assert!(!key.alive());
+    monitor.wait().unwrap();
+    assert!(lifecycle::monitor_leaves_within(&pod, std::time::Duration::ZERO).unwrap());
+}

@@ -2,8 +2,10 @@
 
 use crate::bench::{Bench, OutputLater, Terminal, eventually};
 use pod_runtime::birth::Clocks;
+use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Size, client};
 use pod_runtime::spec::Spec;
+use pod_runtime::status::State;
 use pod_runtime::store::Pod;
 use pod_runtime::sys::daemon;
 use pod_runtime::{Problem, lifecycle};
@@ -176,6 +178,64 @@ fn the_log_that_arrives_is_gone_on_with() {
     };
     monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(Only(Some(fill)))), ..launch }).unwrap();
     eventually("both lines", || bench.ok(&["logs", pod.id()]) == "there\nhere\n");
+    bench.ok(&["rm", "-f", "p", "p-copy"]);
+    assert!(bench.is_empty(), "{:?}", bench.files());
+}
+
+#[test]
+fn a_pod_that_was_filled_stays_when_nothing_can_be_written() {
+    let bench = Bench::new();
+    let launch = arriving(&bench, "p");
+    let pod = launch.pod.clone();
+    // What stands in the way of every change of the status.
+    let lock = pod.dir().join("lock");
+    let in_the_way = lock.clone();
+    let fill = move |_: &mut monitor::Newborn| {
+        std::fs::remove_file(&in_the_way).unwrap();
+        std::fs::create_dir(&in_the_way).unwrap();
+        Ok(Filled::default())
+    };
+    let beginning = Beginning::Fill(Box::new(Only(Some(fill))));
+    let started = monitor::spawn(Launch { beginning, ..launch }).unwrap();
+    let alive = |pid: i32| pod_runtime::status::ProcessKey::of(pid).is_ok_and(|key| key.alive());
+    assert!(alive(started.init) && alive(started.monitor));
+    assert_eq!(pod.status().unwrap().state, State::Creating);
+    std::fs::remove_dir(&lock).unwrap();
+    eventually("the status", || pod.status().unwrap().state == State::Running);
+    assert!(alive(started.init));
+    bench.ok(&["rm", "-f", "p", "p-copy"]);
+    assert!(bench.is_empty(), "{:?}", bench.files());
+}
+
+/// Asks for the files only when all that can fail before has not.
+struct InPlace;
+
+impl Filling for InPlace {
+    fn files(&mut self, pod: &Pod, _: &Spec) -> Result<Clocks, Problem> {
+        let init = Cgroup::open(pod.id())?.procs()?.into_iter().next();
+        let init = init.ok_or_else(|| Problem::new("E-STATE", "nobody is in the cgroup"))?;
+        let cgroups = std::fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
+        let mut groups = cgroups.lines().filter(|line| line.contains("memory") || line.contains("pids"));
+        // The one of its own is made last.
+        let own = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/cgroup")).unwrap();
+        if groups.any(|line| !line.contains(pod.id())) || own("self") == own(&init.to_string()) {
+            return Err(Problem::new("E-STATE", format!("too early: {cgroups}")));
+        }
+        Ok(Clocks::default())
+    }
+
+    fn fill(self: Box<Self>, _: &mut monitor::Newborn) -> Result<Filled, Problem> {
+        Ok(Filled::default())
+    }
+
+    fn failed(&mut self, _: &Problem) {}
+}
+
+#[test]
+fn the_files_come_when_the_first_process_is_in_its_place() {
+    let bench = Bench::new();
+    let launch = arriving(&bench, "p");
+    monitor::spawn(Launch { beginning: Beginning::Fill(Box::new(InPlace)), ..launch }).unwrap();
     bench.ok(&["rm", "-f", "p", "p-copy"]);
     assert!(bench.is_empty(), "{:?}", bench.files());
 }

@@ -244,7 +244,7 @@ impl Opener {
     }
 
     /// Ends the opener's process and reaps it.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(&mut self) -> Result<()> {
         self.order(Order::Finish)?;
         daemon::reap(self.process.host).doing(|| "wait for the opener".into())?;
         self.process.reaped = true;
