@@ -13,7 +13,7 @@ use super::stdio::{End, PIECE, Stdio};
 use super::wire::{About, Ends, Gone, Kind, Reply, SessionEnds};
 use crate::cgroup::Cgroup;
 use crate::lifecycle::{self, Remains};
-use crate::network::Attachment;
+use crate::network::{self, Attachment};
 use crate::problem::{Problem, Result};
 use crate::spec::Spec;
 use crate::status::{self, State};
@@ -431,6 +431,12 @@ impl Monitor {
         // The tool died in the commit: the pod may run on the other host, and two must never answer for one address.
         if self.pod.status().is_ok_and(|status| status.state == State::Migrating) {
             return;
+        }
+        // Whoever held the pod may have been killed while it read a connection.
+        let processes = self.cgroup.procs().unwrap_or_default();
+        let mended = network::repair::mend(&processes);
+        if mended > 0 {
+            tracing::warn!(mended, "connections were taken out of the repair mode that a killed tool left them in");
         }
         if let Some(attachment) = self.held.take()
             && let Err(problem) = attachment.release()

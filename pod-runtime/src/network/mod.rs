@@ -6,6 +6,7 @@
 //! * [`announce`]: gratuitous ARP and unsolicited neighbour advertisements, and the probe for a duplicate address.
 //! * [`nat`]: the way outward and published ports, one nftables table `inet pod`.
 //! * [`gate`]: no new connections for a moment, so that the last handshakes can finish before a move.
+//! * [`repair`]: connections that a killed tool left in the middle of being read.
 //! * [`hold`]: the port of a destination host that keeps a moving pod's frames until its sockets are restored.
 //!
 //! The rule for all of it: whatever a pod has on a host is found again from its id alone (the link is named after it,
@@ -23,6 +24,7 @@ pub mod hold;
 pub mod leases;
 pub mod named;
 pub mod nat;
+pub mod repair;
 pub mod wire;
 
 pub use cable::{Attachment, attach, link_name};

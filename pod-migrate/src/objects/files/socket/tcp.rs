@@ -1,9 +1,9 @@
 //! TCP, over IPv4, IPv6 and IPv6 with mapped addresses, in every state that a descriptor can be in.
 //!
 //! **Dump.** The copy of the socket is put into repair mode for the length of a few system calls, in which sequence
-//! numbers, window and the send queue can be read, and taken out of it without a word on the wire (-1). So a tool that
-//! is killed leaves the connection as it was, and an attempt that is given up needs no undo. The pod's tasks are
-//! stopped and its cable is held meanwhile; nothing moves.
+//! numbers, window and the send queue can be read, and taken out of it without a word on the wire (-1). So an attempt
+//! that is given up needs no undo. A tool that is killed in that very moment leaves the mode on: the pod's monitor ends
+//! it ([`pod_runtime::network::repair`]). The pod's tasks are stopped and its cable is held meanwhile; nothing moves.
 //!
 //! **Restore.** In repair mode the socket is bound (beside its own listener, which the forced reuse of that mode
 //! allows), "connected" without a packet, given options, window and what was received but not read. Nothing is sent.
