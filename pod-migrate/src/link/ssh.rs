@@ -47,7 +47,8 @@ impl Target {
             None => (rest, None),
         };
         // ssh would take a leading dash for an option.
-        if host.is_empty() || host.starts_with('-') || user.starts_with('-') || host.contains(char::is_whitespace) {
+        let spoils = |word: &str| word.starts_with('-') || word.contains(char::is_whitespace);
+        if host.is_empty() || spoils(host) || spoils(user) {
             return Err(bad());
         }
         let port = port.map(|p| p.parse().map_err(|_| bad())).transpose()?;
@@ -158,6 +159,7 @@ mod tests {
             ("fd77::12", target("fd77::12", None)),
             ("-oProxyCommand=evil", None),
             ("x@-evil", None),
+            ("a user@hostB", None),
             ("host:port", None),
             ("", None),
         ] {
