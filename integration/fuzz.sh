@@ -3,12 +3,13 @@
 #
 #   integration/fuzz.sh [SECONDS [TARGET...]]     60 seconds each, two at a time, unless told otherwise
 #
-# Begins with fuzz/corpus. What is found is in fuzz/artifacts/TARGET/, and the last lines say how to run it again.
+# SEED repeats a run; CI sets it, so that one commit has one verdict. Begins with fuzz/corpus. What is found is in fuzz/artifacts/TARGET/, and the last lines say how to run it again.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . integration/setup.sh
 
 seconds=${1:-60}
+seed=${SEED:-$((RANDOM + 1))}
 shift || true
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || for file in fuzz/fuzz_targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
@@ -25,11 +26,11 @@ trap 'rm -rf "$work" /dev/shm/pod-fuzz-layer-*' EXIT
 # Slow and large inputs count as crashes as well.
 one() {
     mkdir -p "$work/$1" "fuzz/artifacts/$1" "fuzz/corpus/$1"
-    nice "$programs/$1" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 \
-        -artifact_prefix="fuzz/artifacts/$1/" "$work/$1" "fuzz/corpus/$1" >"$work/$1.log" 2>&1
+    nice "$programs/$1" -seed="$seed" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
+        -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$1/" "$work/$1" "fuzz/corpus/$1" >"$work/$1.log" 2>&1
 }
 
-say "fuzzing ${targets[*]}, $seconds s each"
+say "fuzzing ${targets[*]}, $seconds s each, seed $seed"
 failed=()
 for ((n = 0; n < ${#targets[@]}; n += 2)); do
     pair=("${targets[@]:n:2}")
