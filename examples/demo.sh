@@ -39,6 +39,7 @@ demo() {
     for host in hostA hostB; do
         # The first pod of a host makes what stays for all others: the default network and the store.
         on $host pod run --rm -- true
+        "$BED" until 60 "$BED" exec $host sh -c '! pgrep -x pod-monitor'
         "$BED" leaks $host save "$work/$host"
     done
 
