@@ -40,7 +40,8 @@ fn child() -> i32 {
     let mut byte = [0];
     while stream.read_exact(&mut byte).is_ok() {
         let own = peer(&stream).map_or_else(|error| format!("{error:#}"), |told| told[0].to_string());
-        if writeln!(stream, "{own}").is_err() {
+        // In one write: the other end takes what one read gives.
+        if stream.write_all(format!("{own}\n").as_bytes()).is_err() {
             break;
         }
     }
