@@ -57,7 +57,7 @@ pub fn redis() -> Result<()> {
             timed(&["ssh", "hostB", "pod", "migrate", "redis", "--to", "hostA", "--json"])?
         };
         total.push(ms(took));
-        still.push(ms(frozen(json.lines().last().unwrap_or_default())?));
+        still.push(ms(frozen(&json)?));
         drop(writer.stdin.take());
         let mut text = String::new();
         std::io::Read::read_to_string(&mut out, &mut text)?;
