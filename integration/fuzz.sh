@@ -3,7 +3,8 @@
 #
 #   integration/fuzz.sh [SECONDS [TARGET...]]     60 seconds each, two at a time, unless told otherwise
 #
-# SEED repeats a run; CI sets it, so that one commit has one verdict. Begins with fuzz/corpus. What is found is in fuzz/artifacts/TARGET/, and the last lines say how to run it again.
+# SEED repeats a run; CI sets it, so that one commit has one verdict. Begins with fuzz/corpus. What is found is in
+# fuzz/artifacts/TARGET/, and the last lines say how to run it again.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . integration/setup.sh
