@@ -65,8 +65,9 @@ kinds! {
     MM = 18 v 2,
     /// One descriptor table: of one process and all its threads.
     FD_TABLE = 19 v 1,
-    /// One open file description. 2: which session of `pod exec` has the other end.
-    FILE = 20 v 2,
+    /// One open file description. 2: which session of `pod exec` has the other end. 3: keys of TCP's signatures, what packet
+    /// sockets listen to.
+    FILE = 20 v 3,
     /// One piece of shared memory.
     SHARED_MEMORY = 21 v 1,
     /// SysV queues, semaphores and segments, POSIX queues.

@@ -37,6 +37,20 @@ pub fn close_on_exec(fd: BorrowedFd<'_>) -> nix::Result<bool> {
     Ok(fcntl_number(fd, libc::F_GETFD, 0)? & libc::FD_CLOEXEC != 0)
 }
 
+/// F_GET_RW_HINT.
+pub fn write_hint(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    let mut hint = 0u64;
+    // SAFETY: the kernel writes 8 bytes to a place of ours.
+    nix::errno::Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), 1035, &raw mut hint) })?;
+    Ok(hint)
+}
+
+/// F_SET_RW_HINT.
+pub fn set_write_hint(fd: BorrowedFd<'_>, hint: u64) -> nix::Result<()> {
+    // SAFETY: the kernel reads 8 bytes of ours.
+    nix::errno::Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), 1036, &raw const hint) }).map(drop)
+}
+
 /// F_GETSIG.
 pub fn async_signal(fd: BorrowedFd<'_>) -> nix::Result<i32> {
     const F_GETSIG: c_int = 11;

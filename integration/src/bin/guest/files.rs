@@ -1,9 +1,9 @@
 //! Open files: offsets (shared after dup and fork), append, deleted, directories, close-on-exec, O_PATH, devices.
 
 use crate::{Guest, sys};
-use anyhow::{Result, ensure};
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::unistd::{Pid, Whence, lseek};
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl};
+use nix::unistd::{Pid, Whence, linkat, lseek};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,11 +24,20 @@ struct Files {
 }
 
 const BIG: u64 = 3 << 20;
+/// RWH_WRITE_LIFE_SHORT.
+const SHORT: u64 = 2;
 
 fn options() -> std::fs::OpenOptions {
     let mut options = File::options();
     options.read(true).write(true).create(true);
     options
+}
+
+fn temporary() -> Result<File> {
+    let home = "/var/tmp/guest-files";
+    let mut temporary = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(home)?;
+    temporary.write_all(b"no name")?;
+    Ok(temporary)
 }
 
 pub fn set_up() -> Result<Box<dyn Guest>> {
@@ -42,13 +51,12 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
     apart.seek(SeekFrom::Start(8))?;
     let mut append = options().append(true).open(format!("{home}/log"))?;
     append.write_all(b"one")?;
+    sys::write_hint(append.as_raw_fd(), Some(SHORT))?;
     let mut deleted = options().open(format!("{home}/deleted"))?;
     deleted.set_len(BIG)?;
     deleted.seek(SeekFrom::Start(BIG - 4))?;
     deleted.write_all(b"tail")?;
     std::fs::remove_file(format!("{home}/deleted"))?;
-    let mut temporary = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(home)?;
-    temporary.write_all(b"no name")?;
     let reader = sys::fork(|| {
         loop {
             nix::unistd::pause();
@@ -60,7 +68,7 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
         apart,
         append,
         deleted,
-        temporary,
+        temporary: temporary()?,
         folder: File::options().read(true).custom_flags(libc::O_DIRECTORY).open(home)?,
         path: File::options().read(true).custom_flags(libc::O_PATH).open(format!("{home}/plain"))?,
         zero: options().create(false).open("/dev/zero")?,
@@ -99,6 +107,12 @@ impl Files {
         text.clear();
         self.temporary.read_to_string(&mut text)?;
         ensure!(text == "no name", "the temporary file holds {text:?}");
+        // Once it has had a name it cannot get another.
+        let (open, name) = (format!("/proc/self/fd/{}", self.temporary.as_raw_fd()), "/var/tmp/guest-files/named");
+        linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW).context("give it a name")?;
+        ensure!(std::fs::read_to_string(name)? == "no name", "it holds something else by its name");
+        std::fs::remove_file(name)?;
+        self.temporary = temporary()?;
         Ok(())
     }
 }
@@ -111,6 +125,8 @@ impl Guest for Files {
         self.append.write_all(b"+")?;
         self.appended += 1;
         ensure!(self.append.metadata()?.len() == self.appended, "append wrote elsewhere");
+        let hint = sys::write_hint(self.append.as_raw_fd(), None)?;
+        ensure!(hint == SHORT, "the write hint is {hint}");
         let flags = OFlag::from_bits_retain(fcntl(&self.path, FcntlArg::F_GETFL)?);
         ensure!(flags.contains(OFlag::O_PATH), "O_PATH is gone: {flags:?}");
         ensure!(self.folder.metadata()?.is_dir(), "the directory is something else");

@@ -23,6 +23,7 @@ mod memfds;
 mod memory;
 mod nameless;
 mod options;
+mod packets;
 mod peers;
 mod pipes;
 mod pty;
@@ -34,6 +35,7 @@ mod sharedmem;
 mod sharedparts;
 mod signalfd;
 mod signals;
+mod signed;
 mod switches;
 mod tcp;
 mod tcpends;
@@ -80,6 +82,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("memory", memory::set_up),
     ("nameless", nameless::set_up),
     ("options", options::set_up),
+    ("packets", packets::set_up),
     ("peers", peers::set_up),
     ("pipes", pipes::set_up),
     ("pty", pty::set_up),
@@ -91,6 +94,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("sharedtable", refused::sharedtable),
     ("signalfd", signalfd::set_up),
     ("signals", signals::set_up),
+    ("signed", signed::set_up),
     ("switches", switches::set_up),
     ("tcp", tcp::set_up),
     ("tcpends", tcpends::set_up),

@@ -3,7 +3,7 @@
 use crate::{Guest, sys};
 use anyhow::{Result, ensure};
 use nix::pty::{OpenptyResult, Winsize, openpty};
-use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::sys::termios::{FlushArg, LocalFlags, SetArg, tcflush, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, read, ttyname, write};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,6 +16,17 @@ struct Pty {
     child: Pid,
     /// The master of one whose slave is closed, and the slave's name.
     left: (OwnedFd, PathBuf),
+    /// In packet mode, with something to be told.
+    packets: OpenptyResult,
+}
+
+/// A terminal in packet mode: its input was thrown away, then something was shown.
+fn packets() -> Result<OpenptyResult> {
+    let ends = openpty(None, None)?;
+    sys::packet_mode(ends.master.as_raw_fd())?;
+    tcflush(&ends.slave, FlushArg::TCIFLUSH)?;
+    write(&ends.slave, b"shown")?;
+    Ok(ends)
 }
 
 /// A terminal that was written to from both sides before its slave was closed.
@@ -53,7 +64,7 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
     })?;
     crate::until("the child to have its terminal", || terminal_of(child).is_ok_and(|(tty, _)| tty != 0))?;
     put(&ends)?;
-    Ok(Box::new(Pty { ends, name, child, left: left()? }))
+    Ok(Box::new(Pty { ends, name, child, left: left()?, packets: packets()? }))
 }
 
 /// Controlling terminal and its foreground group, as /proc tells them.
@@ -87,6 +98,12 @@ impl Guest for Pty {
         ensure!(&text[..got] == b"for the next\n", "input of a closed slave: {:?}", &text[..got]);
         drop(slave);
         self.left = left()?;
+        const FLUSH_READ: u8 = 1;
+        let got = read(&self.packets.master, &mut text)?;
+        ensure!(got == 1 && text[0] & FLUSH_READ != 0, "packet mode tells {:?}", &text[..got]);
+        let got = read(&self.packets.master, &mut text)?;
+        ensure!(&text[..got] == b"\0shown", "packet mode goes on with {:?}", &text[..got]);
+        self.packets = packets()?;
         Ok(())
     }
 }

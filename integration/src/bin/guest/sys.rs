@@ -402,6 +402,35 @@ pub fn window(fd: i32) -> Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// How long what is written to a file will live (F_SET_RW_HINT), set or read.
+pub fn write_hint(fd: i32, new: Option<u64>) -> Result<u64> {
+    let mut hint = new.unwrap_or(0);
+    // SAFETY: the kernel reads or writes 8 bytes of ours.
+    check(unsafe { libc::fcntl(fd, if new.is_some() { 1036 } else { 1035 }, &raw mut hint) }.into())?;
+    Ok(hint)
+}
+
+/// Has a packet socket listen to everything on one device.
+pub fn bind_to_device(fd: i32, device: i32) -> Result<()> {
+    // SAFETY: all-zero is a valid address; the kernel reads one.
+    unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = device;
+        let bytes = size_of_val(&address) as libc::socklen_t;
+        check(libc::bind(fd, (&raw const address).cast(), bytes).into())?;
+    }
+    Ok(())
+}
+
+/// Has a terminal's master tell what happens at the slave (TIOCPKT).
+pub fn packet_mode(master: i32) -> Result<()> {
+    // SAFETY: the kernel reads one int.
+    check(unsafe { libc::ioctl(master, libc::TIOCPKT, &1i32) }.into())?;
+    Ok(())
+}
+
 /// A descriptor that was just received.
 pub fn owned(fd: i32) -> std::fs::File {
     // SAFETY: the kernel gave it to us by SCM_RIGHTS and nobody else knows its number.

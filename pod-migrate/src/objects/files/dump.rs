@@ -49,6 +49,8 @@ pub struct FilesDump<'v> {
     /// Process groups by their number on this host.
     groups: HashMap<i32, PodPid>,
     pub(super) unix_sockets: socket::unix::Sockets,
+    /// None until a socket asks for it; `Some(None)` where there is none.
+    diag: Option<Option<socket::diag::Diag>>,
 }
 
 #[derive(Debug)]
@@ -111,6 +113,7 @@ impl<'v> FilesDump<'v> {
             terminals: BTreeMap::new(),
             groups: HashMap::new(),
             unix_sockets: socket::unix::Sockets::default(),
+            diag: None,
         }
     }
 
@@ -135,6 +138,15 @@ impl<'v> FilesDump<'v> {
         }
         self.records.insert(id, table);
         Ok(id)
+    }
+
+    /// What lists the sockets of the pod's network; `fd` is one of them. None where the kernel has no such thing.
+    pub(super) fn diag(&mut self, fd: BorrowedFd<'_>) -> Option<&socket::diag::Diag> {
+        let open = || {
+            let opened = socket::diag::Diag::of(fd);
+            opened.inspect_err(|error| tracing::debug!(%error, "sock_diag cannot be opened")).ok()
+        };
+        self.diag.get_or_insert_with(open).as_ref()
     }
 
     /// Descriptors of which only the task itself can tell whether they are closed by exec. Asked once.
@@ -244,6 +256,11 @@ impl<'v> FilesDump<'v> {
             _ => 0,
         };
         let (owner, signal) = if path_only { (None, 0) } else { self.owner(fd.as_fd(), &subject)? };
+        if owner.is_some() && look.format() == libc::S_IFDIR {
+            // The kernel sets one for F_NOTIFY, and nobody else does for a directory.
+            let what = "directory notifications (F_NOTIFY) are not kept";
+            self.warnings.push(format!("{subject}: {what}: {}", look.name()));
+        }
         Ok(File {
             state,
             flags: look.flags,
@@ -330,6 +347,7 @@ impl<'v> FilesDump<'v> {
             bytes: 0,
             existence: regular::Existence::Proc,
             to_read: None,
+            write_hint: 0,
         })
     }
 

@@ -62,6 +62,9 @@ pub struct Pair {
     /// Output is held back (Ctrl-S, TCOOFF).
     #[serde(default)]
     pub stopped: bool,
+    /// In packet mode: what the master has not been told yet.
+    #[serde(default)]
+    pub status: u8,
 }
 
 /// First number of the Unix 98 slaves' devices.
@@ -105,6 +108,7 @@ pub(super) fn dump_pair(master: Option<BorrowedFd<'_>>, slave: Option<BorrowedFd
         input: ByteBuf::new(),
         output: ByteBuf::new(),
         stopped: false,
+        status: 0,
     };
     let Ok(termios) = descriptor::termios(any) else {
         // A hung up terminal answers EIO to everything.
@@ -137,7 +141,8 @@ pub(super) fn dump_pair(master: Option<BorrowedFd<'_>>, slave: Option<BorrowedFd
     if let (Some(master), Some(slave)) = (master, slave.or(again.as_ref().map(|fd| fd.as_fd()))) {
         let packet_mode = descriptor::pty_packet_mode(master).doing(doing)?;
         let queues = queue::copy(master, slave, packet_mode).doing(|| "read what is on its way".into())?;
-        (pair.input, pair.output, pair.stopped) = (queues.input, queues.output, queues.stopped);
+        (pair.input, pair.output) = (queues.input, queues.output);
+        (pair.stopped, pair.status) = (queues.stopped, queues.status);
     }
     drop(again);
     if let Some(master) = master {
@@ -209,7 +214,7 @@ fn restore_pair(master: OwnedFd, ends: &[(FileId, &State, &File)], restored: &mu
     if has_slave || pair.slave_closed {
         let slave =
             descriptor::pty_slave(master.as_fd(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC).doing(doing)?;
-        put_back(&slave, pair).doing(doing)?;
+        put_back(&master, &slave, pair).doing(doing)?;
         if let Some((uid, gid, mode)) = pair.owner {
             fchown(&slave, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).doing(doing)?;
             fchmod(&slave, Mode::from_bits_truncate(mode)).doing(doing)?;
@@ -221,8 +226,8 @@ fn restore_pair(master: OwnedFd, ends: &[(FileId, &State, &File)], restored: &mu
         }
     } else {
         set_modes(&master, pair).doing(doing)?;
+        descriptor::set_pty_packet_mode(master.as_fd(), pair.packet_mode).doing(doing)?;
     }
-    descriptor::set_pty_packet_mode(master.as_fd(), pair.packet_mode).doing(doing)?;
     descriptor::set_pty_locked(master.as_fd(), pair.locked).doing(doing)?;
     if pair.exclusive {
         descriptor::set_terminal_exclusive(master.as_fd()).doing(doing)?;
@@ -243,15 +248,15 @@ fn set_modes(end: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
 }
 
 /// Modes, and what was on its way in both directions.
-fn put_back(slave: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
+fn put_back(master: &OwnedFd, slave: &OwnedFd, pair: &Pair) -> std::io::Result<()> {
     set_modes(slave, pair)?;
-    if !pair.input.is_empty() || !pair.output.is_empty() || pair.stopped {
-        let (input, output) = (pair.input.clone(), pair.output.clone());
-        let queues = queue::Queues { input, output, stopped: pair.stopped };
-        queue::put(slave.as_fd(), &descriptor::termios(slave.as_fd())?, &queues)?;
-        set_modes(slave, pair)?;
+    if pair.input.is_empty() && pair.output.is_empty() && !pair.stopped && pair.status == 0 {
+        return Ok(descriptor::set_pty_packet_mode(master.as_fd(), pair.packet_mode)?);
     }
-    Ok(())
+    let (input, output) = (pair.input.clone(), pair.output.clone());
+    let queues = queue::Queues { input, output, stopped: pair.stopped, status: pair.status };
+    let termios = descriptor::termios(slave.as_fd())?;
+    queue::put_all(master.as_fd(), slave.as_fd(), &termios, &queues, pair.packet_mode)
 }
 
 fn slave_without_master(file: &File) -> std::io::Result<OwnedFd> {

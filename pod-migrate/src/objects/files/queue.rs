@@ -6,10 +6,15 @@
 //! are stopped and the monitor does not read, so nobody sees the moment in between. It is a process of its own that does
 //! this: killing the one that dumps leaves it to finish, and the terminal is as it was.
 //!
+//! In packet mode all of that would be told to the master. So the mode is off meanwhile, what the master was not told yet
+//! is read first, and made to be told again by what has the kernel tell it: flushing empty queues, starting output,
+//! changing flow control there and back.
+//!
 //! A line that was ended by an end-of-file character is told from one that waits for its end by the zero byte that the
 //! kernel keeps in its place.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::termios::{FlushArg, tcflush};
 use pod_runtime::sys::daemon::{self, Fork};
 use pod_runtime::sys::descriptor::{self, Termios};
 use serde::{Deserialize, Serialize};
@@ -39,7 +44,21 @@ pub(super) struct Queues {
     pub output: ByteBuf,
     /// Output is held back (Ctrl-S, TCOOFF).
     pub stopped: bool,
+    /// In packet mode: what happened since the master was last read (TIOCPKT_FLUSHREAD and its like); 0 for nothing.
+    #[serde(default)]
+    pub status: u8,
 }
+
+/// What packet mode tells of, as in ioctl_tty(2).
+const FLUSH_READ: u8 = 1;
+const FLUSH_WRITE: u8 = 2;
+const START: u8 = 8;
+const NO_STOP: u8 = 16;
+const DO_STOP: u8 = 32;
+/// The flow control flag of the input flags, and the characters that it is told by.
+const IXON: u32 = 0o2000;
+const VSTART: usize = CHARACTERS + 8;
+const VSTOP: usize = CHARACTERS + 9;
 
 fn word(termios: &Termios, at: usize) -> u32 {
     u32::from_ne_bytes([termios[at], termios[at + 1], termios[at + 2], termios[at + 3]])
@@ -113,18 +132,68 @@ fn take_and_put_back(
     termios: &Termios,
     packet_mode: bool,
 ) -> io::Result<Queues> {
+    let status = if packet_mode { status(master)? } else { 0 };
+    descriptor::set_pty_packet_mode(master, false)?;
     descriptor::set_termios(slave, &transparent(termios))?;
-    let taken = take(master, slave, packet_mode);
+    let taken = take(master, slave).map(|queues| Queues { status, ..queues });
     let put = match &taken {
-        Ok(queues) => put(slave, termios, queues),
-        Err(_) => Ok(()),
+        Ok(queues) => put_all(master, slave, termios, queues, packet_mode),
+        Err(_) => descriptor::set_pty_packet_mode(master, packet_mode).map_err(Into::into),
     };
     descriptor::set_termios(slave, termios)?;
     put?;
     taken
 }
 
-fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: bool) -> io::Result<Queues> {
+/// What a master in packet mode is to be told; it comes alone.
+fn status(master: BorrowedFd<'_>) -> io::Result<u8> {
+    let mut byte = [0];
+    if ready(master, PollFlags::POLLPRI, 0)? {
+        nix::unistd::read(master, &mut byte)?;
+    }
+    Ok(byte[0])
+}
+
+/// Puts everything back, and packet mode; `termios` are the slave's before and after.
+pub(super) fn put_all(
+    master: BorrowedFd<'_>,
+    slave: BorrowedFd<'_>,
+    termios: &Termios,
+    queues: &Queues,
+    packet_mode: bool,
+) -> io::Result<()> {
+    let told = packet_mode && queues.status != 0;
+    // Turning it on forgets what was to be told.
+    descriptor::set_pty_packet_mode(master, told)?;
+    if told {
+        for (bit, queue) in [(FLUSH_READ, FlushArg::TCIFLUSH), (FLUSH_WRITE, FlushArg::TCOFLUSH)] {
+            if queues.status & bit != 0 {
+                tcflush(slave, queue)?;
+            }
+        }
+    }
+    put(slave, termios, queues)?;
+    descriptor::set_termios(slave, termios)?;
+    if !told {
+        return Ok(descriptor::set_pty_packet_mode(master, packet_mode)?);
+    }
+    if queues.status & START != 0 {
+        descriptor::set_flow(slave, false)?;
+        descriptor::set_flow(slave, true)?;
+    }
+    if queues.status & (NO_STOP | DO_STOP) != 0 {
+        let mut other = *termios;
+        let usual = word(termios, INPUT_FLAGS) & IXON != 0 && (termios[VSTART], termios[VSTOP]) == (0o21, 0o23);
+        let flags = word(termios, INPUT_FLAGS);
+        set_word(&mut other, INPUT_FLAGS, if usual { flags & !IXON } else { flags | IXON });
+        (other[VSTART], other[VSTOP]) = (0o21, 0o23);
+        descriptor::set_termios(slave, &other)?;
+        descriptor::set_termios(slave, termios)?;
+    }
+    Ok(())
+}
+
+fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> io::Result<Queues> {
     let mut queues = Queues::default();
     let mut piece = vec![0; 64 << 10];
     while queues.input.len() < MOST && descriptor::readable_bytes(slave)? > 0 {
@@ -134,9 +203,7 @@ fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: bool) -> io:
     let mut wait = 0;
     while queues.output.len() < MOST && ready(master, PollFlags::POLLIN, wait)? {
         let n = nix::unistd::read(master, &mut piece)?;
-        // In packet mode a byte before the data says what it is.
-        let data = if packet_mode { piece[..n].strip_prefix(&[0]).unwrap_or(&[]) } else { &piece[..n] };
-        queues.output.extend_from_slice(data);
+        queues.output.extend_from_slice(&piece[..n]);
         wait = SETTLE_MS;
     }
     // With nothing on its way there is room, unless output is held back.
@@ -145,7 +212,7 @@ fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: bool) -> io:
 }
 
 /// Puts bytes in flight again; leaves settings behind that the caller replaces.
-pub(super) fn put(slave: BorrowedFd<'_>, termios: &Termios, queues: &Queues) -> io::Result<()> {
+fn put(slave: BorrowedFd<'_>, termios: &Termios, queues: &Queues) -> io::Result<()> {
     if !queues.stopped {
         return put_bytes(slave, termios, queues);
     }
@@ -209,5 +276,42 @@ mod tests {
         assert_eq!(slave.read(&mut bytes).unwrap(), 8);
         assert_eq!(&bytes[..8], b"partial\n");
         assert_eq!(master.read(&mut bytes).unwrap(), 7);
+    }
+
+    #[test]
+    fn what_packet_mode_has_to_tell_stays() {
+        let (mut master, mut slave) = pair();
+        descriptor::set_pty_packet_mode(master.as_fd(), true).unwrap();
+        let termios = descriptor::termios(slave.as_fd()).unwrap();
+        slave.write_all(b"shown").unwrap();
+        let mut bytes = [0; 100];
+        for status in [0, FLUSH_READ | FLUSH_WRITE, START, DO_STOP] {
+            if status == FLUSH_READ | FLUSH_WRITE {
+                // What has reached the master's side stays.
+                assert!(ready(master.as_fd(), PollFlags::POLLIN, 1000).unwrap());
+                tcflush(slave.as_fd(), FlushArg::TCIOFLUSH).unwrap();
+            }
+            if status == START {
+                descriptor::set_flow(slave.as_fd(), false).unwrap();
+                descriptor::set_flow(slave.as_fd(), true).unwrap();
+            }
+            if status == DO_STOP {
+                descriptor::set_termios(slave.as_fd(), &transparent(&termios)).unwrap();
+                descriptor::set_termios(slave.as_fd(), &termios).unwrap();
+            }
+            for _ in 0..2 {
+                let queues = copy(master.as_fd(), slave.as_fd(), true).unwrap();
+                // What is true of flow control may be told once more.
+                assert_eq!((queues.status & !DO_STOP, status & !DO_STOP), (status & !DO_STOP, status & !DO_STOP));
+                assert_eq!(queues.output.as_slice(), b"shown");
+            }
+            if status != 0 {
+                assert_eq!(master.read(&mut bytes).unwrap(), 1, "a status");
+                assert_eq!(bytes[0] & status, status);
+            }
+        }
+        assert_eq!(master.read(&mut bytes).unwrap(), 6);
+        assert_eq!(&bytes[..6], b"\0shown");
+        assert_eq!(descriptor::termios(slave.as_fd()).unwrap(), termios);
     }
 }

@@ -40,6 +40,9 @@ pub struct State {
     /// Of a directory that is being read: the names that are still to come. Offsets mean nothing on another host.
     #[serde(default)]
     pub to_read: Option<Vec<ByteBuf>>,
+    /// How long what is written will live (F_SET_RW_HINT); 0 for not said.
+    #[serde(default)]
+    pub write_hint: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,12 +104,15 @@ pub(super) fn dump(
     mut shared: impl FnMut() -> (u64, bool),
 ) -> Result<Dumped> {
     let bytes = if look.format() == libc::S_IFREG { look.stat.st_size as u64 } else { 0 };
+    let written = look.format() == libc::S_IFREG && !look.is_path_only();
+    let write_hint = if written { descriptor::write_hint(fd).unwrap_or(0) } else { 0 };
     let state = |path: &[u8], existence| State {
         path: ByteBuf::from(path.to_vec()),
         mode: look.stat.st_mode,
         bytes,
         existence,
         to_read: None,
+        write_hint,
     };
     if fstatfs(fd).is_ok_and(|s| s.filesystem_type() == PROC_SUPER_MAGIC) {
         return Ok(Dumped::plain(state(&look.link, Existence::Proc)));
@@ -340,7 +346,7 @@ pub(super) fn restore(
     file: &File,
     first: impl Fn(u64) -> Option<i32>,
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    let State { path, mode, bytes, existence, to_read } = state;
+    let State { path, mode, bytes, existence, to_read, write_hint } = state;
     let shown = String::from_utf8_lossy(path).into_owned();
     let (fd, contents) = match existence {
         Existence::Named { identity } => {
@@ -353,6 +359,12 @@ pub(super) fn restore(
         Existence::Proc => (open_proc(path, *mode, file.flags).doing(|| format!("open {shown}"))?, None),
         Existence::Deleted(deleted) => restore_deleted(path, *mode, *bytes, deleted, file.flags, first)?,
     };
+    if *write_hint != 0
+        && let Err(error) = descriptor::set_write_hint(fd.as_fd(), *write_hint)
+    {
+        // Advice: a file system may have no use for it.
+        tracing::debug!("the write hint of {shown}: {error}");
+    }
     if let Some(to_read) = to_read {
         seek_to_names(&fd, to_read).doing(|| format!("set the offset in {shown}"))?;
     } else if file.position != 0 && file.flags & libc::O_PATH == 0 {
@@ -435,6 +447,19 @@ fn restore_deleted(
     if mode & libc::S_IFMT != libc::S_IFREG {
         return Ok((deleted_node(path, mode, contents.as_ref().map(|c| &c[..]), flags).doing(doing)?, None));
     }
+    let complete = |fd: &OwnedFd| -> std::io::Result<()> {
+        fill(fd, bytes, contents.as_ref().map(|c| &c[..]))?;
+        fchown(fd, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
+        fchmod(fd, Mode::from_bits_truncate(mode & 0o7777))?;
+        deleted::restore(metadata, fd.as_fd())
+    };
+    if other_name.is_none()
+        && flags & libc::O_TMPFILE == libc::O_TMPFILE
+        && let Some((fd, writable)) = unnamed(path, flags)
+    {
+        complete(&writable).doing(doing)?;
+        return Ok((fd, Some(writable).filter(|_| contents.is_none() && bytes > 0)));
+    }
     let (name, writable) = match other_name {
         Some(other) => {
             let other = Path::new(OsStr::from_bytes(other));
@@ -449,17 +474,21 @@ fn restore_deleted(
         }
     };
     let opened = (|| -> std::io::Result<OwnedFd> {
-        if let Some(fd) = &writable {
-            fill(fd, bytes, contents.as_ref().map(|c| &c[..]))?;
-            fchown(fd, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
-            fchmod(fd, Mode::from_bits_truncate(mode & 0o7777))?;
-            deleted::restore(metadata, fd.as_fd())?;
-        }
+        writable.as_ref().map_or(Ok(()), complete)?;
         Ok(open(&name, open_flags(flags), Mode::empty())?)
     })();
     std::fs::remove_file(&name).doing(doing)?;
     let fd = opened.doing(doing)?;
     Ok((fd, writable.filter(|_| contents.is_none() && bytes > 0)))
+}
+
+/// A file that never had a name (O_TMPFILE), which linkat(2) can give it; and a second description to fill it through.
+/// None where the file system has no such files here: then it is one that was deleted.
+fn unnamed(path: &[u8], flags: i32) -> Option<(OwnedFd, OwnedFd)> {
+    let directory = Path::new(OsStr::from_bytes(path)).parent()?;
+    let made = open(directory, open_flags(flags) | OFlag::O_TMPFILE, Mode::S_IRUSR | Mode::S_IWUSR)
+        .and_then(|fd| reopen(fd.as_fd(), OFlag::O_RDWR).map(|writable| (fd, writable)));
+    made.inspect_err(|error| tracing::warn!("{} is a deleted file now: {error}", directory.display())).ok()
 }
 
 /// Of a deleted file whose contents came as raw bytes.

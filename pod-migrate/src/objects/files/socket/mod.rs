@@ -5,6 +5,7 @@
 //! and why, to `check` and to `dump` alike.
 
 pub mod address;
+pub mod diag;
 pub mod inject;
 pub mod listing;
 pub mod netlink;
@@ -115,13 +116,22 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
     if let Some(problem) = refusal(kind, context.subject) {
         return Err(problem);
     }
-    let warnings = &mut context.files.warnings;
     match (kind.domain, Family::of(kind.domain), kind.kind) {
         (libc::AF_UNIX, ..) => unix::dump(fd, context).map(State::Unix),
-        (libc::AF_NETLINK, ..) => netlink::dump(fd, kind.protocol, context.subject, warnings).map(State::Netlink),
-        (libc::AF_PACKET, ..) => raw::dump_packet(fd, kind.kind, context.subject).map(State::Packet),
+        (libc::AF_NETLINK, ..) => {
+            netlink::dump(fd, kind.protocol, context.subject, &mut context.files.warnings).map(State::Netlink)
+        }
+        (libc::AF_PACKET, ..) => {
+            let mut state = raw::dump_packet(fd, kind.kind, context.subject)?;
+            let diag = context.files.diag(fd);
+            state.memberships = raw::memberships(diag, context.inode, context.subject)?;
+            Ok(State::Packet(state))
+        }
         (_, Some(family), SOCK_STREAM) => {
-            let state = tcp::dump(fd, family, context.subject)?;
+            let mut state = tcp::dump(fd, family, context.subject)?;
+            state.signatures =
+                context.files.diag(fd).map_or_else(Vec::new, |diag| tcp::signature::dump(diag, fd, &state));
+            let warnings = &mut context.files.warnings;
             if let tcp::Phase::Listening { waiting: waiting @ 1.., local, .. } = &state.phase {
                 warnings.push(format!(
                     "{}: {waiting} connections to {local} that no program has accepted are not kept",
@@ -131,9 +141,11 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
             Ok(State::Tcp(state))
         }
         (_, Some(family), SOCK_DGRAM) => {
-            udp::dump(fd, family, kind.protocol, context.subject, warnings).map(State::Udp)
+            udp::dump(fd, family, kind.protocol, context.subject, &mut context.files.warnings).map(State::Udp)
         }
-        (_, Some(family), _) => raw::dump_raw(fd, family, kind.protocol, context.subject, warnings).map(State::Raw),
+        (_, Some(family), _) => {
+            raw::dump_raw(fd, family, kind.protocol, context.subject, &mut context.files.warnings).map(State::Raw)
+        }
         _ => unreachable!("refused above"),
     }
 }

@@ -22,6 +22,7 @@
 //! but the socket would linger. [`Silence`] closes all connections of a pod without a word once it runs elsewhere.
 
 mod ended;
+pub(super) mod signature;
 mod silence;
 
 pub use silence::Silence;
@@ -65,6 +66,8 @@ pub struct State {
     pub family: Family,
     pub options: Options,
     pub phase: Phase,
+    #[serde(default)]
+    pub signatures: Vec<signature::Key>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -273,7 +276,7 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
             .fix("try again in a moment"));
         }
     };
-    Ok(State { family, options, phase })
+    Ok(State { family, options, phase, signatures: Vec::new() })
 }
 
 fn unspecified(family: Family) -> Endpoint {
@@ -449,12 +452,13 @@ fn microsecond_bit() -> bool {
 /// Makes the socket again, in the pod's network namespace. Nothing is sent: a connection stays in repair mode until
 /// [`release`].
 pub fn restore(state: &State) -> Result<OwnedFd> {
-    let State { family, options, phase } = state;
+    let State { family, options, phase, signatures } = state;
     let socket = inet::socket(family.number(), SOCK_STREAM, IPPROTO_TCP).doing(|| "make a TCP socket".into())?;
     let fd = socket.as_fd();
     // All are bound in repair mode, so that the order of listeners and connections on one port does not matter.
     let repaired = !matches!(phase, Phase::Fresh { local: None } | Phase::Ended { refused: true, .. });
     options.before_bind(fd, !repaired)?;
+    signature::restore(signatures, fd, *family)?;
     if repaired {
         let on = inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON);
         on.code("E-TCP-REPAIR", || "the kernel does not open TCP sockets to us".into())?;
