@@ -99,7 +99,7 @@ impl Capture {
             pod: pod.clone(),
             _lock: lock(pod, &spec.name)?,
             cgroup: Cgroup::open(pod.id())?,
-            init: HostPid(init.pid),
+            init: crate::objects::task::check::voice(HostPid(init.pid)),
             spec,
             sent: BTreeMap::new(),
             next_id: 1,

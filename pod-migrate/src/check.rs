@@ -12,7 +12,8 @@ pub const HOST_NETWORK: &str = "E-NETWORK-HOST";
 
 /// All of it, each a refusal by name. `members` are the processes of the pod's cgroup as this host numbers them.
 pub fn check(spec: &Spec, init: HostPid, members: &[i32], outside: Outside) -> Result<Vec<Problem>> {
-    let processes: Vec<HostPid> = members.iter().map(|pid| HostPid(*pid)).collect();
+    let processes: Vec<HostPid> = members.iter().map(|pid| task::voice(HostPid(*pid))).collect();
+    let init = task::voice(init);
     let mut found = Vec::new();
     if spec.network.mode == NetworkMode::Host {
         let what = format!("pod {} uses the network of this host", spec.name);

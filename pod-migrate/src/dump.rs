@@ -96,6 +96,12 @@ fn onlookers(frozen: &Frozen, cgroup: &Cgroup) -> Result<Onlookers> {
     }
 }
 
+/// The leader first, also one that has ended.
+fn all_threads(process: &Process) -> Vec<PodPid> {
+    let ended = process.leader_ended.map(|_| process.pid);
+    ended.into_iter().chain(process.threads.iter().map(|thread| thread.tid)).collect()
+}
+
 fn tree(frozen: &Frozen) -> Tree {
     let mut processes: Vec<Node> = frozen
         .processes()
@@ -107,7 +113,7 @@ fn tree(frozen: &Frozen) -> Tree {
             session: process.session,
             exit_signal: process.exit_signal,
             life: process.life,
-            threads: process.threads.iter().map(|thread| thread.tid).collect(),
+            threads: all_threads(process),
             comm: ByteBuf::new(),
         })
         .chain(frozen.zombies().iter().map(|zombie| Node {

@@ -46,8 +46,11 @@ pub struct Frozen {
 /// A living process. Its threads are stopped.
 pub struct Process {
     pub pid: PodPid,
+    /// Of a thread that lives: the first, unless that has ended.
     pub host: HostPid,
     pub pidfd: OwnedFd,
+    /// The first thread ended before the others; with this status, as wait(2) reports it.
+    pub leader_ended: Option<i32>,
     /// 0 for a root: its parent is outside of the pod.
     pub parent: PodPid,
     pub group: PodPid,
@@ -380,7 +383,8 @@ impl Hunt {
 impl Frozen {
     /// Pids of parents in the pod's numbers, and the zombies among the children.
     fn parents(&mut self, children: &BTreeSet<i32>) -> Result<()> {
-        let pods: BTreeMap<i32, PodPid> = self.processes.iter().map(|process| (process.host.0, process.pid)).collect();
+        let pods: BTreeMap<i32, PodPid> =
+            self.processes.iter().map(|process| (process.status.tgid, process.pid)).collect();
         for process in &mut self.processes {
             process.parent = pods.get(&process.status.parent).copied().unwrap_or(PodPid(0));
         }
@@ -415,13 +419,15 @@ fn last(pids: &[i32]) -> PodPid {
 }
 
 fn describe_process(host: i32, threads: Vec<Thread>, level: usize) -> Result<Process> {
-    // A leader that has ended says nothing of capabilities or signals, but its number is the process's.
+    // A leader that has ended has no memory, files or capabilities: a living thread speaks for the process.
+    let voice = threads.first().map_or(host, |thread| thread.host.0);
     let status = match threads.first() {
-        Some(leader) if leader.host.0 == host => leader.status.clone(),
-        _ => read_status(host).doing(|| format!("read the status of process {host}"))?,
+        Some(thread) => thread.status.clone(),
+        None => read_status(host).doing(|| format!("read the status of process {host}"))?,
     };
-    let stat = read_stat(host).ok_or_else(|| Problem::new("E-SYSTEM", format!("process {host} has no stat")))?;
-    let pidfd = pidfd::open(host).doing(|| format!("open process {host}"))?;
+    let stat = |task| read_stat(task).ok_or_else(|| Problem::new("E-SYSTEM", format!("process {host} has no stat")));
+    let (leader, stat) = (stat(host)?, stat(voice)?);
+    let pidfd = pidfd::open_any(voice).doing(|| format!("open process {host}"))?;
     if status.ns_tgid.len() != level {
         let what = format!("{} lives in a pid namespace of its own inside the pod", describe(host));
         return Err(Problem::new(NESTED, what).fix("end it, or start it without a pid namespace"));
@@ -432,14 +438,15 @@ fn describe_process(host: i32, threads: Vec<Thread>, level: usize) -> Result<Pro
     };
     Ok(Process {
         pid: last(&status.ns_tgid),
-        host: HostPid(host),
+        host: HostPid(voice),
         pidfd,
+        leader_ended: (voice != host).then_some(leader.exit_code),
         parent: PodPid(0),
         group: last(&status.ns_group),
         session: last(&status.ns_session),
         life,
-        comm: stat.comm.clone(),
-        exit_signal: stat.exit_signal,
+        comm: leader.comm,
+        exit_signal: leader.exit_signal,
         threads,
         status,
         stat,

@@ -59,8 +59,8 @@ kinds! {
     /// The tree of processes and threads with sessions and groups.
     TREE = 16 v 1,
     /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits
-    /// with the time that remains.
-    PROCESS = 17 v 2,
+    /// with the time that remains. 3: a first thread that has ended.
+    PROCESS = 17 v 3,
     /// One address space: its maps. 2: guards, seals, droppable maps, locks on fault.
     MM = 18 v 2,
     /// One descriptor table: of one process and all its threads.

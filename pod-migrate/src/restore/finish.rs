@@ -9,7 +9,7 @@ use super::{Image, memory, task_work, write_memory};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::damaged;
 use crate::objects::files::{Fd, Opener};
-use crate::objects::memory::MmState;
+use crate::objects::memory::{Backing, MmState};
 use crate::objects::task::{
     Dispatch, Life, ProcessState, ThreadState, Waiting, credentials, interrupted, limits, seccomp, signals, threads,
     timers,
@@ -51,7 +51,8 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
     let waits = states().map(|state| begin_waits(grown, state)).collect::<Result<Vec<_>>>()?;
     take_stubs_away(image, grown)?;
     let rest = states().zip(sections).zip(waits);
-    rest.into_iter().try_for_each(|((state, sections), waits)| last(grown, state, sections, &waits))
+    rest.into_iter()
+        .try_for_each(|((state, sections), waits)| last(grown, &image.spaces[&state.mm], state, sections, &waits))
 }
 
 /// Leader first.
@@ -312,9 +313,17 @@ fn take_stubs_away(image: &Image, grown: &Grown) -> Result<()> {
 }
 
 /// Gives every thread its registers.
-fn last(grown: &Grown, state: &ProcessState, sections: Sections, waits: &Waits) -> Result<()> {
+fn last(grown: &Grown, space: &MmState, state: &ProcessState, sections: Sections, waits: &Waits) -> Result<()> {
     each_thread(grown, state, |stub, thread| {
         let what = || format!("set the registers of thread {}", thread.tid);
+        if let Some(status) = thread.ended {
+            let rip = system_call(stub, space, state)?;
+            let exit =
+                Regs { rax: libc::SYS_exit as u64, rdi: (status >> 8 & 0xff) as u64, rip, ..regs_for_exit(thread) };
+            ptrace::set_regs(stub.task.0, &exit).doing(what)?;
+            // No signal for the process is its affair.
+            return ptrace::set_signal_mask(stub.task.0, u64::MAX).doing(what);
+        }
         ptrace::set_xstate(stub.task.0, &thread.xstate).doing(what)?;
         let mut registers = threads::registers(&thread.registers);
         if let (Some(result), Some(waiting)) = (waits.get(&thread.tid), thread.waiting) {
@@ -329,6 +338,31 @@ fn last(grown: &Grown, state: &ProcessState, sections: Sections, waits: &Waits) 
     })?;
     let leader = grown.stubs[&state.pid].task;
     sections.into_iter().try_for_each(|(address, bytes)| write_memory(leader, address, &bytes))
+}
+
+/// In no call that could be begun again.
+fn regs_for_exit(thread: &ThreadState) -> Regs {
+    Regs { orig_rax: u64::MAX, ..threads::registers(&thread.registers) }
+}
+
+/// Where in a process a system call can be made when our stub has gone: in the vdso, which falls back to them.
+///
+/// A first thread that has ended must end by itself, after the tracer has let go of it: the kernel tells nobody of its end
+/// but the tracer as long as it has one, and the process's parent would never hear of it.
+fn system_call(stub: &Stub, space: &MmState, state: &ProcessState) -> Result<u64> {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let vdso = space.maps.iter().find(|map| map.backing == Backing::Vdso);
+    let found = vdso.and_then(|vdso| {
+        let mut code = vec![0; (vdso.end - vdso.start) as usize];
+        remote_memory::read_exact(stub.task.0, vdso.start, &mut code).ok()?;
+        code.windows(2).position(|two| two == SYSCALL).map(|at| vdso.start + at as u64)
+    });
+    found.ok_or_else(|| {
+        Problem::new(
+            "E-THREAD-LEADER",
+            format!("the first thread of process {} has ended, and without a vdso it cannot end again", state.pid),
+        )
+    })
 }
 
 /// From outside, for no call of the task would get through after it.

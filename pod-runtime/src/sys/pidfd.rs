@@ -37,3 +37,11 @@ pub fn open_thread(tid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, libc::O_EXCL) })
 }
+
+/// Of a process by its number, or of a thread that does not lead one.
+pub fn open_any(tid: i32) -> io::Result<OwnedFd> {
+    match open(tid) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => open_thread(tid),
+        opened => opened,
+    }
+}

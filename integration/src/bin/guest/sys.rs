@@ -402,6 +402,14 @@ pub fn window(fd: i32) -> Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// Ends the calling thread and no other.
+pub fn end_thread(status: i32) -> ! {
+    loop {
+        // SAFETY: what the thread owns stays where it is; nobody joins it.
+        unsafe { libc::syscall(libc::SYS_exit, status) };
+    }
+}
+
 /// How long what is written to a file will live (F_SET_RW_HINT), set or read.
 pub fn write_hint(fd: i32, new: Option<u64>) -> Result<u64> {
     let mut hint = new.unwrap_or(0);

@@ -172,7 +172,7 @@ pub fn is_namespace(link: &str) -> bool {
 pub fn check(view: &View, processes: &[HostPid]) -> Vec<Problem> {
     let mut problems: Vec<Problem> = unopened_queue(view).into_iter().collect();
     for host in processes {
-        let Ok(pidfd) = pidfd::open(host.0) else { continue };
+        let Ok(pidfd) = pidfd::open_any(host.0) else { continue };
         let Ok(entries) = std::fs::read_dir(format!("/proc/{host}/fd")) else { continue };
         let name = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
         let pid = view.pid_in_pod(*host).map_or(0, |pid| pid.0);

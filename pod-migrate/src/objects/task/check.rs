@@ -5,7 +5,7 @@ use crate::freeze::{BUSY, NESTED, Process, TRACED, Thread};
 use crate::ids::HostPid;
 use pod_runtime::proc::{self, status};
 use pod_runtime::sys::kcmp::{Shared, compare};
-use pod_runtime::sys::{memory, ptrace};
+use pod_runtime::sys::{memory, pidfd, ptrace};
 use pod_runtime::{Problem, Result};
 use std::cmp::Ordering;
 use std::fs;
@@ -54,6 +54,20 @@ fn namespace(pid: i32, which: &str) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/{which}")).ok()
 }
 
+/// Who speaks for a process: its first thread, or, if that has ended, one that lives.
+pub fn voice(process: HostPid) -> HostPid {
+    let ended = |tid: i32| {
+        let text = proc::read(format!("/proc/{tid}/status"));
+        text.map_or(true, |text| matches!(status::parse(&text).state, 'Z' | 'X'))
+    };
+    if !ended(process.0) {
+        return process;
+    }
+    let tids = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+    let mut tids = tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    tids.find(|tid| !ended(*tid)).map_or(process, HostPid)
+}
+
 /// Everything that stands against moving one process of a pod. Needs no freeze. A process that is gone has nothing
 /// against it.
 pub fn process(host: HostPid, common: &Common) -> Vec<Problem> {
@@ -61,9 +75,9 @@ pub fn process(host: HostPid, common: &Common) -> Vec<Problem> {
     let Ok(text) = proc::read(format!("/proc/{pid}/status")) else { return Vec::new() };
     let status = status::parse(&text);
     let mut found = Vec::new();
-    if status.state == 'Z' && fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1) {
+    if status.tgid != pid && pidfd::open_any(pid).is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
         let what = format!("the first thread of {} has ended while others run on", name(pid, &status));
-        found.push(Problem::new(LEADER, what).fix("end the program before the move"));
+        found.push(Problem::new(LEADER, what).fix("end the program before the move, or use Linux 6.9 or later"));
     }
     let own = std::process::id() as i32;
     if status.tracer != 0 && status.tracer != own {
@@ -98,7 +112,8 @@ fn threads(pid: i32, status: &status::Status) -> Option<Problem> {
     let net = namespace(pid, "net");
     let tids = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     for tid in tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
-        if tid == pid {
+        // One that has ended has nothing to share.
+        if tid == pid || (tid == status.tgid && pid != status.tgid) {
             continue;
         }
         let apart = |what| matches!(compare(pid, tid, what), Ok(order) if order != Ordering::Equal);

@@ -73,6 +73,9 @@ pub fn dump(
     for (thread, calls) in others.iter().zip(&answers) {
         threads.push(dump_thread(process, thread, calls, &everywhere, chains)?);
     }
+    if let Some(status) = process.leader_ended {
+        threads.insert(0, ended_leader(process, status, &threads[0]));
+    }
     let Parts { mm, fd_table, cwd, root } = parts;
     let state = ProcessState {
         pid: process.pid,
@@ -290,10 +293,32 @@ fn dump_thread(
         timer_slack_ns: calls[4].result.max(0) as u64,
         scheduling: scheduling(tid, everywhere).doing(doing)?,
         personality: calls[5].result.max(0) as u64,
-        seccomp: chains.dump(tid, status, (thread.tid == process.pid).then_some(process.pid)).doing(doing)?,
+        seccomp: chains
+            .dump(tid, status, std::ptr::eq(thread, process.leader()).then_some(process.pid))
+            .doing(doing)?,
         switches: ThreadSwitches::new(&calls[6..], dispatch(tid)),
         waiting: thread.interrupted.waiting,
+        ended: None,
     })
+}
+
+/// A first thread that has ended: it has nothing of its own any more but its number, its name and how it ended. What all
+/// threads have it makes again before it ends once more.
+fn ended_leader(process: &Process, status: i32, other: &ThreadState) -> ThreadState {
+    ThreadState {
+        tid: process.pid,
+        comm: ByteBuf::from(process.comm.clone().into_bytes()),
+        pending: Vec::new(),
+        alternate_stack: AlternateStack { flags: libc::SS_DISABLE, ..AlternateStack::default() },
+        clear_tid: 0,
+        robust_list: None,
+        rseq: None,
+        parent_death_signal: 0,
+        switches: ThreadSwitches { dispatch: None, ..other.switches.clone() },
+        waiting: None,
+        ended: Some(status),
+        ..other.clone()
+    }
 }
 
 /// Syscall user dispatch, if it is on; a kernel that cannot say (before 6.4) has it off for all that is known.

@@ -42,7 +42,7 @@ pub struct Node {
     /// The signal its parent gets when it ends.
     pub exit_signal: i32,
     pub life: Life,
-    /// All living threads, the leader first.
+    /// The leader first, whether it lives or not, then the others that live.
     pub threads: Vec<PodPid>,
     /// Name of one that ended; the others have it in their state.
     #[serde(default)]
@@ -151,6 +151,9 @@ pub struct ThreadState {
     /// In a call with a time-out: its registers are those before the call.
     #[serde(default)]
     pub waiting: Option<Waiting>,
+    /// Of a first thread that ended before the others: its status, in the form of wait(2).
+    #[serde(default)]
+    pub ended: Option<i32>,
 }
 
 /// A call that the kernel restarts by itself with the time that remains.

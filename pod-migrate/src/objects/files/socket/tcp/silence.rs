@@ -21,7 +21,7 @@ impl Silence {
     pub fn of(processes: impl IntoIterator<Item = HostPid>) -> Silence {
         let mut connections = Vec::new();
         for HostPid(pid) in processes {
-            let Ok(pidfd) = pod_runtime::sys::pidfd::open(pid) else { continue };
+            let Ok(pidfd) = pod_runtime::sys::pidfd::open_any(pid) else { continue };
             let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
             for entry in entries.flatten() {
                 let is_socket = std::fs::read_link(entry.path())
