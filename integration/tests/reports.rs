@@ -14,10 +14,15 @@ impl Program {
         let child =
             host.command("python3").args(["-c", text]).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let mut program = Program(child);
-        let mut line = String::new();
-        BufReader::new(program.0.stdout.as_mut().context("it is piped")?).read_line(&mut line)?;
+        let line = program.line()?;
         ensure!(line == "ready\n", "it says {line:?}");
         Ok(program)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().context("it is piped")?).read_line(&mut line)?;
+        Ok(line)
     }
 }
 
@@ -88,15 +93,21 @@ fn what_nobody_could_keep_is_counted() -> Result<()> {
         kept.is_some()
     })?;
     integration::pods::said(bed.a(), "web", "accepted")?;
-    let _waits = connected(bed.client(), "10.77.0.100", 7000)?;
+    // Waits to be greeted.
+    let text = "import socket\ns=socket.create_connection(('10.77.0.100',7000),20)\nprint('ready',flush=True)\n\
+        s.settimeout(20)\ntry: print(s.recv(1))\nexcept ConnectionResetError: print('reset')";
+    let mut waits = Program::start(bed.client(), text)?;
     let _half_open = Program::start(bed.client(), SYN)?;
     let states = || bed.a().pod(&["exec", "web", "cat", "/proc/net/tcp"]);
     until_true("the half-open one to be there", SOON, || states().is_ok_and(|t| t.contains(" 03 ")))?;
     let checked = bed.a().pod(&["check", "web", "--to", bed.b().name()])?;
     ensure!(!checked.contains("W-NAT"), "{checked}");
+    ensure!(checked.contains("W-UNACCEPTED         one connection waits"), "{checked}");
     let report = bed.a().pod(&["migrate", "web", "--to", bed.b().name()])?;
+    ensure!(report.contains("W-UNACCEPTED"), "{report}");
     let line = report.lines().find(|line| line.starts_with("connections")).unwrap_or_default();
     ensure!(line.ends_with(" 1 kept, 1 closed, 1 half-open left to the client's retransmission"), "{report}");
+    ensure!(waits.line()? == "reset\n", "the client was not told");
     Ok(())
 }
 
@@ -124,4 +135,26 @@ fn pods_reach_each_other_and_the_world() -> Result<()> {
     let asked = bed.a().pod(&["run", "--rm", "--dns", "10.1.2.3", "--", "cat", "/etc/resolv.conf"])?;
     ensure!(asked.contains("nameserver 10.1.2.3"), "{asked}");
     Ok(())
+}
+
+#[test]
+fn memory_that_is_shared_since_fork_is_named() -> Result<()> {
+    let bed = Bed::new()?;
+    let serve = "import os,time\nb=bytearray(os.urandom(64<<20))\n\
+        for _ in range(8):\n if os.fork()==0: time.sleep(1000)\n\
+        print('ready',flush=True)\ntime.sleep(1000)";
+    bed.a().pod(&["run", "-d", "--name", "server", "--network", "none", "--", "python3", "-c", serve])?;
+    integration::pods::said(bed.a(), "server", "ready")?;
+    // Eight copies of 64 MiB, and a little that the interpreter has.
+    let named = |text: &str| {
+        let (_, rest) = text.split_once("W-FORK-SHARED").context("it is not named")?;
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let more: u64 =
+            words.iter().position(|w| *w == "MiB").and_then(|at| words[at - 1].parse().ok()).context("MiB")?;
+        ensure!((512..600).contains(&more), "{text}");
+        anyhow::Ok(())
+    };
+    named(&bed.a().pod(&["check", "server"])?)?;
+    let said = bed.a().output(&["pod", "checkpoint", "create", "server", "server"])?;
+    named(&String::from_utf8_lossy(&[said.stdout, said.stderr].concat()))
 }

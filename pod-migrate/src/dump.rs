@@ -54,6 +54,7 @@ pub fn dump(frozen: &mut Frozen, cgroup: &Cgroup, outside: Outside, w: &mut Writ
     spaces.unattached(init)?;
     let Rest { contents, peers, mut warnings } = files.finish(w)?;
     warnings.extend(frozen.processes().iter().flat_map(interrupted::begun_anew));
+    warnings.extend(spaces.shared_since_fork().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
     spaces.records(w)?;
     w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;

@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::wire::inside;
-use pod_runtime::{Doing, Result, proc};
+use pod_runtime::{Doing, Problem, Result, proc};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the kernel gets to finish closed connections while the pod is frozen.
 const DRAIN: Duration = Duration::from_millis(40);
+
+/// Connections wait that no program has accepted.
+pub const UNACCEPTED: &str = "W-UNACCEPTED";
 
 const FIN_WAIT1: u32 = 1 << 4;
 const LAST_ACK: u32 = 1 << 9;
@@ -94,6 +97,23 @@ impl Settling {
         }
         unsaved
     }
+}
+
+/// What a person should know before the pod moves: connections that wait to be accepted.
+pub fn downgrade(init: HostPid) -> Option<Problem> {
+    let mut unsaved = Unsaved::default();
+    if has_tcp(init) {
+        ask(&open(init).ok()?, &mut unsaved).ok()?;
+    }
+    let what = match unsaved.waiting {
+        0 => return None,
+        1 => "one connection waits to be accepted; if it still does when the pod stops, its client is told of a reset"
+            .into(),
+        n => format!(
+            "{n} connections wait to be accepted; if they still do when the pod stops, their clients are told of a reset"
+        ),
+    };
+    Some(Problem::new(UNACCEPTED, what).fix("move the pod when its program accepts connections"))
 }
 
 /// Whether the pod's network has any TCP socket. To list them is to walk the host's table of all connections (2 ms, empty

@@ -42,7 +42,14 @@ pub fn downgrades(pod: &Pod) -> Result<Vec<Problem>> {
     let (spec, status) = (pod.spec()?, pod.status()?);
     let Some(init) = status.init.filter(|_| status.state == State::Running) else { return Ok(Vec::new()) };
     let network = pod.store().network_dir()?;
-    Ok(crate::connections::downgrade(&spec, &network, crate::ids::HostPid(init.pid)).into_iter().collect())
+    let init = crate::ids::HostPid(init.pid);
+    let processes: Vec<_> = Cgroup::open(pod.id())?.procs()?.into_iter().map(crate::ids::HostPid).collect();
+    let found = [
+        crate::connections::downgrade(&spec, &network, init),
+        crate::settle::downgrade(init),
+        crate::objects::memory::dump::downgrade(&processes),
+    ];
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// Source: what it would bring.

@@ -150,7 +150,10 @@ pub fn migrate(
         sent.commit(store, pod, ssh)
     });
     let mut report = result.map_err(|failure| Failure { job: Some(job.clone()), ..failure })?;
-    report.warnings.extend(downgrades.iter().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
+    // The dump names some of them too, and then as they were in the end.
+    let named = |problem: &&Problem| !report.warnings.iter().any(|warning| warning.starts_with(problem.code()));
+    let more: Vec<&Problem> = downgrades.iter().filter(named).collect();
+    report.warnings.extend(more.iter().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
     report.total_ms = began.elapsed().as_secs_f64() * 1e3;
     for text in &report.warnings {
         (listener.borrow_mut())(&Event::Warning { text: text.clone() });

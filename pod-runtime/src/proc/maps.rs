@@ -19,6 +19,9 @@ pub struct Map {
     pub flags: Vec<[u8; 2]>,
     /// From smaps.
     pub protection_key: u32,
+    /// From smaps, bytes: what is in memory, and this map's part of it when pages are divided among all that share them.
+    pub resident: u64,
+    pub proportional: u64,
 }
 
 impl Map {
@@ -28,6 +31,12 @@ impl Map {
 
     pub fn bytes(&self) -> u64 {
         self.end - self.start
+    }
+
+    /// Bytes of private memory that other processes have too, since a fork: so many more are needed when each has a copy of
+    /// its own.
+    pub fn shared_since_fork(&self) -> u64 {
+        if self.shared || self.inode != 0 { 0 } else { self.resident.saturating_sub(self.proportional) }
     }
 }
 
@@ -42,10 +51,20 @@ pub fn parse(text: &str) -> Vec<Map> {
                 map.flags = flags.split_ascii_whitespace().filter_map(|f| f.as_bytes().try_into().ok()).collect();
             } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
                 map.protection_key = key.trim().parse().unwrap_or(0);
+            } else if let Some(size) = line.strip_prefix("Rss:") {
+                map.resident = kibibytes(size);
+            } else if let Some(size) = line.strip_prefix("Pss:") {
+                map.proportional = kibibytes(size);
             }
         }
     }
     maps
+}
+
+/// "    132 kB"
+fn kibibytes(text: &str) -> u64 {
+    let number = text.trim().strip_suffix(" kB").and_then(|number| number.parse::<u64>().ok());
+    number.unwrap_or(0).saturating_mul(1024)
 }
 
 fn header(line: &str) -> Option<Map> {
@@ -79,6 +98,8 @@ fn header(line: &str) -> Option<Map> {
         name: rest.trim_start_matches(' ').replace("\\012", "\n"),
         flags: Vec::new(),
         protection_key: 0,
+        resident: 0,
+        proportional: 0,
     })
 }
 
@@ -92,6 +113,7 @@ mod tests {
         let maps = parse(&std::fs::read_to_string("/proc/self/smaps").unwrap());
         let stack = maps.iter().find(|map| map.name == "[stack]").unwrap();
         assert!(stack.has(b"gd") && stack.write && !stack.shared);
+        assert!(stack.resident > 0 && stack.proportional <= stack.resident);
         assert!(maps.windows(2).all(|pair| pair[0].end <= pair[1].start));
     }
 

@@ -19,6 +19,9 @@ use std::ops::Range;
 /// Memory of a kind that is not saved: I/O rings, device memory, huge pages.
 pub const KIND: &str = "E-MEMORY-KIND";
 
+/// Pages that are shared since a fork become copies.
+pub const FORKED: &str = "W-FORK-SHARED";
+
 /// Address spaces and shared memory of a frozen pod.
 #[derive(Default)]
 pub struct Spaces {
@@ -26,6 +29,8 @@ pub struct Spaces {
     files: BTreeMap<((u32, u32), u64, String, bool), FileId>,
     shared: BTreeMap<(u32, u32, u64), SharedMemory>,
     private: Vec<Private>,
+    /// Bytes that processes share since a fork.
+    forked: u64,
 }
 
 struct SharedMemory {
@@ -89,6 +94,7 @@ impl Spaces {
             return Ok(());
         }
         refuse(&process.name(), map)?;
+        self.forked += map.shared_since_fork();
         let backing = self.backing(process, map, files)?;
         let over_a_file = matches!(backing, Backing::File { .. });
         let guards = if map.has(b"gu") { guards(process, map)? } else { Vec::new() };
@@ -163,6 +169,11 @@ impl Spaces {
         Ok(Backing::File { file, offset: map.offset })
     }
 
+    /// What will be needed more when processes no longer share what they have shared since a fork.
+    pub fn shared_since_fork(&self) -> Option<Problem> {
+        shared_since_fork(self.forked)
+    }
+
     /// Segments that nobody has attached live on by themselves.
     pub fn unattached(&mut self, init: HostPid) -> Result<()> {
         for segment in super::sysv::unattached(init)? {
@@ -209,6 +220,23 @@ fn open_mapped(process: &Process, map: &maps::Map, writable: bool) -> Result<Fil
     let path = process.proc(&format!("map_files/{:x}-{:x}", map.start, map.end));
     let file = OpenOptions::new().read(true).write(writable).open(path);
     file.doing(|| format!("open {} as {} has it mapped", map.name, process.name()))
+}
+
+/// Of processes that run.
+pub fn downgrade(processes: &[HostPid]) -> Option<Problem> {
+    let text = |host: &HostPid| fs::read(format!("/proc/{host}/smaps")).unwrap_or_default();
+    let forked =
+        |host| maps::parse(&String::from_utf8_lossy(&text(host))).iter().map(maps::Map::shared_since_fork).sum::<u64>();
+    shared_since_fork(processes.iter().map(forked).sum::<u64>())
+}
+
+/// Every child of a shell shares a little.
+fn shared_since_fork(bytes: u64) -> Option<Problem> {
+    const WORTH_A_WORD: u64 = 4 << 20;
+    (bytes >= WORTH_A_WORD).then(|| {
+        let what = "processes share memory since they were forked, and will have copies: it takes";
+        Problem::new(FORKED, format!("{what} {} MiB more", bytes >> 20))
+    })
 }
 
 /// Memory of a living process that cannot be saved.

@@ -88,6 +88,24 @@ impl Diag {
         Ok(keys.flat_map(|(_, keys)| keys.chunks_exact(SIGNATURE)).map(<[u8]>::to_vec).collect())
     }
 
+    /// The established TCP connections at these ports of ours that have no descriptor: nobody has accepted them.
+    pub fn unaccepted(&self, family: i32, port: u16) -> io::Result<Vec<(Endpoint, Endpoint)>> {
+        /// Both before and after the peer's end.
+        const STATES: u32 = 1 << 1 | 1 << 8;
+        let mut request = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+        request.extend_from_slice(&STATES.to_ne_bytes());
+        request.extend_from_slice(&port.to_be_bytes());
+        request.resize(56, 0);
+        let mut found = Vec::new();
+        for answer in self.ask(&request, NLM_F_REQUEST | NLM_F_DUMP)? {
+            let Some(connection) = parse_connection(&answer) else { continue };
+            if connection.0.port == port && answer.get(68..72) == Some(&[0; 4]) {
+                found.push(connection);
+            }
+        }
+        Ok(found)
+    }
+
     /// The memberships of all packet sockets by inode number, a struct packet_diag_mclist each.
     pub fn memberships(&self) -> io::Result<HashMap<u64, Vec<Vec<u8>>>> {
         let mut request = vec![libc::AF_PACKET as u8, 0, 0, 0];
@@ -131,6 +149,22 @@ impl Diag {
             }
         }
     }
+}
+
+/// Our end and the peer's, of a struct inet_diag_msg.
+fn parse_connection(answer: &[u8]) -> Option<(Endpoint, Endpoint)> {
+    let family = i32::from(*answer.first()?);
+    let scope = u32::from_ne_bytes(*answer.get(40..44)?.first_chunk()?);
+    let end = |port: usize, address: usize| {
+        let port = u16::from_be_bytes(*answer.get(port..)?.first_chunk()?);
+        let bytes: &[u8; 16] = answer.get(address..)?.first_chunk()?;
+        let ip = match family {
+            libc::AF_INET => std::net::IpAddr::from(*bytes.first_chunk::<4>()?),
+            _ => std::net::IpAddr::from(*bytes),
+        };
+        Some(Endpoint { ip, port, scope: if family == libc::AF_INET { 0 } else { scope } })
+    };
+    Some((end(4, 8)?, end(6, 24)?))
 }
 
 /// Type and payload of each netlink message.

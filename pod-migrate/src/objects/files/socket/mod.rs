@@ -134,9 +134,12 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
             let warnings = &mut context.files.warnings;
             if let tcp::Phase::Listening { waiting: waiting @ 1.., local, .. } = &state.phase {
                 warnings.push(format!(
-                    "{}: {waiting} connections to {local} that no program has accepted are not kept",
+                    "W-UNACCEPTED: {}: {waiting} connections to {local} that no program has accepted are not kept; their \
+                     clients are told of a reset",
                     context.subject
                 ));
+                state.unaccepted =
+                    context.files.diag(fd).map_or_else(Vec::new, |diag| tcp::unaccepted::dump(diag, &state));
             }
             Ok(State::Tcp(state))
         }

@@ -24,6 +24,7 @@
 mod ended;
 pub(super) mod signature;
 mod silence;
+pub(super) mod unaccepted;
 
 pub use silence::Silence;
 
@@ -68,6 +69,9 @@ pub struct State {
     pub phase: Phase,
     #[serde(default)]
     pub signatures: Vec<signature::Key>,
+    /// Of a listener: connections that nobody has accepted, our end and the peer's.
+    #[serde(default)]
+    pub unaccepted: Vec<(Endpoint, Endpoint)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -276,7 +280,7 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
             .fix("try again in a moment"));
         }
     };
-    Ok(State { family, options, phase, signatures: Vec::new() })
+    Ok(State { family, options, phase, signatures: Vec::new(), unaccepted: Vec::new() })
 }
 
 fn unspecified(family: Family) -> Endpoint {
@@ -452,7 +456,7 @@ fn microsecond_bit() -> bool {
 /// Makes the socket again, in the pod's network namespace. Nothing is sent: a connection stays in repair mode until
 /// [`release`].
 pub fn restore(state: &State) -> Result<OwnedFd> {
-    let State { family, options, phase, signatures } = state;
+    let State { family, options, phase, signatures, unaccepted: _ } = state;
     let socket = inet::socket(family.number(), SOCK_STREAM, IPPROTO_TCP).doing(|| "make a TCP socket".into())?;
     let fd = socket.as_fd();
     // All are bound in repair mode, so that the order of listeners and connections on one port does not matter.
@@ -596,7 +600,11 @@ fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8], options: &Options) -> Re
 /// The last moment: every socket of the pod exists and its port is plugged in. The connection speaks from here on.
 pub fn release(state: &State, fd: BorrowedFd<'_>) -> Result<()> {
     match &state.phase {
-        Phase::Fresh { .. } | Phase::Listening { .. } | Phase::Ended { .. } => Ok(()),
+        Phase::Listening { .. } => {
+            unaccepted::reset_all(&state.unaccepted);
+            Ok(())
+        }
+        Phase::Fresh { .. } | Phase::Ended { .. } => Ok(()),
         Phase::Connecting { peer, .. } => {
             let flags = descriptor_flags(fd)?;
             set_descriptor_flags(fd, flags | libc::O_NONBLOCK)?;
