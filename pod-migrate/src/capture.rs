@@ -13,7 +13,7 @@ use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::task::waits::Waits;
-use crate::settle::Settling;
+use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
@@ -138,13 +138,14 @@ impl Capture {
     /// connection is between the kernel and a program, if there is one soon.
     pub fn freeze(self, leaving: bool) -> Result<Still> {
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
+        let unwritten = Unwritten::begin(self.init);
         let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
         let run_root = self.pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default();
         let frozen = loop {
             let waits = Waits::observe(&cgroup.procs()?, &run_root);
             let frozen = Frozen::seize(self.init, || cgroup.procs(), &waits)?;
-            if settling.as_ref().is_none_or(Settling::ready) {
+            if settling.as_ref().is_none_or(Settling::ready) && unwritten.ready() {
                 break frozen;
             }
             drop(frozen);

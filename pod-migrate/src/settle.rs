@@ -7,10 +7,14 @@
 //! * A connection that the program has closed but whose last bytes are not acknowledged has no descriptor either. The
 //!   kernel finishes it alone, as long as the pod is on the network: [`Settling::drain`] waits for that.
 //!
-//! Both waits are bounded: a client that stalls, or a program that does not accept, does not hold up a move. What is
+//! * A unix socket that was written to before it was accepted can only be read by accepting, too. This one is a reason to
+//!   wait for every dump, also of a pod that stays: [`Unwritten`].
+//!
+//! All waits are bounded: a client that stalls, or a program that does not accept, does not hold up a move. What is
 //! left then is counted, for the report.
 
 use crate::ids::HostPid;
+use crate::objects::files::socket::unix::Unaccepted;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
@@ -114,6 +118,28 @@ pub fn downgrade(init: HostPid) -> Option<Problem> {
         ),
     };
     Some(Problem::new(UNACCEPTED, what).fix("move the pod when its program accepts connections"))
+}
+
+/// Waits for a moment at which no unix socket was written to before it was accepted.
+pub struct Unwritten {
+    unix: Option<Unaccepted>,
+    end: Instant,
+}
+
+impl Unwritten {
+    /// The pod runs.
+    pub fn begin(init: HostPid) -> Unwritten {
+        let path = format!("/proc/{init}/ns/net");
+        let unix = File::open(&path).doing(|| format!("open {path}")).and_then(|ns| Unaccepted::of(ns.as_fd()));
+        let unix = unix.map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
+        Unwritten { unix, end: Instant::now() + PATIENCE }
+    }
+
+    /// Whether the pod, frozen this moment, has none; or waiting longer is no use.
+    pub fn ready(&self) -> bool {
+        let Some(unix) = &self.unix else { return true };
+        !unix.written().unwrap_or(false) || Instant::now() > self.end
+    }
 }
 
 /// Whether the pod's network has any TCP socket. To list them is to walk the host's table of all connections (2 ms, empty

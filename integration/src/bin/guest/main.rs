@@ -15,6 +15,7 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod files;
+mod flow;
 mod headless;
 mod inotify;
 mod limits;
@@ -73,6 +74,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("eventfd", eventfd::set_up),
     ("fifo", fifo::set_up),
     ("files", files::set_up),
+    ("flow", flow::set_up),
     ("headless", headless::set_up),
     ("inotify", inotify::set_up),
     ("keyring", refused::keyring),

@@ -19,8 +19,12 @@ struct Memory {
     memfd: File,
     child: UnixStream,
     shared: Region,
+    /// A file of /etc, which is an overlay over an overlay in a pod on a host of the bed.
+    layered: Region,
     round: u8,
 }
+
+const LAYERED: &str = "/etc/login.defs";
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed | 1;
@@ -95,7 +99,10 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
     let mut guarded = Map::anonymous(3 * PAGE, MAP_PRIVATE).map()?;
     guarded.write(0, &pattern(12, 3 * PAGE));
     guarded.protect(PAGE, PAGE, PROT_NONE)?;
-    Ok(Box::new(Memory { regions, guarded, memfd, child: ours, shared, round: 0 }))
+    let services = File::open(LAYERED)?;
+    let bytes = services.metadata()?.len() as usize;
+    let layered = Map { protection: libc::PROT_READ, ..Map::of(services.as_raw_fd(), bytes, MAP_PRIVATE) }.map()?;
+    Ok(Box::new(Memory { regions, guarded, memfd, child: ours, shared, layered, round: 0 }))
 }
 
 impl Guest for Memory {
@@ -117,6 +124,8 @@ impl Guest for Memory {
         );
         self.guarded.protect(PAGE, PAGE, PROT_NONE)?;
         let mut contents = vec![0; MIB];
+        let layered = std::fs::read(LAYERED)?;
+        ensure!(self.layered.read(0, layered.len()) == layered, "{LAYERED} is mapped with other contents");
         std::os::unix::fs::FileExt::read_exact_at(&self.memfd, &mut contents, 0)?;
         ensure!(contents == pattern(11, MIB), "the memfd's file has other contents");
         // What is shared stays shared, what was copied on write stays apart.

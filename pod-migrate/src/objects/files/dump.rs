@@ -442,7 +442,34 @@ impl<'v> FilesDump<'v> {
             }
             index += 1;
         }
+        self.finish_connections()?;
         self.peers_are_inside()
+    }
+
+    /// Ends of connections inside the pod, until both tell the same.
+    fn finish_connections(&mut self) -> Result<()> {
+        const ATTEMPTS: u32 = 100;
+        for _ in 0..ATTEMPTS {
+            let states =
+                self.entries.iter().enumerate().filter_map(|(index, entry)| match &entry.file.as_ref()?.state {
+                    FileState::Socket(socket::State::Tcp(state)) => Some((index, state)),
+                    _ => None,
+                });
+            let outdated = socket::tcp::pairs::outdated(states);
+            if outdated.is_empty() {
+                return Ok(());
+            }
+            for index in outdated {
+                let entry = &mut self.entries[index];
+                if let Some(File { state: FileState::Socket(socket::State::Tcp(state)), .. }) = &mut entry.file {
+                    let signatures = std::mem::take(&mut state.signatures);
+                    let again = socket::tcp::dump(entry.fd.as_fd(), state.family, &entry.subject)?;
+                    *state = socket::tcp::State { signatures, ..again };
+                }
+            }
+        }
+        Err(Problem::new("E-TCP-STATE", "two processes of the pod have a connection whose ends do not fit")
+            .fix("try again in a moment"))
     }
 
     fn peers_are_inside(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use super::place::Made;
 use super::view::View;
 use super::{File, opener};
 use nix::fcntl::{AT_FDCWD, OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat, mknodat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Gid, LinkatFlags, Uid, Whence, fchown, linkat, lseek, symlinkat};
 use pod_runtime::sys::clone::{Cloned, clone3};
@@ -20,7 +20,7 @@ use serde_bytes::ByteBuf;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -117,6 +117,8 @@ pub(super) fn dump(
     if fstatfs(fd).is_ok_and(|s| s.filesystem_type() == PROC_SUPER_MAGIC) {
         return Ok(Dumped::plain(state(&look.link, Existence::Proc)));
     }
+    let seen = below_overlay(look, view);
+    let look = seen.as_ref().unwrap_or(look);
     match deleted_path(look, view) {
         None => {
             must_be_reachable(look, view, subject)?;
@@ -205,6 +207,27 @@ fn deleted_path<'l>(look: &'l Look, view: &View) -> Option<&'l [u8]> {
         return None;
     }
     Some(path)
+}
+
+/// The same file as the pod sees it, when the kernel shows a mapped one as part of what an overlay of the pod covers: a base
+/// that is an overlay itself maps its own file, in a mount that is nowhere, and the path begins at that mount's root.
+fn below_overlay(look: &Look, view: &View) -> Option<Look> {
+    if look.format() != libc::S_IFREG || view.mount_point(look.info.mount).is_some() {
+        return None;
+    }
+    let same = |stat: &FileStat| {
+        // Through the upper overlay the device is another one, and what is written has a new number.
+        let of = |stat: &FileStat| (stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_mode);
+        of(stat) == of(&look.stat)
+    };
+    view.overlays().find_map(|at| {
+        let inner = look.link.strip_prefix(b"/")?;
+        let path = at.join(OsStr::from_bytes(inner)).into_os_string().into_vec();
+        let stat = view.stat(&path).filter(same)?;
+        let mut info = look.info.clone();
+        info.mount = view.mount_at(&path)?;
+        Some(Look { stat, link: path, flags: look.flags, info })
+    })
 }
 
 /// Opening the path again must give the same file: not when another mount covers it.

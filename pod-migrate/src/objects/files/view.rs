@@ -131,6 +131,11 @@ impl View {
         self.mounts().iter().find(|m| i64::from(m.id) == i64::from(mount)).map(|m| m.mount_point.as_path())
     }
 
+    /// Where the pod has overlays.
+    pub(super) fn overlays(&self) -> impl Iterator<Item = &Path> {
+        self.mounts().iter().filter(|m| m.kind == "overlay").map(|m| m.mount_point.as_path())
+    }
+
     fn mounts(&self) -> &[Mount] {
         self.mounts.get_or_init(|| {
             let text = std::fs::read(format!("/proc/{}/mountinfo", self.init)).unwrap_or_default();

@@ -262,6 +262,7 @@ mod tests {
             ("io_uring_setup", &[], ENOSYS),
             ("io_uring_enter", &[], ENOSYS),
             ("io_uring_register", &[], ENOSYS),
+            ("io_setup", &[], ENOSYS),
             ("unshare", &[], EPERM),
             ("mount", &[], EPERM),
             ("keyctl", &[], EPERM),

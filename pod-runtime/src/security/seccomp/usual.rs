@@ -1,7 +1,7 @@
 //! The profile that pods have unless told otherwise: of docker's breadth, everything that is not named is denied.
 //!
-//! io_uring answers ENOSYS, so that programs fall back to epoll by themselves: the kernel cannot tell what is queued in
-//! a ring, so a pod with one could not move.
+//! io_uring and io_setup(2) answer ENOSYS, so that programs fall back to epoll or threads by themselves: the kernel cannot
+//! tell what is queued in a ring, so a pod with one could not move.
 
 use super::profile::{Action, Argument, Comparison, Profile, Rule};
 use crate::security::capabilities::Set;
@@ -271,12 +271,6 @@ const ALWAYS: &[&str] = &[
     "inotify_init",
     "inotify_init1",
     "inotify_rm_watch",
-    "io_cancel",
-    "io_destroy",
-    "io_getevents",
-    "io_pgetevents",
-    "io_setup",
-    "io_submit",
     "poll",
     "ppoll",
     "pselect6",
@@ -378,7 +372,17 @@ const WITH_CAPABILITY: &[(&str, &[&str])] = &[
 ];
 
 /// A ring cannot be taken to another host.
-const NOT_THERE: &[&str] = &["io_uring_setup", "io_uring_enter", "io_uring_register"];
+const NOT_THERE: &[&str] = &[
+    "io_cancel",
+    "io_destroy",
+    "io_getevents",
+    "io_pgetevents",
+    "io_setup",
+    "io_submit",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+];
 
 /// Linux, 32-bit variants of it, and the bit that switches address randomisation off; and asking.
 const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];

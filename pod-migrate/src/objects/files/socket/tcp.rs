@@ -22,16 +22,19 @@
 //! but the socket would linger. [`Silence`] closes all connections of a pod without a word once it runs elsewhere.
 
 mod ended;
+pub mod pairs;
 pub(super) mod signature;
 mod silence;
 pub(super) mod unaccepted;
+mod window;
 
 pub use silence::Silence;
+pub use window::Window;
 
 use super::address::{Endpoint, Family};
 use super::inject::{ACK, FIN, Segment};
 use super::options::Options;
-use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
+use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_EOR, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
 use nix::sys::socket::{Shutdown, shutdown};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
@@ -130,34 +133,6 @@ pub struct Connection {
     pub timestamp: Option<u32>,
 }
 
-/// `struct tcp_repair_window`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Window {
-    pub snd_wl1: u32,
-    pub snd_wnd: u32,
-    pub max_window: u32,
-    pub rcv_wnd: u32,
-    pub rcv_wup: u32,
-}
-
-impl Window {
-    fn parse(bytes: &[u8]) -> Option<Window> {
-        let mut words = bytes.chunks_exact(4).map(|four| u32::from_ne_bytes(four.try_into().expect("four bytes")));
-        Some(Window {
-            snd_wl1: words.next()?,
-            snd_wnd: words.next()?,
-            max_window: words.next()?,
-            rcv_wnd: words.next()?,
-            rcv_wup: words.next()?,
-        })
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let Window { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup } = *self;
-        [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup].iter().flat_map(|word| word.to_ne_bytes()).collect()
-    }
-}
-
 /// Kernel's numbers of the states, as in `struct tcp_info`.
 mod kernel_state {
     pub const ESTABLISHED: u8 = 1;
@@ -234,7 +209,23 @@ impl Drop for Repair<'_> {
 }
 
 /// Reads a socket and leaves it as it was. `subject` is "pid 41 nginx, fd 7".
+///
+/// The other end may be in the pod too, and no cable between them is cut: what was on its way before the freeze and the
+/// kernel's timers (an acknowledgement that was put off, a paced segment) can change a connection while it is read. Then
+/// it is read again.
 pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> {
+    const ATTEMPTS: u32 = 100;
+    for _ in 0..ATTEMPTS {
+        if let Some(state) = dump_once(fd, family, subject)? {
+            return Ok(state);
+        }
+    }
+    Err(Problem::new("E-TCP-STATE", format!("{subject}: the connection changes again and again while it is read"))
+        .fix("try again in a moment"))
+}
+
+/// `None` if it changed meanwhile.
+fn dump_once(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<Option<State>> {
     let local = Endpoint::parse(&inet::local_address(fd).doing(|| format!("{subject}: read its address"))?);
     let local = local.filter(|local| !local.is_unbound());
     if let Ok(ulp) = inet::option(fd, IPPROTO_TCP, TCP_ULP, &[], 16)
@@ -270,7 +261,8 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
             let local = local.unwrap_or(unspecified(family));
-            Phase::Connected(Box::new(dump_connection(fd, local, &info, subject)?))
+            let Some(connection) = dump_connection(fd, local, &info, subject)? else { return Ok(None) };
+            Phase::Connected(Box::new(connection))
         }
         other => {
             return Err(Problem::new(
@@ -280,7 +272,7 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
             .fix("try again in a moment"));
         }
     };
-    Ok(State { family, options, phase, signatures: Vec::new(), unaccepted: Vec::new() })
+    Ok(Some(State { family, options, phase, signatures: Vec::new(), unaccepted: Vec::new() }))
 }
 
 fn unspecified(family: Family) -> Endpoint {
@@ -354,21 +346,27 @@ fn unread(fd: BorrowedFd<'_>) -> Result<usize> {
     counted
 }
 
-fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &str) -> Result<Connection> {
+fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &str) -> Result<Option<Connection>> {
     let received_fin = matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING);
     let sent_fin = matches!(info.state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
     let fin_acknowledged = info.state == FIN_WAIT2;
     let hung_up = inet::poll_now(fd, libc::POLLRDHUP).doing(|| "poll a socket".into())? & libc::POLLRDHUP != 0;
-    let peer = peer(fd, subject)?;
+    let peer = match peer(fd, subject) {
+        Err(_) if Info::of(fd)?.state != info.state => return Ok(None),
+        peer => peer?,
+    };
 
     let repair = Repair::enter(fd, subject)?;
-    let (unread, receive_next) = received(&repair, fd, subject).doing(|| subject.to_owned())?;
+    let receive_next = repair.sequence(RECEIVE_QUEUE)?;
+    let unread = peek_received(fd).doing(|| subject.to_owned())?;
     let write_sequence = repair.sequence(SEND_QUEUE)?;
     // The unsent part first: what is sent or acknowledged meanwhile makes the sent part larger than it is, never smaller.
     let unsent = inet::unsent(fd).doing(|| "size the send queue".into())?;
     let outstanding = inet::unacknowledged(fd).doing(|| "size the send queue".into())?;
     let fin_outstanding = usize::from(sent_fin && !fin_acknowledged);
     let unacknowledged = peek_sent(fd, outstanding.saturating_sub(fin_outstanding))?;
+    let same = unacknowledged.is_some() && inet::unacknowledged(fd).is_ok_and(|now| now == outstanding);
+    let Some(unacknowledged) = unacknowledged.filter(|_| same) else { return Ok(None) };
     let window = inet::option(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &[], 20).doing(|| "read the TCP window".into())?;
     let window = Window::parse(&window).ok_or_else(|| Problem::new("E-TCP-REPAIR", "the TCP window is cut short"))?;
     let mss = repair.number(libc::TCP_MAXSEG)?;
@@ -376,12 +374,16 @@ fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &s
         true => Some(repair.number(TCP_TIMESTAMP)?),
         false => None,
     };
+    let same = repair.sequence(RECEIVE_QUEUE)? == receive_next;
     drop(repair);
+    if !same || Info::of(fd)?.state != info.state {
+        return Ok(None);
+    }
 
     let fin = u32::from(sent_fin);
     let send_sequence = write_sequence.wrapping_sub(unacknowledged.len() as u32).wrapping_sub(fin);
     let received = receive_next.wrapping_sub(u32::from(received_fin));
-    Ok(Connection {
+    Ok(Some(Connection {
         local,
         peer,
         send_sequence,
@@ -398,40 +400,31 @@ fn dump_connection(fd: BorrowedFd<'_>, local: Endpoint, info: &Info, subject: &s
         sack: info.options & 2 != 0,
         window_scale: (info.options & 4 != 0).then_some((info.window_scale & 15, info.window_scale >> 4)),
         timestamp: timestamp.map(|value| if microsecond_bit() { value } else { value & !1 }),
-    })
-}
-
-/// What waits to be read, and the sequence number behind it. A segment that was on its way before the cable was cut may
-/// still come in between the two: then both are read again.
-fn received(repair: &Repair<'_>, fd: BorrowedFd<'_>, subject: &str) -> Result<(Vec<u8>, u32)> {
-    const ATTEMPTS: u32 = 100;
-    for _ in 0..ATTEMPTS {
-        let before = repair.sequence(RECEIVE_QUEUE)?;
-        let unread = peek_received(fd)?;
-        if repair.sequence(RECEIVE_QUEUE)? == before {
-            return Ok((unread, before));
-        }
-    }
-    Err(Problem::new("E-TCP-STATE", format!("{subject}: more and more arrives while the connection is read")))
+    }))
 }
 
 /// How many of the unacknowledged bytes are put back as sent already.
 ///
 /// An acknowledgement of more than was sent is thrown away, with all that comes along in its segment. So what the peer may
 /// acknowledge must be sent again at once, which an initial congestion window allows for some ten segments: then the
-/// peer answers within a round trip, also when it never got them. More than that is put back as sent; the probe of
-/// [`release_connection`] makes the peer say how much of it it has.
+/// peer answers within a round trip, also when it never got them. More than that, or than the window that the peer is
+/// known to have, is put back as sent; the probe of [`release_connection`] makes the peer say how much of it it has.
 fn sent_before(connection: &Connection) -> usize {
     const SENT_AT_ONCE: u64 = 8;
-    let sent = connection.sent.min(connection.unacknowledged.len() as u64);
-    if sent <= SENT_AT_ONCE * u64::from(connection.mss.max(1)) { 0 } else { sent as usize }
+    let sent = sent(connection);
+    let at_once = (SENT_AT_ONCE * u64::from(connection.mss.max(1))).min(u64::from(connection.window.snd_wnd));
+    if sent as u64 <= at_once { 0 } else { sent }
+}
+
+fn sent(connection: &Connection) -> usize {
+    connection.sent.min(connection.unacknowledged.len() as u64) as usize
 }
 
 /// The unacknowledged bytes. The first segment of the queue may begin before them: the peer has acknowledged a part of
-/// it; so what counts is the end.
-fn peek_sent(fd: BorrowedFd<'_>, outstanding: usize) -> Result<Vec<u8>> {
+/// it; so what counts is the end. `None` if it got acknowledged meanwhile.
+fn peek_sent(fd: BorrowedFd<'_>, outstanding: usize) -> Result<Option<Vec<u8>>> {
     if outstanding == 0 {
-        return Ok(Vec::new());
+        return Ok(Some(Vec::new()));
     }
     if outstanding > MAX_QUEUE {
         return Err(Problem::new("E-TCP-STATE", "a send queue larger than any the kernel makes"));
@@ -439,10 +432,7 @@ fn peek_sent(fd: BorrowedFd<'_>, outstanding: usize) -> Result<Vec<u8>> {
     // A segment is at most 64 KiB (512 KiB with BIG TCP).
     let peeked = inet::receive(fd, outstanding + (512 << 10), MSG_PEEK | MSG_DONTWAIT);
     let mut bytes = peeked.doing(|| "peek at the send queue".into())?.bytes;
-    if bytes.len() < outstanding {
-        return Err(Problem::new("E-TCP-STATE", format!("{} of {outstanding} bytes of a send queue", bytes.len())));
-    }
-    Ok(bytes.split_off(bytes.len() - outstanding))
+    Ok(bytes.len().checked_sub(outstanding).map(|before| bytes.split_off(before)))
 }
 
 /// Whether this kernel keeps the unit of a connection's clock in bit 0 (since 6.7); before, bit 0 was time.
@@ -558,7 +548,7 @@ fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Opt
     }
     fill_received(fd, &connection.unread, options)?;
     inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE).doing(|| "choose the send queue".into())?;
-    send_again(fd, &connection.unacknowledged[..sent_before(connection)], options)?;
+    send_again(fd, &connection.unacknowledged[..sent_before(connection)], 0, options)?;
 
     // A FIN that is to be handed in again has not been received yet, and so it has not been acknowledged.
     let received = connection.receive_sequence.wrapping_add(connection.unread.len() as u32);
@@ -635,7 +625,11 @@ fn release_connection(connection: &Connection, options: &Options, fd: BorrowedFd
     if connection.received_fin && !connection.sent_fin_first {
         hand_in_fin(connection)?;
     }
-    send_again(fd, &connection.unacknowledged[sent_before(connection)..], options)?;
+    // What had been sent ends a segment. Written together with what follows, its end would be in the middle of a full one,
+    // for which the window may have no room: what the peer acknowledges would never have been sent.
+    let (again, rest) = connection.unacknowledged.split_at(sent(connection));
+    send_again(fd, &again[sent_before(connection)..], MSG_EOR, options)?;
+    send_again(fd, rest, 0, options)?;
     options.last(fd)?;
     if connection.sent_fin {
         shutdown(fd.as_raw_fd(), Shutdown::Write).doing(|| "shut down for writing".into())?;
@@ -662,12 +656,12 @@ fn hand_in_fin(connection: &Connection) -> Result<()> {
     .inject()
 }
 
-/// Writes what was not acknowledged, without waiting. The buffer is as large as it was and so holds it, except that
+/// Writes what was not acknowledged, without waiting. With MSG_EOR nothing joins its last segment. The buffer is as large as it was and so holds it, except that
 /// the kernel's accounting differs by segment: then it is made larger.
-fn send_again(fd: BorrowedFd<'_>, mut rest: &[u8], options: &Options) -> Result<()> {
+fn send_again(fd: BorrowedFd<'_>, mut rest: &[u8], flags: i32, options: &Options) -> Result<()> {
     let mut buffer = options.send_buffer.max(64 << 10);
     while !rest.is_empty() {
-        match inet::send_to(fd, rest, &[], MSG_NOSIGNAL | MSG_DONTWAIT) {
+        match inet::send_to(fd, rest, &[], flags | MSG_NOSIGNAL | MSG_DONTWAIT) {
             Ok(sent) => rest = &rest[sent..],
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && buffer < 1 << 30 => {
                 buffer = buffer.saturating_mul(2);

@@ -25,6 +25,8 @@ pub(super) struct Listed {
     pub backlog: u32,
     /// 1 receiving, 2 sending.
     pub shut: u8,
+    /// Of one that is no listener: bytes that its peer has not read, as the kernel accounts for them.
+    unread: u32,
 }
 
 impl Listed {
@@ -39,14 +41,27 @@ impl Listed {
 
 /// All unix sockets of the network namespace that `fd` belongs to, by inode number.
 pub(super) fn list(fd: BorrowedFd<'_>) -> Result<HashMap<u64, Listed>> {
-    let doing = || "list the unix sockets of the pod".to_string();
-    let namespace = inet::namespace(fd).doing(doing)?;
-    inside(namespace.as_fd(), dump)?.doing(doing)
+    let namespace = inet::namespace(fd).doing(|| "list the unix sockets of the pod".into())?;
+    dump(&open(namespace.as_fd())?).doing(|| "list the unix sockets of the pod".into())
 }
 
-fn dump() -> io::Result<HashMap<u64, Listed>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
+/// A socket that lists those of a network namespace.
+pub(super) fn open(namespace: BorrowedFd<'_>) -> Result<Socket> {
+    let make = || {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        io::Result::Ok(socket)
+    };
+    inside(namespace, make)?.doing(|| "open a sock_diag socket in the pod".into())
+}
+
+/// Whether a client has written to, or left, a connection that is not accepted yet: see [`super::in_queue`].
+pub(super) fn has_unread_pending(all: &HashMap<u64, Listed>) -> bool {
+    let unread = |client: &u32| all.get(&u64::from(*client)).is_none_or(|client| client.unread > 0);
+    all.values().any(|listed| listed.pending.iter().any(unread))
+}
+
+pub(super) fn dump(socket: &Socket) -> io::Result<HashMap<u64, Listed>> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let show = ShowFlags::PEER | ShowFlags::ICONS | ShowFlags::RQLEN;
@@ -77,6 +92,7 @@ fn dump() -> io::Result<HashMap<u64, Listed>> {
                             Nla::Peer(peer) => listed.peer = Some(*peer),
                             Nla::PendingConnections(pending) => listed.pending.clone_from(pending),
                             Nla::ReceiveQueueLength(_, most) if listed.state == LISTENING => listed.backlog = *most,
+                            Nla::ReceiveQueueLength(_, unread) => listed.unread = *unread,
                             Nla::Shutdown(shut) => listed.shut = *shut,
                             _ => {}
                         }

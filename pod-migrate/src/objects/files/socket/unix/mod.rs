@@ -169,6 +169,24 @@ fn phase(fd: BorrowedFd<'_>, kind: i32, listed: &Listed, context: &DumpContext<'
     }
 }
 
+/// Watches for the moment at which no connection that waits to be accepted has anything in it.
+pub struct Unaccepted {
+    diag: netlink_sys::Socket,
+}
+
+impl Unaccepted {
+    /// Of the network namespace.
+    pub fn of(namespace: BorrowedFd<'_>) -> Result<Unaccepted> {
+        Ok(Unaccepted { diag: diag::open(namespace)? })
+    }
+
+    /// Whether one has: then [`dump`] will refuse.
+    pub fn written(&self) -> Result<bool> {
+        let listed = diag::dump(&self.diag).doing(|| "list the unix sockets of the pod".into())?;
+        Ok(diag::has_unread_pending(&listed))
+    }
+}
+
 fn in_queue(subject: &str) -> Problem {
     let what = format!("{subject}: a client has written before its connection was accepted");
     Problem::new("E-UNIX-QUEUE", what).fix("try again in a moment")
