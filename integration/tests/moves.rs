@@ -50,7 +50,7 @@ macro_rules! ways {
 }
 
 ways! { checkpoint_and_restore_twice there_and_back: [
-    clocks counter credentials epoll eventfd fifo files flow headless inotify limits lockedmem locks memfds memory nameless
-    options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
+    churn clocks counter credentials epoll eventfd fifo files flow headless inotify limits lockedmem locks memfds memory
+    nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
 ] }

@@ -7,7 +7,7 @@ use crate::capture::{Moment, Origin, clock};
 use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
-use crate::restore::{self, Image, Restored, Running};
+use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
 use pod_runtime::birth::Clocks;
@@ -92,17 +92,18 @@ impl Drop for Reservation {
     }
 }
 
-/// Receives what lies on disk, up to the moment of the freeze. `from` reads as "moved here from hostA" in the log.
+/// Receives what lies on disk, up to the moment of the freeze, and what comes of its memory. `from` reads as "moved here from hostA" in the log.
 pub fn receive_at_rest<R: Read>(
     reader: &mut Reader<R>,
     pod: &Pod,
     spec: &Spec,
     from: &str,
-) -> Result<(Moment, Arrived)> {
-    let mut arrived = Arrived::default();
+) -> Result<(Moment, Arrived, Ahead)> {
+    let (mut arrived, mut ahead) = (Arrived::default(), Ahead::default());
     loop {
         let Some(record) = reader.next()? else { return Err(damaged("the image ends before the pod's processes")) };
         match record.kind {
+            Kind::AHEAD_PAGES => record.run.map_or(Ok(()), |run| ahead.take(run, reader))?,
             Kind::STORAGE => {
                 let layer: Layer = record.state()?;
                 let root: OwnedFd = match &layer.place {
@@ -125,7 +126,7 @@ pub fn receive_at_rest<R: Read>(
             Kind::LOG => receive_log(reader, pod, spec, &record)?,
             Kind::MOMENT => {
                 note(pod, spec, from)?;
-                return Ok((record.state()?, arrived));
+                return Ok((record.state()?, arrived, ahead));
             }
             kind => return Err(damaged(format!("a {kind} record among the files"))),
         }
@@ -188,6 +189,7 @@ fn note(pod: &Pod, spec: &Spec, text: &str) -> Result<()> {
 pub fn restore<R: Read>(
     reader: &mut Reader<R>,
     newborn: &Newborn,
+    ahead: Ahead,
     outliving: bool,
     until: impl Fn(&Record) -> Result<bool>,
 ) -> Result<Restored> {
@@ -198,7 +200,7 @@ pub fn restore<R: Read>(
             socket::permitted(state, &newborn.spec.security)?;
         }
     }
-    restore::restore(image, reader, &newborn.born, outliving, |record, _| until(record))
+    restore::restore((image, ahead), reader, &newborn.born, outliving, |record, _| until(record))
 }
 
 /// What the monitor takes over from a pod that runs. `sessions` are those that the image speaks of; `awaited`: the clients that they had may come back.

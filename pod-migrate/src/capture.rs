@@ -12,6 +12,7 @@ use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
+use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::task::waits::Waits;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
@@ -36,6 +37,12 @@ use std::time::{Duration, Instant};
 
 /// The log is sent in pieces of this size.
 const PIECE: usize = 1 << 20;
+/// Passes over memory while the pod runs.
+const MOST_PASSES: u32 = 30;
+/// After a pass that took longer the files are looked at once more.
+const LONG_PASS: Duration = Duration::from_millis(200);
+/// Memory may take one part in so many of the time that the pod may stand still.
+const SHARE_OF_DOWNTIME: f64 = 4.0;
 
 /// The first record: whose image this is. State of SPEC.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,6 +77,8 @@ pub struct Capture {
     /// Bytes of the log that were sent.
     log: u64,
     files: Sent,
+    /// Of memory that is sent while the pod runs.
+    tracker: Option<Tracker>,
     /// Only one tool saves or moves a pod at a time.
     _lock: Flock<File>,
 }
@@ -105,6 +114,7 @@ impl Capture {
             next_id: 1,
             log: 0,
             files: Sent::default(),
+            tracker: None,
         })
     }
 
@@ -134,6 +144,45 @@ impl Capture {
         self.log(w, u64::MAX)
     }
 
+    /// Sends the memory of large processes while the pod runs, over and over, until what is written between two passes is
+    /// little enough for `downtime`, or does not become less. Files that change meanwhile are sent once more. Returns
+    /// whether there was anything to send.
+    pub fn memory_ahead<W: Write>(
+        &mut self,
+        w: &mut Writer<W>,
+        downtime: Duration,
+        mut told: impl FnMut(u32, Pass),
+    ) -> Result<bool> {
+        if !Tracker::pays(&self.processes()) {
+            return Ok(false);
+        }
+        let cgroup = Cgroup::open(self.pod.id())?;
+        let waits = Waits::observe(&cgroup.procs()?, &self.run_root());
+        // What stands against it, if anything does, the freeze itself will say.
+        let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(false) };
+        let tracker = Tracker::begin(&frozen);
+        frozen.thaw();
+        let Some(mut tracker) = tracker else { return Ok(false) };
+        let mut before: Option<Pass> = None;
+        for number in 1..=MOST_PASSES {
+            let pass = tracker.pass(w)?;
+            told(number, pass);
+            if number == 1 && pass.took > LONG_PASS {
+                self.pass(w, &BTreeMap::new())?;
+            }
+            if before.is_some_and(|before| enough(before, pass, downtime)) {
+                break;
+            }
+            before = Some(pass);
+        }
+        self.tracker = Some(tracker);
+        Ok(true)
+    }
+
+    fn run_root(&self) -> PathBuf {
+        self.pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default()
+    }
+
     /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
     /// connection is between the kernel and a program, if there is one soon.
     pub fn freeze(self, leaving: bool) -> Result<Still> {
@@ -141,7 +190,7 @@ impl Capture {
         let unwritten = Unwritten::begin(self.init);
         let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
-        let run_root = self.pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default();
+        let run_root = self.run_root();
         let frozen = loop {
             let waits = Waits::observe(&cgroup.procs()?, &run_root);
             let frozen = Frozen::seize(self.init, || cgroup.procs(), &waits)?;
@@ -194,6 +243,14 @@ impl Capture {
     }
 }
 
+/// Whether another pass would not make the freeze shorter: what was written in the time of this one is sent within a
+/// part of `downtime`, or is as much as before.
+fn enough(before: Pass, now: Pass, downtime: Duration) -> bool {
+    let speed = before.written as f64 / before.took.as_secs_f64().max(1e-6);
+    let left = now.written as f64 / speed.max(1.0);
+    left < downtime.as_secs_f64() / SHARE_OF_DOWNTIME || now.written > before.written / 4 * 3
+}
+
 /// A pod that is held still: nothing of it runs.
 ///
 /// The order of the fields is the order of letting go: the tasks first, then the monitor's hold, whose end puts the pod
@@ -237,7 +294,7 @@ impl Still {
         let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         self.hold.cut()?;
         let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
-        let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, w)?;
+        let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, self.capture.tracker.as_ref(), w)?;
         if unsaved.closing > 0 {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);

@@ -7,6 +7,7 @@ use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::Spaces;
+use crate::objects::memory::tracking::Tracker;
 use crate::objects::memory::{self, Told};
 use crate::objects::namespaces::ipc;
 use crate::objects::task::dump::{self as task, Asked, Parts};
@@ -37,13 +38,19 @@ pub struct DumpReport {
 }
 
 /// Dumps everything of the pod but its spec, storage and log, which are the caller's. The pod stays frozen and is not
-/// changed. `outside` is what its monitor holds of its files.
-pub fn dump(frozen: &mut Frozen, cgroup: &Cgroup, outside: Outside, w: &mut Writer<impl Write>) -> Result<DumpReport> {
+/// changed. `outside` is what its monitor holds of its files, `ahead` what was sent while it ran.
+pub fn dump(
+    frozen: &mut Frozen,
+    cgroup: &Cgroup,
+    outside: Outside,
+    ahead: Option<&Tracker>,
+    w: &mut Writer<impl Write>,
+) -> Result<DumpReport> {
     let init = first(frozen)?;
     frozen.read_maps()?;
     let view = View::new(init, outside)?;
     let mut files = FilesDump::new(&view);
-    let mut spaces = Spaces::default();
+    let mut spaces = Spaces::new(ahead);
     let mut chains = Chains::default();
     refuse(frozen, init)?;
     let onlookers = onlookers(frozen, cgroup)?;
@@ -57,6 +64,7 @@ pub fn dump(frozen: &mut Frozen, cgroup: &Cgroup, outside: Outside, w: &mut Writ
     warnings.extend(spaces.shared_since_fork().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
     spaces.records(w)?;
     w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
+    spaces.kept(w)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
     let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {
         source: File::from(fd),
@@ -206,7 +214,7 @@ fn crowd(
     processes: &[Process],
     init: HostPid,
     onlookers: &Onlookers,
-    spaces: &mut Spaces,
+    spaces: &mut Spaces<'_>,
     files: &mut FilesDump<'_>,
     chains: &mut Chains,
     w: &mut Writer<impl Write>,

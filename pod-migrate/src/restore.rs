@@ -5,13 +5,14 @@
 //! 1. [`Image::collect`]: everything but pages is read and checked against itself, before anything is made of it.
 //! 2. [`tree`]: the opener opens what needs no other process; then every process is made with its own pid from the
 //!    right parent, with its session and group, each nothing but the stub.
-//! 3. [`memory`]: maps; [`pages`]: pages from the stream straight into their place.
+//! 3. [`memory`]: maps; [`pages`]: pages from the stream straight into their place, and beside it what came [`ahead`].
 //! 4. [`finish`]: descriptors, per-process state, threads, per-thread state, credentials, filters; registers last.
 //! 5. [`Restored::go`]: connections leave repair mode, everything is detached.
 //!
 //! Until then every task dies with the tracer (PTRACE_O_EXITKILL), and dropping what was made kills the first process
 //! and all others with it: a restore that fails leaves nothing.
 
+mod ahead;
 mod check;
 mod errand;
 mod finish;
@@ -19,11 +20,14 @@ mod memory;
 mod pages;
 mod tree;
 
+pub use ahead::Ahead;
+
 use crate::ids::{MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Reader, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{self, Files, Opener};
-use crate::objects::memory::{MmState, SharedMemoryState};
+use crate::objects::memory::ranges::Ranges;
+use crate::objects::memory::{Kept, MmState, SharedMemoryState};
 use crate::objects::namespaces::ipc::{self, IpcState};
 use crate::objects::task::{Filter, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
@@ -46,6 +50,8 @@ pub struct Image {
     pub processes: BTreeMap<PodPid, ProcessState>,
     pub spaces: BTreeMap<MmId, MmState>,
     pub shared: BTreeMap<SharedMemoryId, SharedMemoryState>,
+    /// What still holds of the pages that came ahead.
+    pub kept: BTreeMap<MmId, Ranges>,
     pub files: Files,
     pub ipc: IpcState,
 }
@@ -66,6 +72,7 @@ impl Image {
                 Kind::PROCESS => insert(&mut image.processes, PodPid(record.id as i32), record.state()?)?,
                 Kind::MM => insert(&mut image.spaces, MmId(record.id), record.state()?)?,
                 Kind::SHARED_MEMORY => insert(&mut image.shared, SharedMemoryId(record.id), record.state()?)?,
+                Kind::KEPT => keep(&mut image.kept, MmId(record.id), &record.state()?),
                 Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
                 Kind::FILE => insert(&mut image.files.files, crate::ids::FileId(record.id), record.state()?)?,
                 Kind::IPC => image.ipc = record.state()?,
@@ -86,6 +93,12 @@ impl Image {
     }
 }
 
+/// A space may have several records.
+fn keep(all: &mut BTreeMap<MmId, Ranges>, mm: MmId, more: &Kept) {
+    let ranges = all.entry(mm).or_default();
+    *ranges = ranges.with(&Ranges::of_any(more.ranges.iter().map(|(start, end)| *start..*end)));
+}
+
 fn insert<K: Ord + std::fmt::Display, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Result<()> {
     let text = key.to_string();
     match map.insert(key, value) {
@@ -104,10 +117,10 @@ pub struct Restored {
     leaving: Option<JoinHandle<Result<()>>>,
 }
 
-/// Puts the pod together around the parked first process. With `outliving`, [`Restored::outlive`] is to follow. `reader`
+/// Puts the pod together around the parked first process; `ahead` is what came of its memory before. With `outliving`, [`Restored::outlive`] is to follow. `reader`
 /// stands behind READY_FOR_PAGES; `other` gets the records that are not pages. Ends behind the stream's trailer, or where `until` says that enough was read.
 pub fn restore<R: Read>(
-    image: Image,
+    (image, ahead): (Image, Ahead),
     reader: &mut Reader<R>,
     born: &Born,
     outliving: bool,
@@ -121,7 +134,8 @@ pub fn restore<R: Read>(
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
     let leaving = outliving.then(|| step_out(&born.cgroup, &opener));
     let shared = memory::map_all(&image, &mut grown, &opener)?;
-    pages::fill((&image, &grown, &opener), shared, reader, &mut other)?;
+    pages::fill((&image, &grown, &opener), shared, &ahead, reader, &mut other)?;
+    drop(ahead);
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;
     Ok(Restored { grown, opener, image, external, leaving })

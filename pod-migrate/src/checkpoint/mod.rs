@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 /// There is no checkpoint of this name.
 pub const MISSING: &str = "E-NOCHECKPOINT";
 const EXTENSION: &str = "pod";
+/// How long a pod should stand still at most, if it lets itself be had.
+const DOWNTIME: Duration = Duration::from_millis(30);
 
 /// What to make.
 #[derive(Debug, Clone, Default)]
@@ -65,8 +67,9 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let file = Nameless::new(dir)?;
     let mut w = Writer::to_file(file.file().try_clone().doing(|| "copy a descriptor".into())?)?;
     capture.first_pass(&mut w)?;
-    if !options.stop && file.is_nameless() {
-        // Who goes on running shall stand still for the copying alone.
+    // Who goes on running shall stand still for what changes meanwhile alone; or, where that cannot be told, for the
+    // copying.
+    if !options.stop && !capture.memory_ahead(&mut w, DOWNTIME, |_, _| {})? && file.is_nameless() {
         room::make(file.file(), w.bytes(), &capture.processes());
     }
     let watchdog = Watchdog::over_writes();
@@ -298,7 +301,7 @@ pub fn inspect(path: &Path) -> Result<Inspected> {
         command: origin.spec.process.args,
         processes,
         open_files,
-        memory_bytes: of(&[Kind::PAGES, Kind::SHARED_PAGES]).1,
+        memory_bytes: of(&[Kind::PAGES, Kind::AHEAD_PAGES, Kind::SHARED_PAGES]).1,
         files: of(&[Kind::STORAGE_ENTRY]).0,
         file_bytes: of(&[Kind::STORAGE_DATA, Kind::FILE_DATA]).1,
         exposed: mode & 0o077 != 0,

@@ -8,6 +8,7 @@
 use super::open_verified;
 use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
+use crate::restore::Ahead;
 use pod_runtime::birth::Clocks;
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
@@ -57,7 +58,7 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
     let started = monitor::spawn(Launch {
         pod,
         spec,
-        beginning: Beginning::Fill(Box::new(Arriving { reader, note, sessions: Vec::new() })),
+        beginning: Beginning::Fill(Box::new(Arriving { reader, note, sessions: Vec::new(), ahead: Ahead::default() })),
         size: Size { rows: 24, columns: 80 },
         attach: false,
     })?;
@@ -97,29 +98,32 @@ struct Arriving {
     note: String,
     /// Of `pod exec`.
     sessions: Vec<About>,
+    ahead: Ahead,
 }
 
 impl Filling for Arriving {
     fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks> {
-        let (moment, _) = arrival::receive_at_rest(&mut self.reader, pod, spec, &self.note)?;
+        let (moment, _, ahead) = arrival::receive_at_rest(&mut self.reader, pod, spec, &self.note)?;
+        self.ahead = ahead;
         let clocks = arrival::clocks(&moment)?;
         self.sessions = moment.sessions;
         Ok(clocks)
     }
 
     fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
-        fill(self.reader, self.sessions, newborn)
+        let Arriving { reader, sessions, ahead, .. } = *self;
+        fill(reader, sessions, ahead, newborn)
     }
 
     /// Whoever waits for the monitor hears it.
     fn failed(&mut self, _: &Problem) {}
 }
 
-fn fill(mut reader: Reader<File>, sessions: Vec<About>, newborn: &mut Newborn) -> Result<Filled> {
+fn fill(mut reader: Reader<File>, sessions: Vec<About>, ahead: Ahead, newborn: &mut Newborn) -> Result<Filled> {
     arrival::receive_memory(&mut reader, newborn)?;
     // To the trailer, whose digest the reader compares.
     let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
-    let mut restored = arrival::restore(&mut reader, newborn, false, more)?;
+    let mut restored = arrival::restore(&mut reader, newborn, ahead, false, more)?;
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;

@@ -80,6 +80,10 @@ kinds! {
     SHARED_PAGES = 33 v 1,
     /// Everything but pages has been said.
     READY_FOR_PAGES = 34 v 1,
+    /// Raw bytes of one run of pages of an address space, read while the pod ran.
+    AHEAD_PAGES = 35 v 1,
+    /// Of the pages that came ahead, those that an address space still has as they came.
+    KEPT = 36 v 1,
     /// Lines of the pod's log.
     LOG = 40 v 1,
     /// The trailer: number of records and the digest of the stream.
@@ -91,7 +95,10 @@ kinds! {
 impl Kind {
     /// Kinds whose payload is raw bytes that are read in place, not CBOR.
     pub fn is_raw(self) -> bool {
-        matches!(self, Kind::PAGES | Kind::SHARED_PAGES | Kind::FILE_DATA | Kind::STORAGE_DATA | Kind::LOG)
+        matches!(
+            self,
+            Kind::PAGES | Kind::AHEAD_PAGES | Kind::SHARED_PAGES | Kind::FILE_DATA | Kind::STORAGE_DATA | Kind::LOG
+        )
     }
 }
 

@@ -49,6 +49,8 @@ pub const MAX_DEPTH: usize = 48;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     Mm(MmId),
+    /// The same, sent while the pod ran: what KEPT does not name is out of date.
+    Ahead(MmId),
     SharedMemory(SharedMemoryId),
     /// Contents of an open file that has no name (deleted, memfd kept as a file) or of a long queue.
     File(FileId),
@@ -69,6 +71,7 @@ impl Owner {
     pub fn kind(self) -> Kind {
         match self {
             Owner::Mm(_) => Kind::PAGES,
+            Owner::Ahead(_) => Kind::AHEAD_PAGES,
             Owner::SharedMemory(_) => Kind::SHARED_PAGES,
             Owner::File(_) => Kind::FILE_DATA,
             Owner::Storage(_) => Kind::STORAGE_DATA,
@@ -78,7 +81,7 @@ impl Owner {
 
     fn id(self) -> u64 {
         match self {
-            Owner::Mm(id) => id.0,
+            Owner::Mm(id) | Owner::Ahead(id) => id.0,
             Owner::SharedMemory(id) => id.0,
             Owner::File(id) => id.0,
             Owner::Storage(id) => id,
@@ -89,6 +92,7 @@ impl Owner {
     fn from_kind(kind: Kind, id: u64) -> Option<Owner> {
         Some(match kind {
             Kind::PAGES => Owner::Mm(MmId(id)),
+            Kind::AHEAD_PAGES => Owner::Ahead(MmId(id)),
             Kind::SHARED_PAGES => Owner::SharedMemory(SharedMemoryId(id)),
             Kind::FILE_DATA => Owner::File(FileId(id)),
             Kind::STORAGE_DATA => Owner::Storage(id),

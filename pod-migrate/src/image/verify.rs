@@ -23,7 +23,7 @@ pub fn verify<R: Read>(from: R) -> Result<Contents> {
 /// The same, but for the bytes of memory: of those only that they are there. Nothing of an image from a file is used
 /// before this; the bytes of memory are compared as they are read into their place, where they wait until all fitted.
 pub fn verify_but_pages(file: File) -> Result<Contents> {
-    walk(Reader::of_file(file)?, |kind| matches!(kind, Kind::PAGES | Kind::SHARED_PAGES))
+    walk(Reader::of_file(file)?, |kind| matches!(kind, Kind::PAGES | Kind::AHEAD_PAGES | Kind::SHARED_PAGES))
 }
 
 fn walk<R: Read>(mut reader: Reader<R>, leave: impl Fn(Kind) -> bool) -> Result<Contents> {

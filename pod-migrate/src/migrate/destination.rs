@@ -14,7 +14,7 @@ use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
-use crate::restore::{Restored, Running};
+use crate::restore::{Ahead, Restored, Running};
 use pod_runtime::birth::Clocks;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
@@ -85,8 +85,8 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
     let journal = begin(store, &reservation, hello, job)?;
     link.interrupted_by(&journal.given_up()?)?;
     let note = format!("moved here from {}", hello.host);
-    let (warnings, arrival, sessions) = (Some(warnings), Arrival::default(), Vec::new());
-    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions })
+    let (warnings, arrival, sessions, ahead) = (Some(warnings), Arrival::default(), Vec::new(), Ahead::default());
+    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions, ahead })
 }
 
 fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> Result<Journal> {
@@ -148,6 +148,8 @@ struct Arriving {
     arrival: Arrival,
     /// Of `pod exec`.
     sessions: Vec<About>,
+    /// Memory that came while the pod ran.
+    ahead: Ahead,
 }
 
 impl Filling for Arriving {
@@ -158,7 +160,8 @@ impl Filling for Arriving {
         let warnings = self.warnings.take().unwrap_or_default();
         self.link.say(&Answer::Reserved { warnings })?;
         arrival::origin(&mut self.link.reader)?;
-        let (moment, arrived) = arrival::receive_at_rest(&mut self.link.reader, pod, spec, &self.note)?;
+        let (moment, arrived, ahead) = arrival::receive_at_rest(&mut self.link.reader, pod, spec, &self.note)?;
+        self.ahead = ahead;
         (self.arrival.files, self.arrival.bytes) = (arrived.files, arrived.bytes);
         let clocks = arrival::clocks(&moment)?;
         self.sessions = moment.sessions;
@@ -167,7 +170,8 @@ impl Filling for Arriving {
 
     fn fill(mut self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
         let arrival = std::mem::take(&mut self.arrival);
-        let running = ready(&mut self.link, &mut self.journal, arrival, newborn);
+        let ahead = std::mem::take(&mut self.ahead);
+        let running = ready(&mut self.link, &mut self.journal, arrival, ahead, newborn);
         let sessions = std::mem::take(&mut self.sessions);
         let filled = running.map(|running| arrival::filled(running, sessions, true));
         if let Err(problem) = &filled {
@@ -188,7 +192,13 @@ impl Filling for Arriving {
     }
 }
 
-fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: &mut Newborn) -> Result<Running> {
+fn ready(
+    link: &mut Link,
+    journal: &mut Journal,
+    mut arrival: Arrival,
+    ahead: Ahead,
+    newborn: &mut Newborn,
+) -> Result<Running> {
     let holder = match &newborn.attachment {
         Some(attachment) => Holder::start(attachment)?,
         None => None,
@@ -203,7 +213,7 @@ fn ready(link: &mut Link, journal: &mut Journal, mut arrival: Arrival, newborn: 
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
-    let mut restored = arrival::restore(&mut link.reader, newborn, true, is_sent)?;
+    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, true, is_sent)?;
     restored.outlive(&newborn.born.cgroup)?;
     await_commit(link, journal, &arrival)?;
     Ok(let_go(link, arrival, newborn, &mut restored, holder.as_ref()))

@@ -16,6 +16,14 @@ pub enum Event {
     Sent {
         bytes: u64,
     },
+    /// A pass over the memory of a pod that runs on has ended.
+    Pass {
+        /// From 1 on.
+        pass: u32,
+        /// Of memory that had been written since the pass before.
+        bytes: u64,
+        ms: f64,
+    },
     Warning {
         text: String,
     },
@@ -29,6 +37,8 @@ pub enum Step {
     Reserve,
     /// Files, while the pod runs.
     Files,
+    /// Memory, while the pod runs.
+    Memory,
     /// Everything else, while it stands still.
     Freeze,
     Commit,

@@ -9,7 +9,8 @@ use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
 
 /// Of this conversation. A side that speaks another is refused by name. 2: the base in the offer, records of version 2.
-pub const PROTOCOL: u32 = 2;
+/// 3: memory comes ahead.
+pub const PROTOCOL: u32 = 3;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]

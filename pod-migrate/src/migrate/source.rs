@@ -16,6 +16,7 @@ use super::repair;
 use crate::capture::{Capture, Captured, Still};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{Interrupt, LINK, Link, PROTOCOL, hear};
+use crate::objects::memory::tracking::Pass;
 use crate::watchdog::Watchdog;
 use pod_runtime::problem::Report as ProblemReport;
 use pod_runtime::status::{ProcessKey, now};
@@ -24,6 +25,9 @@ use pod_runtime::{Problem, Result};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+/// How long a pod should stand still at most, if it lets itself be had.
+const DOWNTIME: Duration = Duration::from_millis(30);
 
 /// Where a move ended that did not succeed: what a script needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +144,7 @@ pub fn migrate(
     let reserved = connected.reserve(store, pod, ssh, capture)?;
     let job = reserved.journal.job.id.clone();
     tell(Step::Files, String::new());
-    let result = reserved.copy(&listener).and_then(|copied| {
+    let result = reserved.copy(&listener).and_then(|copied| copied.memory(&listener)).and_then(|copied| {
         tell(Step::Freeze, String::new());
         copied.freeze()
     });
@@ -265,6 +269,24 @@ impl Reserved {
 }
 
 impl Copied {
+    /// Memory, while the pod runs on.
+    fn memory(mut self, listener: &Listener) -> Result<Copied, Failure> {
+        (listener.borrow_mut())(&Event::Step { step: Step::Memory, detail: String::new() });
+        let Reserved { capture, link, journal, remote, .. } = &mut self.0;
+        let told = |pass: u32, done: Pass| {
+            Watchdog::fed();
+            let ms = done.took.as_secs_f64() * 1e3;
+            (listener.borrow_mut())(&Event::Pass { pass, bytes: done.written, ms });
+        };
+        match capture.memory_ahead(&mut link.writer, DOWNTIME, told) {
+            Ok(_) => Ok(self),
+            Err(problem) if problem.code() == LINK || problem.code() == "E-ABORTED" => {
+                Err(broken(problem, link, journal, remote))
+            }
+            Err(problem) => Err(gave_up(problem, link, journal)),
+        }
+    }
+
     fn freeze(self) -> Result<Frozen, Failure> {
         let Reserved { remote, mut link, capture, mut journal, warnings } = self.0;
         let watchdog = Watchdog::start();

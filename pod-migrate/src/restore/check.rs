@@ -42,6 +42,10 @@ pub(super) fn image(image: &Image) -> Result<()> {
             return Err(damaged(format!("memory {id} has no program in the image")));
         }
     }
+    for (id, kept) in &image.kept {
+        let space = image.spaces.get(id).ok_or_else(|| damaged(format!("pages of memory {id}, which nobody has")))?;
+        memory::check_kept(space, kept)?;
+    }
     for (id, shared) in &image.shared {
         same("shared memory", id, &shared.id)?;
         shared_memory(shared, known)?;

@@ -10,6 +10,7 @@ use super::tree::Grown;
 use crate::ids::{FileId, HostPid, PodPid, SharedMemoryId};
 use crate::image::damaged;
 use crate::objects::files::Opener;
+use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
 use crate::objects::namespaces::ipc;
 use crate::remote::{Arg, RemoteCall};
@@ -52,6 +53,21 @@ pub(super) fn check(
         last = map.end;
     }
     Ok(())
+}
+
+/// Pages that came ahead are private and lie in maps that are.
+pub(super) fn check_kept(space: &MmState, kept: &Ranges) -> Result<()> {
+    let anonymous = space.maps.iter().filter(|map| map.backing == Backing::Anonymous && !map.shared);
+    let anonymous = Ranges::of(anonymous.map(|map| map.start..map.end));
+    match kept.without(&anonymous).iter().next() {
+        Some(outside) => {
+            Err(damaged(format!("pages at {:#x} of memory {} are kept where no map is", outside.start, space.id)))
+        }
+        None if kept.iter().any(|range| (range.start | range.end) & 0xfff != 0) => {
+            Err(damaged(format!("memory {} keeps parts of pages", space.id)))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Makes everything but the contents. Returns what pages of shared memory are written to.

@@ -9,6 +9,7 @@
 //! written by process_vm_writev. What the program itself may not write is written by the tracer through /proc/PID/mem,
 //! and only by the thread that is the tracer: a kernel may be told that nobody else can (proc_mem.force_override=ptrace).
 
+use super::ahead::{self, Ahead};
 use super::tree::Grown;
 use super::{Image, write_memory};
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
@@ -43,7 +44,7 @@ const MUCH: u64 = 4 << 20;
 
 /// What pages go to.
 #[derive(Clone)]
-enum Target<'a> {
+pub(super) enum Target<'a> {
     Memory(Arc<Space<'a>>),
     /// Something of so many bytes, which does not grow.
     File(Arc<File>, Owner, u64),
@@ -62,14 +63,14 @@ impl Target<'_> {
     }
 
     /// Whether any thread may place it.
-    fn for_all(&self, run: PageRun) -> bool {
+    pub fn for_all(&self, run: PageRun) -> bool {
         match self {
             Target::Memory(space) => space.takes_plainly(run.address, run.bytes),
             Target::File(..) => true,
         }
     }
 
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
         match self {
             Target::Memory(space) => space.write(address, bytes),
             Target::File(file, owner, _) => {
@@ -80,7 +81,7 @@ impl Target<'_> {
 }
 
 /// Everything that pages can go to, opened when its first page comes.
-struct Targets<'a> {
+pub(super) struct Targets<'a> {
     image: &'a Image,
     grown: &'a Grown,
     opener: &'a Opener,
@@ -91,7 +92,7 @@ struct Targets<'a> {
 
 impl<'a> Targets<'a> {
     /// `None` for what is no part of memory.
-    fn of(&mut self, owner: Owner) -> Result<Option<Target<'a>>> {
+    pub fn of(&mut self, owner: Owner) -> Result<Option<Target<'a>>> {
         Ok(Some(match owner {
             Owner::Mm(id) => {
                 if !self.spaces.contains_key(&id) {
@@ -115,8 +116,16 @@ impl<'a> Targets<'a> {
                 }
                 Target::File(self.files[&id].clone(), owner, self.bytes_of(id))
             }
-            Owner::Storage(_) | Owner::Log => return Ok(None),
+            Owner::Ahead(_) | Owner::Storage(_) | Owner::Log => return Ok(None),
         }))
+    }
+
+    /// A range of a space in parts that lie in one map each, as pages are placed.
+    pub fn by_map(&self, mm: MmId, range: Range<u64>) -> Vec<Range<u64>> {
+        let maps = self.image.spaces.get(&mm).map_or(&[][..], |space| &space.maps[..]);
+        let first = maps.partition_point(|map| map.end <= range.start);
+        let over = maps[first..].iter().take_while(|map| map.start < range.end);
+        over.map(|map| map.start.max(range.start)..map.end.min(range.end)).collect()
     }
 
     /// What the FILE record of a file that has contents says.
@@ -129,10 +138,11 @@ impl<'a> Targets<'a> {
     }
 }
 
-/// All pages up to the stream's trailer, or to where `other`, which gets all other records, says that it was enough.
+/// All pages: of those that came ahead what still holds, and all up to the stream's trailer, or to where `other`, which gets all other records, says that it was enough.
 pub(super) fn fill<R: Read>(
     (image, grown, opener): (&Image, &Grown, &Opener),
     shared: BTreeMap<SharedMemoryId, File>,
+    ahead: &Ahead,
     reader: &mut Reader<R>,
     other: &mut impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<()> {
@@ -140,7 +150,9 @@ pub(super) fn fill<R: Read>(
     let mut targets = Targets { image, grown, opener, shared, files: BTreeMap::new(), spaces: BTreeMap::new() };
     let file = reader.file().map(File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
     let mut buffer = PageBuffer::new(PIECE);
+    let queue = ahead::Queue::default();
     std::thread::scope(|scope| {
+        let placing = ahead.place(&image.kept, &mut targets, file.as_ref(), scope, &queue)?;
         let mut helpers = file.as_ref().map(|file| Helpers::new(scope, file));
         while let Some(record) = reader.next()? {
             let target = record.run.map(|run| targets.of(run.owner)).transpose()?.flatten();
@@ -161,7 +173,8 @@ pub(super) fn fill<R: Read>(
                 place(run, &target, reader, &mut buffer)?;
             }
         }
-        helpers.map_or(Ok(()), Helpers::finish)
+        helpers.map_or(Ok(()), Helpers::finish)?;
+        placing.finish()
     })
 }
 
@@ -242,12 +255,12 @@ fn help(from: &Mutex<Receiver<Work<'_>>>, file: &File) -> Result<()> {
     }
 }
 
-fn died() -> Problem {
+pub(super) fn died() -> Problem {
     Problem::new("E-INTERNAL", "a thread that copied memory ended by itself")
 }
 
 /// One address space, open for pages.
-struct Space<'a> {
+pub(super) struct Space<'a> {
     task: HostPid,
     file: File,
     state: &'a MmState,

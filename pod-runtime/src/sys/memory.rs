@@ -43,6 +43,9 @@ pub fn write(pid: pid_t, local: &[u8], remote: &[(u64, usize)]) -> io::Result<()
     }
 }
 
+/// Writes to it are noticed.
+pub const PAGE_IS_WATCHED: u64 = 1;
+/// Since it was protected last.
 pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
 pub const PAGE_IS_FILE: u64 = 1 << 2;
 pub const PAGE_IS_PRESENT: u64 = 1 << 3;
@@ -82,24 +85,46 @@ struct ScanArguments {
 const PAGEMAP_SCAN: libc::c_ulong =
     (3 << 30) | ((size_of::<ScanArguments>() as libc::c_ulong) << 16) | (0x66 << 8) | 16;
 
+/// What to look for among pages; each field is a set of PAGE_IS_*.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Look {
+    /// At least one of these (0: whatever it is).
+    pub any: u64,
+    /// All of these.
+    pub all: u64,
+    /// None of these.
+    pub not: u64,
+    /// What is told of each region; what is not asked for does not divide neighbours.
+    pub tell: u64,
+    /// Found pages count as not written from here on, until they are. EPERM where writes are not noticed.
+    pub protect: bool,
+}
+
 /// Finds the pages of `start..end` that are in at least one category of `any` and in none of `not`; `pagemap` is an
 /// open /proc/PID/pagemap. ENOTTY before Linux 6.7.
 pub fn scan_pages(pagemap: &File, start: u64, end: u64, any: u64, not: u64) -> io::Result<Vec<PageRegion>> {
+    look_for_pages(pagemap, start, end, &Look { any, not, ..Look::default() })
+}
+
+/// Finds the pages of `start..end` that `look` describes.
+pub fn look_for_pages(pagemap: &File, start: u64, end: u64, look: &Look) -> io::Result<Vec<PageRegion>> {
+    const WP_MATCHING: u64 = 1;
+    const CHECK_WPASYNC: u64 = 2;
     let mut found = Vec::new();
     let mut from = start;
     let mut buffer = vec![PageRegion::default(); 512];
     while from < end {
         let mut arguments = ScanArguments {
             size: size_of::<ScanArguments>() as u64,
+            flags: if look.protect { WP_MATCHING | CHECK_WPASYNC } else { 0 },
             start: from,
             end,
             vec: buffer.as_mut_ptr() as u64,
             vec_len: buffer.len() as u64,
-            category_inverted: not,
-            category_mask: not,
-            category_anyof_mask: any,
-            // Nothing more is asked of a page, so that neighbours come as one region.
-            return_mask: not,
+            category_inverted: look.not,
+            category_mask: look.not | look.all,
+            category_anyof_mask: look.any,
+            return_mask: look.tell | look.not,
             ..Default::default()
         };
         // SAFETY: `arguments` and the buffer that it points to live across the call and have the lengths they claim.

@@ -1,8 +1,9 @@
-//! userfaultfd(2), for putting pages into the memory of another process: each is allocated, copied and mapped in one
-//! step, which takes half as long as writing to memory that is not there yet.
+//! userfaultfd(2) of another process, for two things that need no handler of faults: putting pages into its memory (each
+//! is allocated, copied and mapped in one step, which takes half as long as writing to memory that is not there yet),
+//! and having the kernel note which of its pages are written (asynchronous write protection, Linux 6.7).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Flags for the process that makes the descriptor. Only faults of user mode could be handled by it, which needs no
 /// privilege; none are handled at all here.
@@ -11,6 +12,9 @@ const USER_MODE_ONLY: i32 = 1;
 
 const API: u64 = 0xaa;
 const MODE_MISSING: u64 = 1;
+const MODE_WRITE_PROTECT: u64 = 2;
+/// UFFD_FEATURE_WP_UNPOPULATED and UFFD_FEATURE_WP_ASYNC.
+const ASYNCHRONOUS: u64 = 1 << 13 | 1 << 15;
 /// _IOWR(0xaa, 0x3f, struct uffdio_api)
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// _IOWR(0xaa, 0, struct uffdio_register)
@@ -23,11 +27,32 @@ const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 pub struct Userfault(OwnedFd);
 
 impl Userfault {
-    /// Takes over a descriptor that the process has just made by userfaultfd(2).
+    /// Takes over a descriptor that the process has just made by userfaultfd(2), to put pages.
     pub fn take(fd: OwnedFd) -> io::Result<Userfault> {
+        Userfault::with(fd, 0)
+    }
+
+    /// The same to notice writes; EINVAL before Linux 6.7.
+    pub fn noticing(fd: OwnedFd) -> io::Result<Userfault> {
+        Userfault::with(fd, ASYNCHRONOUS)
+    }
+
+    fn with(fd: OwnedFd, features: u64) -> io::Result<Userfault> {
         let fault = Userfault(fd);
-        let mut api = [API, 0, 0];
-        fault.ioctl(UFFDIO_API, &mut api).map(|()| fault)
+        fault.ioctl(UFFDIO_API, &mut [API, features, 0]).map(|()| fault)
+    }
+
+    /// One of this process itself, to see whether the kernel has what [`Userfault::noticing`] needs.
+    pub fn can_notice() -> bool {
+        // SAFETY: numbers only.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) } as i32;
+        // SAFETY: a new descriptor that nobody else owns.
+        fd >= 0 && Userfault::noticing(unsafe { OwnedFd::from_raw_fd(fd) }).is_ok()
+    }
+
+    /// From here on writes to a mapping, or a part of one, can be noticed: by `PAGEMAP_SCAN` ([`super::memory`]).
+    pub fn notice(&self, start: u64, bytes: u64) -> io::Result<()> {
+        self.ioctl(UFFDIO_REGISTER, &mut [start, bytes, MODE_WRITE_PROTECT, 0])
     }
 
     /// Prepares a private anonymous mapping, or a part of one, to be filled by [`Userfault::copy`].
@@ -59,7 +84,6 @@ impl Userfault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::FromRawFd;
 
     const PAGE: usize = 4096;
 

@@ -215,15 +215,22 @@ fn named(step: Step, detail: &str) -> String {
         Step::Check => "check".to_owned(),
         Step::Reserve => format!("reserve on {detail}"),
         Step::Files => "files, while the pod runs".to_owned(),
-        Step::Freeze => "freeze; memory and the rest".to_owned(),
+        Step::Memory => "memory, while the pod runs".to_owned(),
+        Step::Freeze => "freeze; what has changed, and the rest".to_owned(),
         Step::Commit => "commit".to_owned(),
     }
 }
 
+fn passed(pass: u32, bytes: u64, ms: f64) -> String {
+    format!("  pass {pass}: {} in {ms:.0} ms", output::size(bytes))
+}
+
 impl Show {
     fn event(&mut self, event: &Event) {
-        if let Event::Step { step, detail } = event {
-            self.told.push_str(&stamped(&named(*step, detail)));
+        match event {
+            Event::Step { step, detail } => self.told.push_str(&stamped(&named(*step, detail))),
+            Event::Pass { pass, bytes, ms } => self.told.push_str(&stamped(&passed(*pass, *bytes, *ms))),
+            _ => {}
         }
         match (self.how, event) {
             (Progress::None, _) => {}
@@ -240,6 +247,8 @@ impl Show {
                     self.line();
                 }
             }
+            (Progress::Plain, Event::Pass { pass, bytes, ms }) => output::say(passed(*pass, *bytes, *ms)),
+            (_, Event::Pass { .. }) => self.line(),
             (_, Event::Warning { .. }) => {} // in the report
         }
     }

@@ -8,6 +8,7 @@
 
 mod sys;
 
+mod churn;
 mod clocks;
 mod counter;
 mod credentials;
@@ -67,6 +68,7 @@ pub trait Guest {
 type SetUp = fn() -> Result<Box<dyn Guest>>;
 
 const GUESTS: &[(&str, SetUp)] = &[
+    ("churn", churn::set_up),
     ("clocks", clocks::set_up),
     ("counter", counter::set_up),
     ("credentials", credentials::set_up),

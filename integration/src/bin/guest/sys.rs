@@ -93,6 +93,12 @@ pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid> {
     }
 }
 
+/// Waits for the end of a child.
+pub fn reap(child: Pid) -> Result<()> {
+    nix::sys::wait::waitpid(child, None)?;
+    Ok(())
+}
+
 /// As [`fork`], with flags of clone(2) that say what is shared (but memory).
 pub fn fork_sharing(flags: i32, child: impl FnOnce() -> i32) -> Result<Pid> {
     // SAFETY: without CLONE_VM and a stack it is fork.
@@ -222,6 +228,40 @@ impl Region {
     pub fn advise(&self, advice: i32) -> Result<()> {
         // SAFETY: the range is ours; advice that empties it is not asked for.
         check(unsafe { libc::madvise(self.address.cast(), self.bytes, advice) }.into())?;
+        Ok(())
+    }
+
+    /// MADV_DONTNEED: what was there is gone, and zeros come back.
+    pub fn give_back(&mut self, at: usize, bytes: usize) -> Result<()> {
+        assert!(at + bytes <= self.bytes);
+        // SAFETY: the range is ours, no reference into it exists, and zeros are a value of bytes.
+        check(unsafe { libc::madvise(self.address.add(at).cast(), bytes, libc::MADV_DONTNEED) }.into())?;
+        Ok(())
+    }
+
+    /// Another private anonymous mapping at the same place.
+    pub fn renew(&mut self) -> Result<()> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: the range is ours, and no reference into it exists.
+        let address = unsafe { libc::mmap(self.address.cast(), self.bytes, protection, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            bail!("mmap: {}", Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// To another address, which the kernel has free.
+    pub fn move_away(&mut self) -> Result<()> {
+        let place = Map::anonymous(self.bytes, libc::MAP_PRIVATE).map()?;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both ranges are ours, and no reference into them exists; the second is replaced by the first.
+        let address =
+            unsafe { libc::mremap(self.address.cast(), self.bytes, self.bytes, flags, place.address.cast::<u8>()) };
+        if address == libc::MAP_FAILED {
+            bail!("mremap: {}", Error::last_os_error());
+        }
+        self.address = address.cast();
         Ok(())
     }
 

@@ -2,7 +2,9 @@
 //! ([`Spaces::pages`]). Shared memory without a name is read once, through its inode.
 
 use super::pages::{self, Contents};
-use super::{Backing, Layout, Map, MmState, SharedMemoryKind, SharedMemoryState, Told};
+use super::ranges::Ranges;
+use super::tracking::Tracker;
+use super::{Backing, Kept, Layout, Map, MmState, SharedMemoryKind, SharedMemoryState, Told};
 use crate::freeze::Process;
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
 use crate::image::{Kind, Owner, Writer};
@@ -24,7 +26,9 @@ pub const FORKED: &str = "W-FORK-SHARED";
 
 /// Address spaces and shared memory of a frozen pod.
 #[derive(Default)]
-pub struct Spaces {
+pub struct Spaces<'a> {
+    /// What was sent while the pod ran.
+    ahead: Option<&'a Tracker>,
     /// A mapped file is the same file wherever it is mapped: device, inode, name, writable.
     files: BTreeMap<((u32, u32), u64, String, bool), FileId>,
     shared: BTreeMap<(u32, u32, u64), SharedMemory>,
@@ -45,6 +49,8 @@ pub(super) struct Private {
     pub name: String,
     /// Where zero pages may be left out, and whether process_vm_readv can read there.
     pub places: Vec<Place>,
+    /// Only these pages, when it is known which; else all that are its own.
+    pub only: Option<Ranges>,
 }
 
 pub(super) struct Place {
@@ -53,7 +59,11 @@ pub(super) struct Place {
     pub over_a_file: bool,
 }
 
-impl Spaces {
+impl<'a> Spaces<'a> {
+    pub fn new(ahead: Option<&'a Tracker>) -> Spaces<'a> {
+        Spaces { ahead, ..Spaces::default() }
+    }
+
     /// Takes the maps of a process; `ours` is a range that is not the program's.
     pub fn space(
         &mut self,
@@ -78,7 +88,7 @@ impl Spaces {
         for map in process.maps.iter().filter(|map| map.end <= ours.start || map.start >= ours.end) {
             self.one(process, map, &mut state, &mut places, files)?;
         }
-        self.private.push(Private { mm: id, host: process.host.0, name: process.name(), places });
+        self.private.push(Private { mm: id, host: process.host.0, name: process.name(), places, only: None });
         Ok(state)
     }
 
@@ -93,7 +103,8 @@ impl Spaces {
         if map.start >= map.end || map.name == "[vsyscall]" {
             return Ok(());
         }
-        refuse(&process.name(), map)?;
+        let ours = map.has(b"uw") && self.ahead.is_some_and(|ahead| ahead.watches(process.host, map));
+        refuse(&process.name(), map, ours)?;
         self.forked += map.shared_since_fork();
         let backing = self.backing(process, map, files)?;
         let over_a_file = matches!(backing, Backing::File { .. });
@@ -189,6 +200,22 @@ impl Spaces {
         self.shared.values().try_for_each(|memory| w.put(Kind::SHARED_MEMORY, memory.state.id.0, &memory.state))
     }
 
+    /// The KEPT records: what of the pages that were sent ahead still holds. What does not is to be sent.
+    pub fn kept(&mut self, w: &mut Writer<impl Write>) -> Result<()> {
+        /// So many ranges in a record: two megabytes at most.
+        const MOST: usize = 100_000;
+        let Some(ahead) = self.ahead else { return Ok(()) };
+        for space in &mut self.private {
+            let Some((kept, rest)) = ahead.kept(HostPid(space.host), &space.places)? else { continue };
+            space.only = Some(rest);
+            let ranges: Vec<(u64, u64)> = kept.iter().map(|range| (range.start, range.end)).collect();
+            for ranges in ranges.chunks(MOST) {
+                w.put(Kind::KEPT, space.mm.0, &Kept { ranges: ranges.to_vec() })?;
+            }
+        }
+        Ok(())
+    }
+
     /// The raw bytes of everything, and after them `more`.
     pub fn pages(self, more: Vec<Contents>, w: &mut Writer<impl Write>) -> Result<()> {
         let shared = self.shared.into_values().map(|SharedMemory { state, source }| Contents {
@@ -246,10 +273,11 @@ pub fn check(host: HostPid) -> Vec<Problem> {
     };
     let status = status::parse(&read("status"));
     let name = format!("{} ({})", status.ns_tgid.last().unwrap_or(&0), read("comm").trim_end());
-    maps::parse(&read("smaps")).iter().filter_map(|map| refuse(&name, map).err()).collect()
+    maps::parse(&read("smaps")).iter().filter_map(|map| refuse(&name, map, false).err()).collect()
 }
 
-fn refuse(name: &str, map: &maps::Map) -> Result<()> {
+/// `ours`: a userfaultfd is on it because it is sent ahead.
+fn refuse(name: &str, map: &maps::Map, ours: bool) -> Result<()> {
     let why = if map.name.contains("io_uring]") {
         "a ring of io_uring"
     } else if map.name.starts_with("/[aio]") {
@@ -260,7 +288,7 @@ fn refuse(name: &str, map: &maps::Map) -> Result<()> {
         "a buffer of perf"
     } else if map.name.starts_with("socket:[") {
         "a ring of a packet socket"
-    } else if map.has(b"um") || map.has(b"uw") || map.has(b"ui") {
+    } else if map.has(b"um") || (map.has(b"uw") && !ours) || map.has(b"ui") {
         "memory under userfaultfd"
     } else if map.protection_key != 0 {
         "memory under a protection key"

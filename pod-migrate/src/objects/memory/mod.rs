@@ -2,11 +2,14 @@
 //!
 //! One [`MmState`] record an address space; one [`SharedMemoryState`] a piece of memory that has no name to be opened by
 //! and that several spaces or descriptors share (shared anonymous memory, memfd, SysV segments, deleted files): its
-//! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset.
+//! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset. Private
+//! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold.
 
 pub mod dump;
 mod pages;
+pub mod ranges;
 mod sysv;
+pub mod tracking;
 
 pub use pages::Contents;
 
@@ -27,6 +30,14 @@ pub struct MmState {
     pub lock_future: bool,
     #[serde(default)]
     pub lock_future_on_fault: bool,
+}
+
+/// State of KEPT: of the pages that came ahead for this space, those that still hold. In order; several records may be
+/// needed for a space.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// First address, and the one after the last.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// What only the process itself is told.

@@ -7,6 +7,8 @@
 //! else can (proc_mem.force_override=ptrace).
 
 use super::dump::{Place, Private};
+use super::ranges::Ranges;
+use crate::ids::MmId;
 use crate::image::{Lanes, Owner, PageBuffer, PageRun, Writer};
 use pod_runtime::sys::memory::{self, PageRegion};
 use pod_runtime::{Doing, Problem, Result};
@@ -25,7 +27,7 @@ const MOST_RANGES: usize = 256;
 const ALONE: usize = 16;
 /// More would wait for the memory, not for each other.
 const MOST_THREADS: usize = 8;
-const END_OF_USER: u64 = 0x7fff_ffff_f000;
+pub(super) const END_OF_USER: u64 = 0x7fff_ffff_f000;
 
 /// A file or nameless memory whose contents are to be sent.
 pub struct Contents {
@@ -45,15 +47,54 @@ struct Piece<'a> {
 
 enum Source<'a> {
     Task(&'a Private),
+    /// One that runs: what it has unmapped meanwhile is missed, and that is noted.
+    Running(&'a Private, &'a Missed),
     /// What the program itself may not read, through /proc/PID/mem.
     Hidden(&'a Private, Arc<File>),
     File(&'a File),
 }
 
+/// Ranges that were to be read and are not there any more.
+type Missed = Mutex<Vec<(MmId, Range<u64>)>>;
+
+/// What becomes of pages of zeros over nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Zeros {
+    LeftOut,
+    /// Because they may replace others.
+    Sent,
+}
+
 /// Sends the pages of all spaces and then all contents.
 pub(super) fn send(spaces: &[Private], contents: &[Contents], w: &mut Writer<impl Write>) -> Result<()> {
     let all = spaces.iter().flat_map(|space| flat(private(space)));
-    let all = all.chain(contents.iter().flat_map(|contents| flat(of_file(contents))));
+    send_all(all.chain(contents.iter().flat_map(|contents| flat(of_file(contents)))), w)
+}
+
+/// Sends the chosen pages of spaces that are in use. Returns what could not be read.
+pub(super) fn send_ahead(
+    spaces: &[Private],
+    zeros: Zeros,
+    w: &mut Writer<impl Write>,
+) -> Result<Vec<(MmId, Range<u64>)>> {
+    let missed = Missed::default();
+    let zeros = zeros == Zeros::Sent;
+    let pieces = |space| {
+        let mut gather = Gather { pieces: Vec::new(), bytes: 0 };
+        let open = || Piece {
+            source: Source::Running(space, &missed),
+            owner: Owner::Ahead(space.mm),
+            zeros,
+            ranges: Vec::new(),
+        };
+        space.only.iter().flat_map(Ranges::iter).for_each(|range| gather.add(range, |_| true, open));
+        gather.pieces.into_iter().map(Ok)
+    };
+    send_all(spaces.iter().flat_map(pieces), w)?;
+    Ok(missed.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn send_all<'a>(all: impl Iterator<Item = Result<Piece<'a>>> + Send, w: &mut Writer<impl Write>) -> Result<()> {
     if let Some(lanes) = w.lanes()? {
         by_many(all, &lanes)?;
         return lanes.finish();
@@ -130,6 +171,11 @@ impl Piece<'_> {
         let buffer = &mut buffer[..bytes];
         let at = self.ranges.first().map_or(0, |(at, _)| *at);
         match &self.source {
+            Source::Running(space, missed) => {
+                if memory::read(space.host, buffer, &self.ranges).ok() != Some(bytes) {
+                    return Ok(self.one_by_one(space, missed, buffer));
+                }
+            }
             Source::Task(space) => match memory::read(space.host, buffer, &self.ranges) {
                 Ok(read) if read == bytes => Ok(()),
                 Ok(_) => Err(std::io::Error::from_raw_os_error(libc::EFAULT)),
@@ -153,6 +199,19 @@ impl Piece<'_> {
             }
         }
         Ok(runs)
+    }
+
+    /// What can be read of each range, down to single pages.
+    fn one_by_one<'b>(&self, space: &Private, missed: &Missed, buffer: &'b mut [u8]) -> Vec<(PageRun, &'b [u8])> {
+        let pages = self.ranges.iter().flat_map(|(at, bytes)| (*at..at + *bytes as u64).step_by(PAGE as usize));
+        let mut runs = Vec::new();
+        for (address, page) in pages.zip(buffer.chunks_mut(PAGE as usize)) {
+            match memory::read_exact(space.host, address, page) {
+                Ok(()) => runs.push((PageRun { owner: self.owner, address, bytes: PAGE }, &*page)),
+                Err(_) => lock(missed).push((space.mm, address..address + PAGE)),
+            }
+        }
+        runs
     }
 
     fn by_range(&self, file: &File, buffer: &mut [u8]) -> std::io::Result<()> {
@@ -226,7 +285,10 @@ impl<'a> Gather<'a> {
 fn private(space: &Private) -> Result<Vec<Piece<'_>>> {
     let path = format!("/proc/{}/pagemap", space.host);
     let pagemap = File::open(&path).doing(|| format!("open {path}"))?;
-    let regions = own_pages(&pagemap).or_else(|error| match error.raw_os_error() {
+    let only = space.only.as_ref().map(|only| {
+        Ok(only.iter().map(|range| PageRegion { start: range.start, end: range.end, categories: 0 }).collect())
+    });
+    let regions = only.unwrap_or_else(|| own_pages(&pagemap)).or_else(|error| match error.raw_os_error() {
         // Before Linux 6.7.
         Some(libc::ENOTTY | libc::EINVAL) => {
             space.places.iter().try_fold(Vec::new(), |regions, place| own_pages_of(&pagemap, &place.range, regions))
@@ -323,7 +385,7 @@ fn own_pages_of(pagemap: &File, range: &Range<u64>, mut found: Vec<PageRegion>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{FileId, MmId};
+    use crate::ids::FileId;
     use crate::image::{Kind, Reader};
     use std::collections::BTreeMap;
     use std::io::Read;
@@ -408,7 +470,7 @@ mod tests {
         let base = memory.as_ptr() as u64;
         let host = std::process::id() as i32;
         let places = vec![place(base..base + bytes as u64)];
-        let spaces = [Private { mm: MmId(3), host, name: "us".into(), places }];
+        let spaces = [Private { mm: MmId(3), host, name: "us".into(), places, only: None }];
         let mut file = tempfile::tempfile().unwrap();
         std::io::copy(&mut &memory[..1 << 20], &mut file).unwrap();
         let contents = [Contents { source: file, bytes: 1 << 20, owner: Owner::File(FileId(9)) }];

@@ -1,0 +1,269 @@
+//! Memory that is sent while the pod runs, and which of it still holds when the pod has stopped.
+//!
+//! A [`Tracker`] has the kernel note writes to the private anonymous memory of large processes: a userfaultfd of each,
+//! with asynchronous write protection (nobody handles a fault: the kernel notes it and goes on). A pass protects what was
+//! written since the pass before and then reads it; what is written meanwhile is the next pass's. At the end, with
+//! the pod frozen, [`Tracker::kept`] is what was sent and not written since.
+//!
+//! Whatever is not known for certain was written: memory that is new or was moved (it is under no userfaultfd), a process
+//! that made itself a new address space (the same), pages that could not be read, a pass that failed. Closing the
+//! userfaultfd, also by being killed, leaves the process as it was.
+//!
+//! Where the kernel cannot do it (before Linux 6.7) nothing is sent ahead, and where a process cannot (no free
+//! descriptor, a program that uses userfaultfd itself) nothing of that process.
+
+use super::dump::{Place, Private};
+use super::pages::{self, Zeros};
+use super::ranges::Ranges;
+use crate::freeze::{Frozen, Process};
+use crate::ids::{HostPid, MmId, TaskFd};
+use crate::image::Writer;
+use crate::remote::{Borrowed, RemoteCall};
+use pod_runtime::proc::maps::{self, Map};
+use pod_runtime::sys::memory::{self, Look};
+use pod_runtime::sys::ptrace;
+use pod_runtime::sys::userfault::{self, Userfault};
+use pod_runtime::{Doing, Problem, Result, proc};
+use std::fs::{self, File};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// A process with less memory of its own is not worth two system calls and a protection.
+const LEAST: u64 = 8 << 20;
+/// How long a process may take to make a descriptor.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Pages that are a process's own, as [`pages`] looks for them.
+const THERE: u64 = memory::PAGE_IS_PRESENT | memory::PAGE_IS_SWAPPED;
+const NOT_ITS_OWN: u64 = memory::PAGE_IS_FILE | memory::PAGE_IS_PFNZERO;
+
+/// The memory of a pod's large processes under watch.
+pub struct Tracker {
+    processes: Vec<Tracked>,
+    passes: u32,
+}
+
+struct Tracked {
+    mm: MmId,
+    host: HostPid,
+    name: String,
+    fault: Userfault,
+    pagemap: File,
+    /// What was put under watch.
+    watched: Ranges,
+    /// What was sent and, as far as is known, not written since.
+    sent: Ranges,
+}
+
+/// What a pass did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pass {
+    /// Bytes of pages that had been written.
+    pub written: u64,
+    pub took: Duration,
+}
+
+impl Tracker {
+    /// Puts the large ones of these processes, which stand still, under watch. `None` when there are none, or it cannot
+    /// be done here.
+    pub fn begin(frozen: &Frozen) -> Option<Tracker> {
+        let large: Vec<&Process> = frozen.processes().iter().filter(|process| own_memory(process) >= LEAST).collect();
+        if large.is_empty() || !Userfault::can_notice() {
+            return None;
+        }
+        let track = |process: &Process| {
+            let tracked = Tracked::begin(process);
+            let why = |problem: &Problem| tracing::debug!(problem = problem.chain(), "memory is not sent ahead");
+            tracked.inspect_err(why).ok()
+        };
+        let processes: Vec<Tracked> = large.into_iter().filter_map(track).collect();
+        (!processes.is_empty()).then_some(Tracker { processes, passes: 0 })
+    }
+
+    /// Whether a pod has memory that is worth it, by a look from outside.
+    pub fn pays(processes: &[i32]) -> bool {
+        processes.iter().any(|host| own_memory_of(*host) >= LEAST)
+    }
+
+    /// Sends what was written since the pass before; at first everything. The pod runs.
+    pub fn pass(&mut self, w: &mut Writer<impl Write>) -> Result<Pass> {
+        let began = Instant::now();
+        let zeros = if self.passes == 0 { Zeros::LeftOut } else { Zeros::Sent };
+        self.passes += 1;
+        let mut spaces = Vec::with_capacity(self.processes.len());
+        for tracked in &mut self.processes {
+            spaces.push(tracked.written());
+        }
+        let written = spaces.iter().filter_map(|space| space.only.as_ref()).map(Ranges::bytes).sum();
+        let missed = pages::send_ahead(&spaces, zeros, w)?;
+        for (tracked, space) in self.processes.iter_mut().zip(spaces) {
+            let not_read = missed.iter().filter(|(mm, _)| *mm == tracked.mm).map(|(_, range)| range.clone());
+            let read = space.only.unwrap_or_default().without(&Ranges::of_any(not_read));
+            tracked.sent = tracked.sent.with(&read);
+        }
+        w.flush()?;
+        Ok(Pass { written, took: began.elapsed() })
+    }
+
+    /// Whether a map is under userfaultfd because we put it there.
+    pub(super) fn watches(&self, host: HostPid, map: &Map) -> bool {
+        let range = Ranges::of([map.start..map.end]);
+        self.of(host).is_some_and(|tracked| !tracked.watched.both(&range).is_empty())
+    }
+
+    /// Divides the pages of a process that stands still: what came ahead and still holds, and the rest.
+    pub(super) fn kept(&self, host: HostPid, places: &[Place]) -> Result<Option<(Ranges, Ranges)>> {
+        let Some(tracked) = self.of(host) else { return Ok(None) };
+        let look = Look {
+            any: THERE,
+            not: NOT_ITS_OWN,
+            tell: memory::PAGE_IS_WATCHED | memory::PAGE_IS_WRITTEN,
+            ..Look::default()
+        };
+        let regions = memory::look_for_pages(&tracked.pagemap, 0, pages::END_OF_USER, &look)
+            .doing(|| format!("find the pages of {}", tracked.name))?;
+        let range = |region: &memory::PageRegion| region.start..region.end;
+        let clean = regions.iter().filter(|region| region.categories == memory::PAGE_IS_WATCHED).map(range);
+        let anonymous = places.iter().filter(|place| !place.over_a_file).map(|place| place.range.clone());
+        let kept = Ranges::of(clean).both(&tracked.sent).both(&Ranges::of(anonymous));
+        let rest = Ranges::of(regions.iter().map(range)).without(&kept);
+        Ok(Some((kept, rest)))
+    }
+
+    fn of(&self, host: HostPid) -> Option<&Tracked> {
+        self.processes.iter().find(|tracked| tracked.host == host)
+    }
+}
+
+impl Tracked {
+    fn begin(process: &Process) -> Result<Tracked> {
+        let fault = userfault(process)?;
+        let path = process.proc("pagemap");
+        Ok(Tracked {
+            mm: MmId(process.pid.0 as u64),
+            host: process.host,
+            name: process.name(),
+            fault,
+            pagemap: File::open(&path).doing(|| format!("open {}", path.display()))?,
+            watched: Ranges::default(),
+            sent: Ranges::default(),
+        })
+    }
+
+    /// What was written since it was asked last; from now on that counts as not written.
+    fn written(&mut self) -> Private {
+        // A process that has ended has none.
+        let maps = maps::parse(&proc::read(format!("/proc/{}/maps", self.host)).unwrap_or_default());
+        let places: Vec<_> = maps.iter().filter(|map| is_sent_ahead(map)).map(|map| map.start..map.end).collect();
+        let mut found = Vec::new();
+        for place in &places {
+            match self.protect(place) {
+                Ok(regions) => found.extend(regions.iter().map(|region| region.start..region.end)),
+                Err(error) => {
+                    tracing::debug!(name = self.name, start = place.start, %error, "not sent ahead");
+                    self.sent = self.sent.without(&Ranges::of([place.clone()]));
+                }
+            }
+        }
+        let only = Ranges::of(found);
+        self.sent = self.sent.without(&only);
+        let place = |range| Place { range, readable: true, over_a_file: false };
+        let places = places.into_iter().map(place).collect();
+        Private { mm: self.mm, host: self.host.0, name: self.name.clone(), places, only: Some(only) }
+    }
+
+    fn protect(&mut self, place: &std::ops::Range<u64>) -> std::io::Result<Vec<memory::PageRegion>> {
+        let all = Look { any: THERE, not: NOT_ITS_OWN, protect: true, ..Look::default() };
+        let scan = |look| memory::look_for_pages(&self.pagemap, place.start, place.end, &look);
+        scan(Look { all: memory::PAGE_IS_WRITTEN, ..all }).or_else(|_| {
+            // Not under watch yet, or not any more: new maps are not. Of what was protected before the scan came to such a
+            // place nobody knows whether it had been written, so all of it counts.
+            self.fault.notice(place.start, place.end - place.start)?;
+            self.watched = self.watched.with(&Ranges::of([place.clone()]));
+            scan(all)
+        })
+    }
+}
+
+/// Readable, private and of no file.
+fn is_sent_ahead(map: &Map) -> bool {
+    map.read && !map.shared && map.inode == 0 && !map.name.starts_with("[v")
+}
+
+/// A userfaultfd that the process makes. It may not keep it, also if we are killed meanwhile: so the same table of calls
+/// that makes it waits until we have taken our copy, and then closes it.
+fn userfault(process: &Process) -> Result<Userfault> {
+    let doing = || format!("watch the memory of {}", process.name());
+    let number = free_descriptor(process).doing(doing)?;
+    let maps = maps::parse(&process.text("maps")?);
+    let mut borrowed = Borrowed::enter(process, &maps)?;
+    let wait = PATIENCE.as_nanos() as u64;
+    let time = [0u64.to_ne_bytes(), wait.to_ne_bytes()].concat();
+    // Waits for no signal at all: it ends with the time, or with the interrupt that says that we have it.
+    let until = vec![crate::remote::Arg::In(vec![0; 8]), 0.into(), crate::remote::Arg::In(time), 8.into()];
+    let mut calls = [
+        RemoteCall::new("userfaultfd", libc::SYS_userfaultfd, vec![userfault::FLAGS.into()]).may_fail(),
+        RemoteCall::new("wait", libc::SYS_rt_sigtimedwait, until).may_fail(),
+        RemoteCall::new("close", libc::SYS_close, vec![number.into()]).may_fail(),
+    ];
+    let leader = process.leader();
+    borrowed.start(leader, &calls)?;
+    let taken = take(process, TaskFd(number));
+    let interrupted = ptrace::interrupt(leader.host.0).doing(doing);
+    borrowed.finish(leader, &mut calls)?;
+    borrowed.leave()?;
+    interrupted?;
+    if let Some(error) = calls[0].error() {
+        return Err(error).doing(doing);
+    }
+    if calls[0].result != i64::from(number) {
+        return Err(Problem::new("E-SYSTEM", format!("{}: another descriptor was made", doing())));
+    }
+    let fd = taken.ok_or_else(|| Problem::new("E-SYSTEM", format!("{}: it took too long", doing())))?;
+    Userfault::noticing(fd).doing(doing)
+}
+
+/// The descriptor, as soon as the process waits for us.
+fn take(process: &Process, number: TaskFd) -> Option<std::os::fd::OwnedFd> {
+    let end = Instant::now() + PATIENCE;
+    let call = process.leader().proc("syscall");
+    let waits = || {
+        let text = proc::read(&call).unwrap_or_default();
+        text.split(' ').next().and_then(|number| number.parse().ok()) == Some(libc::SYS_rt_sigtimedwait)
+    };
+    while !waits() {
+        if Instant::now() > end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    process.take(number).ok()
+}
+
+/// The number that the process's next descriptor gets.
+fn free_descriptor(process: &Process) -> std::io::Result<i32> {
+    let entries = fs::read_dir(process.proc("fd"))?;
+    let mut taken: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    taken.sort_unstable();
+    let free = taken.iter().zip(0..).take_while(|(fd, at)| **fd == *at).count() as i32;
+    let limits = proc::read(process.proc("limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let most = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<i32>().ok());
+    match most {
+        Some(most) if free >= most => Err(std::io::Error::from_raw_os_error(libc::EMFILE)),
+        _ => Ok(free),
+    }
+}
+
+fn own_memory(process: &Process) -> u64 {
+    own_memory_of(process.host.0)
+}
+
+/// Bytes of private anonymous memory that are there or swapped out.
+fn own_memory_of(host: i32) -> u64 {
+    let status = proc::read(format!("/proc/{host}/status")).unwrap_or_default();
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+    };
+    of("RssAnon:") + of("VmSwap:")
+}
