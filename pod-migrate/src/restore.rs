@@ -36,6 +36,7 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::sys::memory as remote_memory;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::Range;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tree::Grown;
@@ -64,6 +65,8 @@ impl Image {
         mut other: impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<()>,
     ) -> Result<Image> {
         let mut image = Image::default();
+        // A space may have several records.
+        let mut kept: BTreeMap<MmId, Vec<Range<u64>>> = BTreeMap::new();
         loop {
             let Some(record) = reader.next()? else { return Err(damaged("the image ends before its pages")) };
             match record.kind {
@@ -72,13 +75,18 @@ impl Image {
                 Kind::PROCESS => insert(&mut image.processes, PodPid(record.id as i32), record.state()?)?,
                 Kind::MM => insert(&mut image.spaces, MmId(record.id), record.state()?)?,
                 Kind::SHARED_MEMORY => insert(&mut image.shared, SharedMemoryId(record.id), record.state()?)?,
-                Kind::KEPT => keep(&mut image.kept, MmId(record.id), &record.state()?),
+                Kind::KEPT => {
+                    let Kept { ranges } = record.state()?;
+                    let more = ranges.into_iter().map(|(start, end)| start..end);
+                    kept.entry(MmId(record.id)).or_default().extend(more);
+                }
                 Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
                 Kind::FILE => insert(&mut image.files.files, crate::ids::FileId(record.id), record.state()?)?,
                 Kind::IPC => image.ipc = record.state()?,
                 _ => other(&record, reader)?,
             }
         }
+        image.kept = kept.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect();
         check::image(&image)?;
         Ok(image)
     }
@@ -91,12 +99,6 @@ impl Image {
     fn nodes(&self) -> &[crate::objects::task::Node] {
         self.tree.as_ref().map_or(&[], |tree| &tree.processes)
     }
-}
-
-/// A space may have several records.
-fn keep(all: &mut BTreeMap<MmId, Ranges>, mm: MmId, more: &Kept) {
-    let ranges = all.entry(mm).or_default();
-    *ranges = ranges.with(&Ranges::of_any(more.ranges.iter().map(|(start, end)| *start..*end)));
 }
 
 fn insert<K: Ord + std::fmt::Display, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Result<()> {

@@ -410,3 +410,22 @@ pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
     }
     calls
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::DAMAGED;
+    use crate::restore::pages::tests::{map, space};
+
+    #[test]
+    fn only_pages_of_private_maps_are_kept() {
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        let shared = Map { shared: true, ..map(0x30000..0x40000, write) };
+        let space = space(&[map(0x10000..0x20000, write), map(0x20000..0x30000, write), shared]);
+        check_kept(&space, &Ranges::one(0x11000..0x2f000)).unwrap();
+        check_kept(&space, &Ranges::default()).unwrap();
+        for wrong in [0xf000..0x11000, 0x2f000..0x31000, 0x30000..0x31000, 0x11800..0x12000, 0..u64::MAX] {
+            assert_eq!(check_kept(&space, &Ranges::one(wrong)).unwrap_err().code(), DAMAGED);
+        }
+    }
+}

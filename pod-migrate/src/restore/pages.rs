@@ -393,11 +393,11 @@ fn userfault(stub: &Stub, state: &MmState) -> Result<(Userfault, Vec<Range<u64>>
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::image::DAMAGED;
 
-    fn map(range: Range<u64>, protection: i32) -> Map {
+    pub fn map(range: Range<u64>, protection: i32) -> Map {
         Map {
             start: range.start,
             end: range.end,
@@ -416,7 +416,7 @@ mod tests {
         }
     }
 
-    fn space(maps: &[Map]) -> MmState {
+    pub fn space(maps: &[Map]) -> MmState {
         MmState {
             id: MmId(1),
             maps: maps.to_vec(),

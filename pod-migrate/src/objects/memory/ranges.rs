@@ -19,6 +19,10 @@ impl Ranges {
         Ranges(all)
     }
 
+    pub fn one(range: Range<u64>) -> Ranges {
+        Ranges::of(std::iter::once(range))
+    }
+
     /// Of ranges in any order.
     pub fn of_any(ranges: impl IntoIterator<Item = Range<u64>>) -> Ranges {
         let mut all: Vec<Range<u64>> = ranges.into_iter().collect();

@@ -106,7 +106,7 @@ impl Tracker {
 
     /// Whether a map is under userfaultfd because we put it there.
     pub(super) fn watches(&self, host: HostPid, map: &Map) -> bool {
-        let range = Ranges::of([map.start..map.end]);
+        let range = Ranges::one(map.start..map.end);
         self.of(host).is_some_and(|tracked| !tracked.watched.both(&range).is_empty())
     }
 
@@ -160,7 +160,7 @@ impl Tracked {
                 Ok(regions) => found.extend(regions.iter().map(|region| region.start..region.end)),
                 Err(error) => {
                     tracing::debug!(name = self.name, start = place.start, %error, "not sent ahead");
-                    self.sent = self.sent.without(&Ranges::of([place.clone()]));
+                    self.sent = self.sent.without(&Ranges::one(place.clone()));
                 }
             }
         }
@@ -178,7 +178,7 @@ impl Tracked {
             // Not under watch yet, or not any more: new maps are not. Of what was protected before the scan came to such a
             // place nobody knows whether it had been written, so all of it counts.
             self.fault.notice(place.start, place.end - place.start)?;
-            self.watched = self.watched.with(&Ranges::of([place.clone()]));
+            self.watched = self.watched.with(&Ranges::one(place.clone()));
             scan(all)
         })
     }
