@@ -53,4 +53,5 @@ ways! { checkpoint_and_restore_twice there_and_back: [
     churn clocks counter credentials epoll eventfd fifo files flow headless inotify limits lockedmem locks memfds memory
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
+    reuseport
 ] }

@@ -71,6 +71,15 @@ pub fn filter(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 
 /// SO_ATTACH_FILTER with instructions as [`filter`] gives them.
 pub fn attach_filter(fd: BorrowedFd<'_>, instructions: &[u8]) -> io::Result<()> {
+    attach(fd, libc::SO_ATTACH_FILTER, instructions)
+}
+
+/// SO_ATTACH_REUSEPORT_CBPF: a classic program for the group that the socket is in.
+pub fn attach_reuseport(fd: BorrowedFd<'_>, instructions: &[u8]) -> io::Result<()> {
+    attach(fd, libc::SO_ATTACH_REUSEPORT_CBPF, instructions)
+}
+
+fn attach(fd: BorrowedFd<'_>, option: c_int, instructions: &[u8]) -> io::Result<()> {
     let count = instructions.len() / 8;
     if count == 0 || count > 4096 || !instructions.len().is_multiple_of(8) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -83,7 +92,7 @@ pub fn attach_filter(fd: BorrowedFd<'_>, instructions: &[u8]) -> io::Result<()> 
     check(unsafe {
         let value = (&raw const program).cast();
         let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, length)
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, value, length)
     })?;
     Ok(())
 }

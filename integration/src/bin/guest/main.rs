@@ -32,6 +32,7 @@ mod pipes;
 mod pty;
 mod refused;
 mod registers;
+mod reuseport;
 mod sealed;
 mod seccomp;
 mod sharedmem;
@@ -93,6 +94,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("pipes", pipes::set_up),
     ("pty", pty::set_up),
     ("registers", registers::set_up),
+    ("reuseport", reuseport::set_up),
     ("sealed", sealed::set_up),
     ("seccomp", seccomp::set_up),
     ("sharedmem", sharedmem::set_up),

@@ -442,6 +442,19 @@ pub fn window(fd: i32) -> Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// A classic program that sends all that comes to a group of sockets to the second (SO_ATTACH_REUSEPORT_CBPF).
+pub fn choose_second_of_port(fd: i32) -> Result<()> {
+    /// BPF_RET | BPF_K.
+    const RETURN: u16 = 6;
+    let mut instructions = [libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: 1 }];
+    let program = libc::sock_fprog { len: 1, filter: instructions.as_mut_ptr() };
+    let bytes = size_of_val(&program) as libc::socklen_t;
+    let option = libc::SO_ATTACH_REUSEPORT_CBPF;
+    // SAFETY: the program and its instructions live through the call.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const program).cast(), bytes) }.into())?;
+    Ok(())
+}
+
 /// Ends the calling thread and no other.
 pub fn end_thread(status: i32) -> ! {
     loop {

@@ -11,6 +11,7 @@ pub mod listing;
 pub mod netlink;
 pub mod options;
 pub mod raw;
+mod reuseport;
 pub mod tcp;
 pub mod udp;
 pub mod unix;
@@ -116,6 +117,16 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
     if let Some(problem) = refusal(kind, context.subject) {
         return Err(problem);
     }
+    let state = of_family(fd, kind, context)?;
+    if options(&state).is_some_and(|options| options.reuseport_unknown) {
+        let what =
+            "whether a program divides its port among sockets (SO_ATTACH_REUSEPORT_*) is not told by this kernel";
+        context.files.warnings.push(format!("{}: {what}; there is none afterwards", context.subject));
+    }
+    Ok(state)
+}
+
+fn of_family(fd: BorrowedFd<'_>, kind: Kind, context: &mut DumpContext<'_, '_>) -> Result<State> {
     match (kind.domain, Family::of(kind.domain), kind.kind) {
         (libc::AF_UNIX, ..) => unix::dump(fd, context).map(State::Unix),
         (libc::AF_NETLINK, ..) => {
@@ -166,16 +177,20 @@ pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
     refusal(Kind::of(fd)?, subject).map_or(Ok(()), Err)
 }
 
-/// Whether a pod with these rights could have made the socket itself: an image can be anybody's, and the opener has
-/// more rights than the pod.
-pub fn permitted(state: &State, security: &Security) -> Result<()> {
-    let may = |name: &str| security.privileged || security.capabilities.iter().any(|held| held == name);
-    let options = match state {
+fn options(state: &State) -> Option<&options::Options> {
+    match state {
         State::Tcp(state) => Some(&state.options),
         State::Udp(state) => Some(&state.options),
         State::Netlink(state) => Some(&state.options),
         State::Raw(_) | State::Packet(_) | State::Unix(_) => None,
-    };
+    }
+}
+
+/// Whether a pod with these rights could have made the socket itself: an image can be anybody's, and the opener has
+/// more rights than the pod.
+pub fn permitted(state: &State, security: &Security) -> Result<()> {
+    let may = |name: &str| security.privileged || security.capabilities.iter().any(|held| held == name);
+    let options = options(state);
     let set = |name: &str| options.and_then(|o| o.values.get(name)).is_some_and(|value| value.iter().any(|b| *b != 0));
     let needs = match state {
         State::Raw(_) => Some("a raw socket"),

@@ -1,6 +1,7 @@
 //! Socket options, by table. An option is read as bytes on the source and set on the destination where the new socket
 //! does not have that value already, so that options which a kernel lacks, or whose default differs, do no harm.
 
+use super::reuseport::{self, Found};
 use libc::{IPPROTO_IP as IP, IPPROTO_IPV6 as V6, IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, SOL_SOCKET as ANY, c_int};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
@@ -159,6 +160,12 @@ const TABLE: &[Entry] = &[
     ("udp_cork", UDP, libc::UDP_CORK, SMALL, Last),
 ];
 
+/// Only IP sockets are in groups.
+fn is_inet(address: &[u8]) -> bool {
+    let family = address.first_chunk().map_or(0, |two| i32::from(u16::from_ne_bytes(*two)));
+    [libc::AF_INET, libc::AF_INET6].contains(&family)
+}
+
 /// SOL_SOCKET, not in libc for this target: which of the buffers were sized by hand.
 const SO_BUF_LOCK: c_int = 72;
 
@@ -177,6 +184,12 @@ pub struct Options {
     /// Classic BPF, 8 bytes an instruction.
     pub filter: ByteBuf,
     pub filter_locked: bool,
+    /// What divides the group of a port among its sockets, classic BPF as above.
+    #[serde(default)]
+    pub reuseport_program: ByteBuf,
+    /// Nobody can tell whether there is such a program.
+    #[serde(skip)]
+    pub reuseport_unknown: bool,
 }
 
 impl Options {
@@ -203,7 +216,15 @@ impl Options {
             }
             Err(error) => return Err(error).doing(|| format!("{subject}: read the socket's filter")),
         };
+        let reuseport = number(libc::SO_REUSEPORT) == 1 && inet::local_address(fd).is_ok_and(|bytes| is_inet(&bytes));
+        let program = if reuseport { reuseport::program(fd, subject)? } else { Found::Classic(Vec::new()) };
+        let (program, reuseport_unknown) = match program {
+            Found::Classic(program) => (program, false),
+            Found::Unknown => (Vec::new(), true),
+        };
         Ok(Options {
+            reuseport_program: ByteBuf::from(program),
+            reuseport_unknown,
             values,
             reuse_address: number(libc::SO_REUSEADDR) == 1,
             send_buffer: number(libc::SO_SNDBUF) as u32,
@@ -243,6 +264,10 @@ impl Options {
     /// When the queues are what they were.
     pub fn last(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.set(fd, Last)?;
+        if !self.reuseport_program.is_empty() {
+            inet::attach_reuseport(fd, &self.reuseport_program)
+                .doing(|| "attach the program of a port's group".into())?;
+        }
         // Kernels before 5.14 have no such option: there the buffers stay as they are now.
         let _ = inet::set_number(fd, ANY, SO_BUF_LOCK, (self.buffers_locked & 3) as i32);
         Ok(())
