@@ -54,4 +54,5 @@ ways! { checkpoint_and_restore_twice there_and_back: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
+    mqueues
 ] }

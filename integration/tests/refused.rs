@@ -39,3 +39,8 @@ fn keyring() -> Result<()> {
 fn sharedtable() -> Result<()> {
     refused("sharedtable", "E-SHARED-TABLE", &[])
 }
+
+#[test]
+fn notified() -> Result<()> {
+    refused("notified", "E-FILE-MQUEUE", &[])
+}

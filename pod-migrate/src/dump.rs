@@ -59,11 +59,11 @@ pub fn dump(
         crowd(processes, init, &onlookers, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
-    let Rest { contents, peers, mut warnings } = files.finish(w)?;
+    let Rest { contents, removed_queues, peers, mut warnings } = files.finish(w)?;
     warnings.extend(frozen.processes().iter().flat_map(interrupted::begun_anew));
     warnings.extend(spaces.shared_since_fork().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
     spaces.records(w)?;
-    w.put(Kind::IPC, 0, &ipc::dump(init.0)?)?;
+    w.put(Kind::IPC, 0, &ipc::dump(init.0, &removed_queues)?)?;
     spaces.kept(w)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
     let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {

@@ -66,12 +66,12 @@ kinds! {
     /// One descriptor table: of one process and all its threads.
     FD_TABLE = 19 v 1,
     /// One open file description. 2: which session of `pod exec` has the other end. 3: keys of TCP's signatures, what packet
-    /// sockets listen to.
+    /// sockets listen to, POSIX message queues.
     FILE = 20 v 3,
     /// One piece of shared memory.
     SHARED_MEMORY = 21 v 1,
-    /// SysV queues, semaphores and segments, POSIX queues.
-    IPC = 22 v 1,
+    /// SysV queues and semaphores. 2: POSIX queues.
+    IPC = 22 v 2,
     /// Raw bytes of an open deleted file or a queue too large for its FILE record.
     FILE_DATA = 23 v 1,
     /// Raw bytes of one run of pages of an address space.

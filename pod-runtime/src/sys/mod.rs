@@ -13,6 +13,7 @@ pub mod ipc;
 pub mod kcmp;
 pub mod memory;
 pub mod mount;
+pub mod mqueue;
 pub mod netdev;
 pub mod pidfd;
 pub mod process;

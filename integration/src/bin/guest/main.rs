@@ -24,6 +24,7 @@ mod lockedmem;
 mod locks;
 mod memfds;
 mod memory;
+mod mqueues;
 mod nameless;
 mod options;
 mod packets;
@@ -87,7 +88,9 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("locks", locks::set_up),
     ("memfds", memfds::set_up),
     ("memory", memory::set_up),
+    ("mqueues", mqueues::set_up),
     ("nameless", nameless::set_up),
+    ("notified", refused::notified),
     ("options", options::set_up),
     ("packets", packets::set_up),
     ("peers", peers::set_up),

@@ -64,3 +64,25 @@ impl Guest for SharedTable {
         Ok(())
     }
 }
+
+struct Notified(std::os::fd::OwnedFd);
+
+/// A message queue that tells of its next message.
+pub fn notified() -> Result<Box<dyn Guest>> {
+    use std::os::fd::AsRawFd;
+    let queue = sys::mq_open(c"guest-notified", libc::O_RDWR | libc::O_CREAT)?;
+    sys::count_signals(libc::SIGUSR2)?;
+    sys::mq_notify(queue.as_raw_fd(), libc::SIGUSR2)?;
+    Ok(Box::new(Notified(queue)))
+}
+
+impl Guest for Notified {
+    fn verify(&mut self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let before = sys::signals(libc::SIGUSR2);
+        sys::mq_send(self.0.as_raw_fd(), 0, b"x")?;
+        crate::until("to be told", || sys::signals(libc::SIGUSR2) > before)?;
+        sys::mq_receive(self.0.as_raw_fd())?;
+        sys::mq_notify(self.0.as_raw_fd(), libc::SIGUSR2)
+    }
+}

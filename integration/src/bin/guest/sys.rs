@@ -455,6 +455,54 @@ pub fn choose_second_of_port(fd: i32) -> Result<()> {
     Ok(())
 }
 
+/// mq_open(3) of a queue of 8 messages of 32 bytes.
+pub fn mq_open(name: &std::ffi::CStr, flags: i32) -> Result<std::os::fd::OwnedFd> {
+    let attributes = [0i64, 8, 32, 0, 0, 0, 0, 0];
+    // SAFETY: name and attributes live through the call; nobody else has the new descriptor.
+    unsafe {
+        let flags = flags | libc::O_CLOEXEC;
+        let fd = check(libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0o640, attributes.as_ptr()))?;
+        Ok(std::os::fd::FromRawFd::from_raw_fd(fd as i32))
+    }
+}
+
+/// mq_unlink(3).
+pub fn mq_unlink(name: &std::ffi::CStr) -> Result<()> {
+    // SAFETY: the name is terminated.
+    check(unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) })?;
+    Ok(())
+}
+
+/// mq_send(3).
+pub fn mq_send(queue: i32, priority: u32, text: &[u8]) -> Result<()> {
+    // SAFETY: the kernel reads as many bytes as are there.
+    check(unsafe { libc::syscall(libc::SYS_mq_timedsend, queue, text.as_ptr(), text.len(), priority, 0) })?;
+    Ok(())
+}
+
+/// mq_receive(3): priority and text.
+pub fn mq_receive(queue: i32) -> Result<(u32, Vec<u8>)> {
+    let (mut text, mut priority) = (vec![0u8; 32], 0u32);
+    // SAFETY: the kernel writes at most 32 bytes and a number.
+    let got = check(unsafe {
+        libc::syscall(libc::SYS_mq_timedreceive, queue, text.as_mut_ptr(), text.len(), &raw mut priority, 0)
+    })?;
+    text.truncate(got as usize);
+    Ok((priority, text))
+}
+
+/// mq_notify(3) by a signal.
+pub fn mq_notify(queue: i32, signal: i32) -> Result<()> {
+    // SAFETY: all-zero is a valid sigevent; the kernel reads one.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = signal;
+        check(libc::syscall(libc::SYS_mq_notify, queue, &raw const event))?;
+    }
+    Ok(())
+}
+
 /// Ends the calling thread and no other.
 pub fn end_thread(status: i32) -> ! {
     loop {

@@ -39,6 +39,7 @@ pub enum Class {
     Signalfd,
     Inotify,
     Pidfd,
+    MessageQueue,
     Socket,
 }
 
@@ -113,7 +114,7 @@ fn regular(fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<Class> {
     }
     let magic = fstatfs(fd).map(|s| s.filesystem_type().0).unwrap_or(0);
     if magic == MQUEUE_MAGIC {
-        return refuse("E-FILE-MQUEUE", &format!("POSIX message queue {} cannot move", look.name()));
+        return Ok(Class::MessageQueue);
     }
     Ok(Class::Regular)
 }
@@ -170,7 +171,7 @@ pub fn is_namespace(link: &str) -> bool {
 /// All files of the pod's processes that could not be moved, found without stopping anything: each descriptor is copied
 /// and looked at. Descriptors come and go meanwhile, so this is a forecast.
 pub fn check(view: &View, processes: &[HostPid]) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = unopened_queue(view).into_iter().collect();
+    let mut problems = Vec::new();
     for host in processes {
         let Ok(pidfd) = pidfd::open_any(host.0) else { continue };
         let Ok(entries) = std::fs::read_dir(format!("/proc/{host}/fd")) else { continue };
@@ -185,21 +186,12 @@ pub fn check(view: &View, processes: &[HostPid]) -> Vec<Problem> {
     problems
 }
 
-/// A POSIX message queue lives on with its messages when nobody has it open.
-pub fn unopened_queue(view: &View) -> Option<Problem> {
-    let folder = view.open_path(b"/dev/mqueue").ok()?;
-    let is_queues = fstatfs(&folder).is_ok_and(|found| found.filesystem_type().0 == MQUEUE_MAGIC);
-    let mut names = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok()?.flatten();
-    let name = names.next().filter(|_| is_queues)?.file_name();
-    let what = format!("POSIX message queue /{} of the pod cannot move", name.to_string_lossy());
-    Some(Problem::new("E-FILE-MQUEUE", what).fix("remove it (mq_unlink) before the move"))
-}
-
 fn check_one(view: &View, fd: &std::os::fd::OwnedFd, subject: &str) -> Result<()> {
     use std::os::fd::AsFd;
     let look = Look::at(fd.as_fd())?;
     match classify(fd.as_fd(), &look, subject)? {
         Class::Socket => super::socket::check(fd.as_fd(), subject),
+        Class::MessageQueue => crate::objects::namespaces::mqueue::refuse(fd.as_fd(), subject),
         Class::Pidfd => super::pidfd::dump(&look.info, look.flags, subject, view.depth).map(drop),
         _ => Ok(()),
     }

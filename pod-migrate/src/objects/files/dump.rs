@@ -4,10 +4,10 @@
 //! by its kind once. References that need the whole picture (epoll targets, terminals, queues of sockets) are resolved
 //! in [`FilesDump::finish`].
 
-use super::classify::{self, Class, Look, classify};
+use super::classify::{Class, Look, classify};
 use super::{
-    Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, pidfd,
-    pipe, pty, regular, signalfd, socket, timerfd,
+    Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, mqueue,
+    pidfd, pipe, pty, regular, signalfd, socket, timerfd,
 };
 use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Writer};
@@ -45,6 +45,7 @@ pub struct FilesDump<'v> {
     records: BTreeMap<FdTableId, FdTable>,
     unsure: BTreeMap<FdTableId, Vec<TaskFd>>,
     contents: Vec<Contents>,
+    removed_queues: Vec<(Vec<u8>, OwnedFd)>,
     terminals: BTreeMap<u32, Terminal>,
     /// Process groups by their number on this host.
     groups: HashMap<i32, PodPid>,
@@ -84,6 +85,8 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Rest {
     pub contents: Vec<Contents>,
+    /// POSIX message queues that have no name, and the names that they are to have.
+    pub removed_queues: Vec<(Vec<u8>, OwnedFd)>,
     /// The other ends of the TCP connections that are established. (To ask the kernel for them would be to walk its table of all connections
     /// of the host, which takes milliseconds even when it is empty.)
     pub peers: Vec<IpAddr>,
@@ -110,6 +113,7 @@ impl<'v> FilesDump<'v> {
             records: BTreeMap::new(),
             unsure: BTreeMap::new(),
             contents: Vec::new(),
+            removed_queues: Vec::new(),
             terminals: BTreeMap::new(),
             groups: HashMap::new(),
             unix_sockets: socket::unix::Sockets::default(),
@@ -309,6 +313,7 @@ impl<'v> FilesDump<'v> {
             Class::Signalfd => FileState::Signalfd(signalfd::dump(&look.info).doing(|| subject.to_owned())?),
             // The watches too: a file without a name can only be told when all that are open are known.
             Class::Inotify => FileState::Inotify(inotify::State::default()),
+            Class::MessageQueue => FileState::MessageQueue(self.message_queue(fd, look, subject)?),
             Class::Pidfd => FileState::Pidfd(pidfd::dump(&look.info, look.flags, subject, self.view.depth)?),
             Class::Socket => {
                 let mut context = socket::DumpContext { inode: look.stat.st_ino, subject, files: self };
@@ -330,6 +335,17 @@ impl<'v> FilesDump<'v> {
 
     fn raw(&mut self, index: usize, raw: Option<(OwnedFd, u64)>) {
         self.contents.extend(raw.map(|(fd, bytes)| Contents { file: FileId(index as u64 + 1), fd, bytes }));
+    }
+
+    /// Removed ones are handed on to whoever keeps the contents of all.
+    fn message_queue(&mut self, fd: BorrowedFd<'_>, look: &Look, subject: &str) -> Result<mqueue::State> {
+        let (number, first) = self.number((look.stat.st_dev, look.stat.st_ino));
+        let state = mqueue::dump(fd, &look.link, number, subject)?;
+        if state.removed && first {
+            let queue = fd.try_clone_to_owned().doing(|| "copy a descriptor".into())?;
+            self.removed_queues.push((state.name.to_vec(), queue));
+        }
+        Ok(state)
     }
 
     /// One of the pod's own namespaces can be opened again by its path.
@@ -407,9 +423,6 @@ impl<'v> FilesDump<'v> {
 
     /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES, and the rest.
     pub fn finish(mut self, w: &mut Writer<impl Write>) -> Result<Rest> {
-        if let Some(problem) = classify::unopened_queue(self.view) {
-            return Err(problem);
-        }
         self.finish_sockets()?;
         self.finish_terminals()?;
         self.finish_epolls()?;
@@ -422,7 +435,8 @@ impl<'v> FilesDump<'v> {
             w.put(Kind::FD_TABLE, id.0, table)?;
         }
         let peers = self.entries.iter().filter_map(|entry| peer(entry.file.as_ref()?)).collect();
-        Ok(Rest { peers, contents: self.contents, warnings: self.warnings })
+        let (contents, removed_queues) = (self.contents, self.removed_queues);
+        Ok(Rest { peers, contents, removed_queues, warnings: self.warnings })
     }
 
     /// Queues of sockets can hold files that nobody else has, sockets too: until there is nothing new.

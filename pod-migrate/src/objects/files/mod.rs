@@ -19,6 +19,7 @@ pub mod eventfd;
 pub mod inotify;
 pub mod locks;
 pub mod memfd;
+pub mod mqueue;
 pub mod opener;
 pub mod pidfd;
 pub mod pipe;
@@ -74,6 +75,7 @@ pub enum FileState {
     Signalfd(signalfd::State),
     Inotify(inotify::State),
     Pidfd(pidfd::State),
+    MessageQueue(mqueue::State),
     Socket(socket::State),
 }
 

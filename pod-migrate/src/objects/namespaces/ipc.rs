@@ -6,6 +6,7 @@
 //! What the kernel gives no way to read is lost: the undo lists of semaphores, who sent last and when. Segments of
 //! shared memory are kept by [`crate::objects::memory`], beside the maps that attach them.
 
+use super::mqueue::{self, PosixQueue};
 use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
 use crate::{Doing, Problem, Result};
 use nix::sched::{CloneFlags, setns};
@@ -13,12 +14,17 @@ use pod_runtime::sys::ipc;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
 
 /// Everything of the two kinds in one namespace. One record, IPC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpcState {
     pub queues: Vec<Queue>,
     pub semaphores: Vec<SemaphoreSet>,
+    #[serde(default)]
+    pub posix_queues: Vec<PosixQueue>,
+    #[serde(default)]
+    pub posix_limits: mqueue::Limits,
 }
 
 /// struct ipc_perm, as far as it can be set.
@@ -48,12 +54,20 @@ pub struct SemaphoreSet {
     pub values: Vec<u16>,
 }
 
-/// Reads the IPC namespace of the process `pid` (as the host numbers it). The pod is frozen.
+/// Reads the IPC namespace of the process `pid` (as the host numbers it). The pod is frozen. `removed` are POSIX queues that
+/// are open and have no name, with the names that they are to have.
 ///
 /// # Errors
 /// The namespace cannot be entered, or an object changed meanwhile (it was not frozen).
-pub fn dump(pid: i32) -> Result<IpcState> {
-    inside(pid, || Ok(IpcState { queues: read_queues()?, semaphores: read_semaphores()? }))
+pub fn dump(pid: i32, removed: &[(Vec<u8>, OwnedFd)]) -> Result<IpcState> {
+    inside(pid, || {
+        Ok(IpcState {
+            queues: read_queues()?,
+            semaphores: read_semaphores()?,
+            posix_queues: mqueue::dump(removed)?,
+            posix_limits: mqueue::limits(),
+        })
+    })
 }
 
 /// Makes everything again in the IPC namespace of the process `pid`, which has none of it yet.
@@ -63,7 +77,8 @@ pub fn dump(pid: i32) -> Result<IpcState> {
 pub fn restore(pid: i32, state: &IpcState) -> Result<()> {
     inside(pid, || {
         state.queues.iter().try_for_each(make_queue)?;
-        state.semaphores.iter().try_for_each(make_semaphores)
+        state.semaphores.iter().try_for_each(make_semaphores)?;
+        mqueue::restore(&state.posix_queues, &state.posix_limits)
     })
 }
 
@@ -227,13 +242,13 @@ mod tests {
             let sem = ipc::semget(libc::IPC_PRIVATE, 3, 0o600 | libc::IPC_CREAT).unwrap();
             ipc::sem_set_values(sem, &[1, 0, 7]).unwrap();
             let thread = nix::unistd::gettid().as_raw();
-            let state = dump(thread).unwrap();
+            let state = dump(thread, &[]).unwrap();
             assert_eq!(state.queues[0].messages.len(), 2);
-            assert_eq!(dump(thread).unwrap(), state, "reading consumes nothing");
+            assert_eq!(dump(thread, &[]).unwrap(), state, "reading consumes nothing");
 
             fresh();
             restore(nix::unistd::gettid().as_raw(), &state).unwrap();
-            assert_eq!(dump(nix::unistd::gettid().as_raw()).unwrap(), state);
+            assert_eq!(dump(nix::unistd::gettid().as_raw(), &[]).unwrap(), state);
             assert_eq!(ipc::msgget(0x1234, 0).unwrap(), queue);
         })
         .join()

@@ -1,3 +1,4 @@
 //! What belongs to a namespace and not to a task.
 
 pub mod ipc;
+pub mod mqueue;

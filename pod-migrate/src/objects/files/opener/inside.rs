@@ -3,8 +3,8 @@
 use super::super::socket::unix;
 use super::super::view::Holder;
 use super::super::{
-    File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, pidfd, pipe, pty, regular,
-    signalfd, socket, timerfd,
+    File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, mqueue, pidfd, pipe, pty,
+    regular, signalfd, socket, timerfd,
 };
 use super::{Errand, Holding, Order, Said};
 use crate::ids::FileId;
@@ -120,6 +120,10 @@ impl<'a> Inside<'a> {
                 _ => self.open(*id, file).doing(|| format!("restore {}", file.name))?,
             }
         }
+        mqueue::remove(files.files.values().filter_map(|file| match &file.state {
+            FileState::MessageQueue(state) => Some(state),
+            _ => None,
+        }))?;
         for ends in pipes.values() {
             let restored = pipe::restore(ends)?;
             self.pipes.extend(restored.external);
@@ -150,6 +154,7 @@ impl<'a> Inside<'a> {
             FileState::Eventfd(state) => (eventfd::restore(state)?, None),
             FileState::Epoll(_) => (epoll::restore()?, None),
             FileState::Timerfd(state) => (timerfd::restore(state)?, None),
+            FileState::MessageQueue(state) => (mqueue::restore(state, file)?, None),
             FileState::Signalfd(state) => (signalfd::restore(state)?, None),
             FileState::Inotify(_) => (inotify::restore()?, None),
             FileState::Socket(socket::State::Unix(_)) => return Ok(()),
