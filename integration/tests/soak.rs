@@ -1,0 +1,128 @@
+//! One pod with redis, postgres and a python server in it, under load, saved and restored over and over: `SOAK=200` by
+//! hand, a few times in CI. Nothing leaks, nothing drifts, and an image grows no more than the programs do.
+
+use anyhow::{Context, Result, ensure};
+use integration::bed::{Bed, Host};
+use integration::pods::{ADDRESS, Client};
+use integration::wait::{SOON, until_true};
+use serde_json::Value;
+use std::process::Stdio;
+
+const POD: &str = "soak";
+
+/// Three servers that share nothing but the pod; it ends when any of them does.
+const PROGRAMS: &str = r#"
+redis-server --bind 0.0.0.0 --protected-mode no --save '' --dir /tmp &
+python3 -c '
+import threading, time
+from http.server import ThreadingHTTPServer, SimpleHTTPRequestHandler, BaseHTTPRequestHandler
+class Page(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = self.path.encode() * 300
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+def tick():
+    last, wall = time.monotonic(), time.time()
+    while True:
+        time.sleep(0.01)
+        now = time.monotonic()
+        assert now >= last, "the clock went back"
+        last = now
+threading.Thread(target=tick, daemon=True).start()
+Server(("", 8000), Page).serve_forever()' &
+su postgres -s /bin/sh -c '
+bin=$(echo /usr/lib/postgresql/*/bin)
+$bin/initdb -D /tmp/pg -A trust >/tmp/initdb.log && echo "host all all 10.77.0.0/24 trust" >>/tmp/pg/pg_hba.conf
+exec $bin/postgres -D /tmp/pg -c listen_addresses="*" -c unix_socket_directories=/tmp -c fsync=off -c shared_buffers=16MB' &
+wait -n
+"#;
+
+fn cycles() -> usize {
+    std::env::var("SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+}
+
+/// What must stay as it is from one cycle to the next.
+#[derive(Debug, Clone, Copy)]
+struct Sight {
+    /// Bytes of memory in the image.
+    memory: u64,
+    processes: usize,
+    /// Of the pod's monitor.
+    descriptors: u64,
+    resident_kib: u64,
+}
+
+fn number(host: &Host, line: &str) -> Result<u64> {
+    let text = host.run(&["sh", "-c", line])?;
+    text.trim().parse().with_context(|| format!("{line}: {text:?}"))
+}
+
+/// Saves the pod, ends it with that, and restores it.
+fn cycle(host: &Host, number_of: usize) -> Result<Sight> {
+    let name = format!("{POD}-{number_of}");
+    host.pod(&["checkpoint", "create", POD, &name, "--stop"])?;
+    let inspected: Value = serde_json::from_str(&host.pod(&["--json", "checkpoint", "inspect", &name])?)?;
+    host.pod(&["restore", &name])?;
+    host.pod(&["checkpoint", "rm", &name])?;
+    // One that it survives, which is read while it runs.
+    host.pod(&["checkpoint", "create", POD, &name])?;
+    host.pod(&["checkpoint", "rm", &name])?;
+    // The one before may still have the disk hold what the pod wrote.
+    let monitor = "$(pgrep -n -x pod-monitor)";
+    Ok(Sight {
+        memory: inspected["memory_bytes"].as_u64().context("an image has memory")?,
+        processes: inspected["processes"].as_array().context("an image has processes")?.len(),
+        descriptors: number(host, &format!("ls /proc/{monitor}/fd | wc -l"))?,
+        resident_kib: number(host, &format!("awk '/^VmRSS:/ {{ print $2 }}' /proc/{monitor}/status"))?,
+    })
+}
+
+#[test]
+fn a_pod_with_three_servers_is_saved_and_restored_over_and_over() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a();
+    let address = format!("{ADDRESS}/24");
+    let head = ["run", "-d", "--init", "--name", POD, "--network", "bridge:br0", "--ip", &address];
+    host.pod(&[&head[..], &["--", "bash", "-c", PROGRAMS]].concat())?;
+    let client = |line: &str| bed.client().output(&["sh", "-c", line]).is_ok_and(|output| output.status.success());
+    for port in [6379, 8000] {
+        until_true(&format!("port {port} to answer"), SOON, || bed.client().reaches(ADDRESS, port))?;
+    }
+    until_true("postgres to answer", SOON, || client(&format!("psql -h {ADDRESS} -U postgres -c 'select 1'")))?;
+    ensure!(client(&format!("pgbench -h {ADDRESS} -U postgres -i -q -s 1 postgres")), "pgbench -i failed");
+    let redis = Client::start(&bed, &["redis", &format!("{ADDRESS}:6379"), "10", "3", "5000"])?;
+    let http = Client::start(&bed, &["http", &format!("{ADDRESS}:8000"), "/some/path", "4"])?;
+    let mut pgbench = bed
+        .client()
+        .command("pgbench")
+        .args(["-h", ADDRESS, "-U", "postgres", "-c", "4", "-n", "-T", "100000", "--rate", "200", "postgres"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut seen: Vec<Sight> = Vec::new();
+    for number_of in 1..=cycles() {
+        let sight = cycle(host, number_of).with_context(|| format!("cycle {number_of}"))?;
+        println!("{number_of}: {sight:?}");
+        ensure!(pgbench.try_wait()?.is_none(), "pgbench ended in cycle {number_of}");
+        let first = *seen.first().unwrap_or(&sight);
+        let more_memory = sight.memory > first.memory / 4 * 5 + (16 << 20);
+        ensure!(!more_memory, "the image has grown: {seen:#?}{sight:?}");
+        ensure!(sight.processes.abs_diff(first.processes) < 8, "processes: {seen:#?}{sight:?}");
+        ensure!(sight.descriptors <= first.descriptors + 2, "descriptors of the monitor: {seen:#?}{sight:?}");
+        ensure!(sight.resident_kib <= first.resident_kib * 2, "memory of the monitor: {seen:#?}{sight:?}");
+        seen.push(sight);
+    }
+    println!("redis:\n{}\nhttp:\n{}", redis.finish()?.text, http.finish()?.text);
+    ensure!(pgbench.try_wait()?.is_none(), "pgbench had ended");
+    pgbench.kill()?;
+    pgbench.wait()?;
+    host.pod(&["rm", "-f", POD])?;
+    bed.nothing_left(&before)
+}
