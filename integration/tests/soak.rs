@@ -1,5 +1,6 @@
-//! One pod with redis, postgres and a python server in it, under load, saved and restored over and over: `SOAK=200` by
-//! hand, a few times in CI. Nothing leaks, nothing drifts, and an image grows no more than the programs do.
+//! One pod with redis, postgres and a python server in it, under load, saved and restored over and over. Nothing leaks,
+//! nothing drifts, and an image grows no more than the programs do. A few times in CI; as often as is wanted by hand:
+//! `SOAK=200 cargo nextest run --profile long --workspace --no-capture -E 'binary(soak)'`.
 
 use anyhow::{Context, Result, ensure};
 use integration::bed::{Bed, Host};
