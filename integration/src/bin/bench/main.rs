@@ -1,7 +1,7 @@
 //! Benchmarks: one command and one table each, medians of at least five runs, beside limits of this machine that are
 //! measured in the same run. `integration/bench` builds what they need, makes the hosts and calls this on the first.
 //!
-//!   bench run | sleep | memory | processes | threads | redis | overhead | all
+//!   bench run | sleep | memory | processes | threads | maps | files | connections | redis | overhead | all
 
 mod life;
 mod memory;
@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ALL: [&str; 7] = ["run", "sleep", "memory", "processes", "threads", "redis", "overhead"];
+const ALL: [&str; 10] =
+    ["run", "sleep", "memory", "processes", "threads", "maps", "files", "connections", "redis", "overhead"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -38,6 +39,9 @@ fn run(args: &[&str]) -> Result<()> {
             "sleep" => life::saved("a sleep", &["sleep", "1000000"], 11)?,
             "processes" => life::saved("100 processes", &[&us()?, "__processes", "100"], 5)?,
             "threads" => life::saved("1 process with 1000 threads", &[&us()?, "__threads", "1000"], 5)?,
+            "maps" => life::saved("10000 maps", &[&us()?, "__maps", "10000"], 5)?,
+            "files" => life::saved("10000 descriptors", &[&us()?, "__files", "10000"], 5)?,
+            "connections" => life::saved("10000 ends of TCP connections", &[&us()?, "__connections", "10000"], 5)?,
             "memory" => memory::saved()?,
             "redis" => moving::redis()?,
             "overhead" => overhead::all()?,

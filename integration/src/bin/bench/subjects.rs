@@ -1,9 +1,12 @@
 //! What is run in a pod to be measured: this program as something large, many, or busy.
 
 use anyhow::{Context, Result, bail};
+use nix::sys::eventfd::EventFd;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -42,6 +45,34 @@ pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
             ready()?;
             rest()
         }
+        "__maps" => {
+            // As large as those that the allocator maps one by one; every other goes, so that none touches the next.
+            let mut all: Vec<Option<Vec<u8>>> =
+                (0..number()? * 2).map(|_| Some(Vec::with_capacity(256 << 10))).collect();
+            all.iter_mut().step_by(2).for_each(|one| *one = None);
+            ready()?;
+            std::hint::black_box(&all);
+            rest()
+        }
+        "__files" => {
+            let count = number()?;
+            many_descriptors()?;
+            let files = (0..count).map(|value| EventFd::from_value(value as u32)).collect::<nix::Result<Vec<_>>>()?;
+            ready()?;
+            std::hint::black_box(&files);
+            rest()
+        }
+        "__connections" => {
+            let count = number()?;
+            many_descriptors()?;
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let there = listener.local_addr()?;
+            let pair = |_| Ok((TcpStream::connect(there)?, listener.accept()?.0));
+            let pairs = (0..count / 2).map(pair).collect::<Result<Vec<_>>>()?;
+            ready()?;
+            std::hint::black_box(&pairs);
+            rest()
+        }
         "__rest" => rest(),
         "__syscalls" => {
             let count = number()?;
@@ -56,6 +87,11 @@ pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
         }
         other => bail!("no subject {other}"),
     }
+}
+
+fn many_descriptors() -> Result<()> {
+    let hard = getrlimit(Resource::RLIMIT_NOFILE)?.1;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// Pages that differ from each other, so that none can be left out.
