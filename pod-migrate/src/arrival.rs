@@ -188,7 +188,7 @@ fn note(pod: &Pod, spec: &Spec, text: &str) -> Result<()> {
 /// shown each record that is no part of the pod and says whether it is the last. `outliving`: see [`restore::restore`].
 pub fn restore<R: Read>(
     reader: &mut Reader<R>,
-    newborn: &Newborn,
+    newborn: &mut Newborn,
     ahead: Ahead,
     outliving: bool,
     until: impl Fn(&Record) -> Result<bool>,
@@ -200,7 +200,7 @@ pub fn restore<R: Read>(
             socket::permitted(state, &newborn.spec.security)?;
         }
     }
-    restore::restore((image, ahead), reader, &newborn.born, outliving, |record, _| until(record))
+    restore::restore((image, ahead), reader, &mut newborn.born, outliving, |record, _| until(record))
 }
 
 /// What the monitor takes over from a pod that runs. `sessions` are those that the image speaks of; `awaited`: the clients that they had may come back.

@@ -275,7 +275,7 @@ impl Still {
     /// Before the sockets are looked at, the pod leaves the network. Until then its kernel goes on acknowledging what
     /// arrives; `may_leave` returns when somebody else holds the frames that come later.
     pub fn dump<W: Write>(&mut self, w: &mut Writer<W>, may_leave: impl FnOnce() -> Result<()>) -> Result<Captured> {
-        self.frozen.read_maps()?;
+        self.frozen.look()?;
         let mapped = self.mapped();
         self.capture.pass(w, &mapped)?;
         self.capture.log(w, self.hold.log)?;

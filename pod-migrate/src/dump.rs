@@ -47,12 +47,12 @@ pub fn dump(
     w: &mut Writer<impl Write>,
 ) -> Result<DumpReport> {
     let init = first(frozen)?;
-    frozen.read_maps()?;
+    frozen.look()?;
     let view = View::new(init, outside)?;
     let mut files = FilesDump::new(&view);
     let mut spaces = Spaces::new(ahead);
     let mut chains = Chains::default();
-    refuse(frozen, init)?;
+    refuse(frozen)?;
     let onlookers = onlookers(frozen, cgroup)?;
     w.put(Kind::TREE, 0, &tree(frozen))?;
     for processes in frozen.processes().chunks(CROWD) {
@@ -85,15 +85,10 @@ fn first(frozen: &Frozen) -> Result<HostPid> {
     Ok(first.host)
 }
 
-/// The first thing that stands against it, though a check had found nothing.
-fn refuse(frozen: &Frozen, init: HostPid) -> Result<()> {
+/// What stands against all of them together, though a check had found nothing.
+fn refuse(frozen: &Frozen) -> Result<()> {
     let hosts: Vec<HostPid> = frozen.processes().iter().map(|process| process.host).collect();
-    let common = check::Common::of(init);
-    let mut found = hosts
-        .iter()
-        .flat_map(|host| check::process(*host, &common))
-        .chain(check::shared_spaces(&hosts))
-        .chain(check::shared_tables(&hosts));
+    let mut found = check::shared_spaces(&hosts).into_iter().chain(check::shared_tables(&hosts));
     found.next().map_or(Ok(()), Err)
 }
 
@@ -157,7 +152,14 @@ const CROWD: usize = 128;
 
 impl<'a> Walk<'a> {
     fn begin(process: &'a Process, init: HostPid, files: &mut FilesDump<'_>) -> Result<Walk<'a>> {
-        let task = Task { pid: process.pid, host: process.host, pidfd: process.pidfd.as_fd(), comm: &process.comm };
+        let task = Task {
+            pid: process.pid,
+            host: process.host,
+            pidfd: process.pidfd.as_fd(),
+            comm: &process.comm,
+            stat: &process.stat,
+            status: &process.status,
+        };
         check::answers(process)?;
         let borrowed = Borrowed::begin(process, &process.maps)?;
         let parts = Parts {

@@ -6,10 +6,11 @@
 //!
 //! ptrace is bound to a thread: a [`Frozen`] must be used and dropped by the thread that made it.
 
+use crate::crew;
 use crate::ids::{HostPid, PodPid, TaskFd};
-use crate::objects::task::Life;
 use crate::objects::task::interrupted::{self, Healed, Interrupted};
 use crate::objects::task::waits::Waits;
+use crate::objects::task::{Life, check};
 use pod_runtime::proc::maps::{self, Map};
 use pod_runtime::proc::{self, stat, status};
 use pod_runtime::sys::pidfd;
@@ -62,8 +63,30 @@ pub struct Process {
     pub threads: Vec<Thread>,
     pub status: status::Status,
     pub stat: stat::Stat,
-    /// Its maps with their flags, once [`Frozen::read_maps`] was called. A frozen process does not change them.
+    /// Its maps with their flags, once [`Frozen::look`] was called. A frozen process does not change them.
     pub maps: Vec<Map>,
+    /// From then on, too.
+    pub texts: Texts,
+}
+
+/// What /proc says of a process.
+#[derive(Debug, Default)]
+pub struct Texts {
+    pub limits: String,
+    pub oom_score_adj: String,
+    pub coredump_filter: Option<String>,
+    pub timers: String,
+}
+
+impl Texts {
+    fn read(process: &Process) -> Result<Texts> {
+        Ok(Texts {
+            limits: process.text("limits")?,
+            oom_score_adj: process.text("oom_score_adj")?,
+            coredump_filter: process.text("coredump_filter").ok(),
+            timers: process.text("timers").unwrap_or_default(),
+        })
+    }
 }
 
 /// A stopped thread.
@@ -165,26 +188,34 @@ impl Frozen {
         self.processes.iter().find(|process| process.pid == pid)
     }
 
-    /// Reads the maps of all processes, if that was not done. It takes 0.2 ms and more each, so all CPUs have a share.
-    pub fn read_maps(&mut self) -> Result<()> {
-        let share = self.processes.len().div_ceil(std::thread::available_parallelism().map_or(1, usize::from));
-        let read = |processes: &mut [Process]| {
-            processes.iter_mut().filter(|process| process.maps.is_empty()).try_for_each(|process| {
-                process.maps = maps::parse(&process.text("smaps")?);
-                Ok(())
-            })
-        };
-        std::thread::scope(|scope| {
-            let mut shares = self.processes.chunks_mut(share.max(8));
-            let own = shares.next();
-            let others: Vec<_> = shares.map(|share| scope.spawn(|| read(share))).collect();
-            let own = own.map_or(Ok(()), read);
-            let others = others.into_iter().map(|other| match other.join() {
-                Ok(done) => done,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            others.fold(own, Result::and)
-        })
+    /// Reads what /proc shows of all processes, if that was not done: maps (0.2 ms and more each), texts, and what
+    /// stands against a process, of which the first is the error. All CPUs have a share.
+    pub fn look(&mut self) -> Result<()> {
+        enum Seen {
+            Maps(Vec<Map>),
+            Rest(Texts),
+        }
+        let Some(first) = self.processes.first().filter(|first| first.maps.is_empty()) else { return Ok(()) };
+        let common = check::Common::of(first.host);
+        let processes = &self.processes;
+        let seen = crew::share(processes.len() * 2, |piece| {
+            let process = &processes[piece / 2];
+            if piece % 2 == 0 {
+                return Ok(Seen::Maps(maps::parse(&process.text("smaps")?)));
+            }
+            match check::frozen(process.host, &process.status, &common).into_iter().next() {
+                Some(problem) => Err(problem),
+                None => Texts::read(process).map(Seen::Rest),
+            }
+        });
+        for (piece, seen) in seen.into_iter().enumerate() {
+            let process = &mut self.processes[piece / 2];
+            match seen? {
+                Seen::Maps(maps) => process.maps = maps,
+                Seen::Rest(texts) => process.texts = texts,
+            }
+        }
+        Ok(())
     }
 
     /// Since when nothing runs.
@@ -348,9 +379,10 @@ impl Hunt {
     /// Everything is still: who is who.
     fn settle(mut self, init: HostPid, since: Instant, waits: &Waits) -> Result<Frozen> {
         let mut by_process: BTreeMap<i32, Vec<Thread>> = BTreeMap::new();
-        for (&tid, stop) in &self.caught {
-            let status = read_status(tid).doing(|| format!("read the status of task {tid}"))?;
-            let Some(Stop { group, healed }) = *stop else { continue };
+        let caught: Vec<(i32, Stop)> = self.caught.iter().filter_map(|(tid, stop)| Some((*tid, (*stop)?))).collect();
+        let statuses = crew::share(caught.len(), |at| read_status(caught[at].0));
+        for ((tid, Stop { group, healed }), status) in caught.into_iter().zip(statuses) {
+            let status = status.doing(|| format!("read the status of task {tid}"))?;
             let interrupted = interrupted::look(tid, &healed, waits, &status);
             let process = by_process.entry(status.tgid).or_default();
             process.push(Thread {
@@ -364,12 +396,12 @@ impl Hunt {
         }
         let level = read_status(init.0).doing(|| "read the status of the first process".into())?.ns_pid.len();
         let mut processes = Vec::new();
-        let mut children = BTreeSet::new();
+        let tasks = by_process.iter().flat_map(|(host, threads)| threads.iter().map(|thread| (*host, thread.host.0)));
+        let tasks: Vec<(i32, i32)> = tasks.collect();
+        let children = crew::share(tasks.len(), |at| children_of(tasks[at].0, tasks[at].1));
+        let children: BTreeSet<i32> = children.into_iter().flatten().collect();
         for (host, mut threads) in by_process {
             threads.sort_by_key(|thread| (thread.host.0 != host, thread.tid));
-            for thread in &threads {
-                children.extend(children_of(host, thread.host.0));
-            }
             processes.push(describe_process(host, threads, level)?);
         }
         // From here on the processes are let go by Frozen.
@@ -451,6 +483,7 @@ fn describe_process(host: i32, threads: Vec<Thread>, level: usize) -> Result<Pro
         status,
         stat,
         maps: Vec::new(),
+        texts: Texts::default(),
     })
 }
 

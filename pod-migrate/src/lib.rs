@@ -10,6 +10,7 @@ pub mod capture;
 pub mod check;
 pub mod checkpoint;
 mod connections;
+mod crew;
 pub mod dump;
 pub mod freeze;
 pub mod ids;

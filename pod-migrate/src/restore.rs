@@ -22,8 +22,9 @@ mod tree;
 
 pub use ahead::Ahead;
 
+use crate::crew;
 use crate::ids::{MmId, PodPid, SharedMemoryId};
-use crate::image::{Kind, Reader, damaged};
+use crate::image::{Kind, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{self, Files, Opener};
 use crate::objects::memory::ranges::Ranges;
@@ -40,6 +41,9 @@ use std::ops::Range;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tree::Grown;
+
+/// So many records are understood at once.
+const CROWD: usize = 256;
 
 /// Every task has stopped already when the cgroup is frozen.
 const FREEZING: Duration = Duration::from_secs(5);
@@ -62,18 +66,23 @@ impl Image {
     /// `other`, which may read their raw bytes.
     pub fn collect<R: Read>(
         reader: &mut Reader<R>,
-        mut other: impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<()>,
+        mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<()>,
     ) -> Result<Image> {
         let mut image = Image::default();
         // A space may have several records.
         let mut kept: BTreeMap<MmId, Vec<Range<u64>>> = BTreeMap::new();
+        let mut large = Vec::new();
         loop {
             let Some(record) = reader.next()? else { return Err(damaged("the image ends before its pages")) };
             match record.kind {
                 Kind::READY_FOR_PAGES => break,
                 Kind::TREE => image.tree = Some(record.state()?),
-                Kind::PROCESS => insert(&mut image.processes, PodPid(record.id as i32), record.state()?)?,
-                Kind::MM => insert(&mut image.spaces, MmId(record.id), record.state()?)?,
+                Kind::PROCESS | Kind::MM => {
+                    large.push(record);
+                    if large.len() == CROWD {
+                        image.take_in(&std::mem::take(&mut large))?;
+                    }
+                }
                 Kind::SHARED_MEMORY => insert(&mut image.shared, SharedMemoryId(record.id), record.state()?)?,
                 Kind::KEPT => {
                     let Kept { ranges } = record.state()?;
@@ -87,8 +96,28 @@ impl Image {
             }
         }
         image.kept = kept.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect();
+        image.take_in(&large)?;
         check::image(&image)?;
         Ok(image)
+    }
+
+    /// Records of processes and of their memory: what takes longest to understand.
+    fn take_in(&mut self, records: &[Record]) -> Result<()> {
+        enum Understood {
+            Process(ProcessState),
+            Space(MmState),
+        }
+        let understood = crew::share(records.len(), |at| match records[at].kind {
+            Kind::PROCESS => records[at].state().map(Understood::Process),
+            _ => records[at].state().map(Understood::Space),
+        });
+        for (record, understood) in records.iter().zip(understood) {
+            match understood? {
+                Understood::Process(state) => insert(&mut self.processes, PodPid(record.id as i32), state)?,
+                Understood::Space(state) => insert(&mut self.spaces, MmId(record.id), state)?,
+            }
+        }
+        Ok(())
     }
 
     /// The seccomp filters of a task, oldest first.
@@ -124,12 +153,12 @@ pub struct Restored {
 pub fn restore<R: Read>(
     (image, ahead): (Image, Ahead),
     reader: &mut Reader<R>,
-    born: &Born,
+    born: &mut Born,
     outliving: bool,
-    mut other: impl FnMut(&crate::image::Record, &mut Reader<R>) -> Result<bool>,
+    mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
     ipc::restore(born.init, &image.ipc)?;
-    let mut opener = Opener::start(&born.pidfd, &born.cgroup, tree::free_pid(&image, 0), &image.files)?;
+    let mut opener = Opener::start(born, tree::free_pid(&image, 0), &image.files)?;
     let mut grown = tree::grow(&image, born, &opener)?;
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;

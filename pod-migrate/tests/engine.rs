@@ -69,7 +69,7 @@ impl Drop for Guest {
 fn ask(pid: i32) -> pod_migrate::Result<ProcessState> {
     let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]), &Waits::default())?;
     assert!(!frozen.processes().is_empty(), "process {pid} is not there");
-    frozen.read_maps()?;
+    frozen.look()?;
     let process = &frozen.processes()[0];
     let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
     let mut borrowed = Borrowed::enter(process, &process.maps)?;
@@ -165,7 +165,7 @@ fn cost() {
             let begin = Instant::now();
             let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]), &Waits::default()).unwrap();
             let froze = begin.elapsed();
-            frozen.read_maps().unwrap();
+            frozen.look().unwrap();
             let process = &frozen.processes()[0];
             let mut borrowed = Borrowed::enter(process, &process.maps).unwrap();
             let entered = begin.elapsed();

@@ -4,6 +4,7 @@
 use pod_migrate::ids::{FdTableId, FileId, HostPid, PodPid};
 use pod_migrate::image::{Kind, Reader, Writer};
 use pod_migrate::objects::files::{File, FileState, Files, FilesDump, Opener, Outside, Task, View};
+use pod_runtime::proc::{stat, status};
 use pod_runtime::sys::daemon::{self, Fork};
 use pod_runtime::sys::{descriptor, pidfd, unix};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,6 +15,8 @@ use std::os::unix::fs::FileExt;
 struct Child {
     pid: i32,
     pidfd: OwnedFd,
+    stat: stat::Stat,
+    status: status::Status,
 }
 
 impl Child {
@@ -34,13 +37,16 @@ impl Child {
             Fork::Parent(pid) => {
                 drop(say);
                 ready.read_exact(&mut [0]).expect("the child has set up");
-                Child { pid, pidfd: pidfd::open(pid).unwrap() }
+                let text = |name| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+                let (stat, status) = (stat::parse(&text("stat")).unwrap(), status::parse(&text("status")));
+                Child { pid, pidfd: pidfd::open(pid).unwrap(), stat, status }
             }
         }
     }
 
     fn task(&self) -> Task<'_> {
-        Task { pid: PodPid(self.pid), host: HostPid(self.pid), pidfd: self.pidfd.as_fd(), comm: "child" }
+        let Child { pid, pidfd, stat, status } = self;
+        Task { pid: PodPid(*pid), host: HostPid(*pid), pidfd: pidfd.as_fd(), comm: "child", stat, status }
     }
 }
 

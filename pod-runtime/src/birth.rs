@@ -16,6 +16,7 @@ use crate::spec::{NetworkMode, Spec};
 use crate::store::Pod;
 use crate::sys::clone::{self, CLONE_NEWTIME, Cloned};
 use crate::sys::{daemon, process};
+use crate::usher::{Inside, Usher};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -36,12 +37,13 @@ pub struct Clocks {
     pub boottime: i128,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Purpose {
     /// The first process becomes the user's program when [`Born::start`] says so.
     Run,
-    /// The first process parks, to be filled.
-    Fill,
+    /// The first process parks, to be filled. With this, an usher ([`Born::usher`]) is there to make a process that
+    /// does it.
+    Fill(Option<Inside>),
 }
 
 /// What the first process gets as descriptors 0, 1 and 2. Nothing of it is used for [`Purpose::Fill`].
@@ -66,6 +68,8 @@ pub struct Born {
     pub cgroup: Cgroup,
     /// Master side of the pty, for [`Stdio::Terminal`].
     pub console: Option<OwnedFd>,
+    /// Who has joined the pod's groups already.
+    pub usher: Option<Usher>,
     /// What this host could not give and the pod lives without, a line each.
     pub warnings: Vec<String>,
 }
@@ -152,7 +156,11 @@ pub fn conceive<T>(
             Cloned::Parent { pid, pidfd } => {
                 drop((theirs, stdio));
                 let cgroup = cgroup.clone();
-                Ok(Born { init: pid, pidfd, sync: ours, cgroup, console: None, warnings })
+                let mut born = Born { init: pid, pidfd, sync: ours, cgroup, console: None, usher: None, warnings };
+                if let Purpose::Fill(Some(inside)) = purpose {
+                    born.usher = Some(call_usher(&born, inside)?);
+                }
+                Ok(born)
             }
         }
     });
@@ -172,6 +180,14 @@ pub fn conceive<T>(
     Ok((conceived, done))
 }
 
+/// When it fails, the first process ends with it.
+fn call_usher(born: &Born, inside: Inside) -> Result<Usher> {
+    Usher::start(&born.pidfd, &born.cgroup, inside).inspect_err(|_| {
+        let _ = process::kill_by_pidfd(born.pidfd.as_fd(), libc::SIGKILL);
+        let _ = daemon::reap(born.init);
+    })
+}
+
 impl Conceived {
     /// The second half: the files are there, and this is what the clocks show (unless that was said before).
     pub fn birth(mut self, pod: &Pod, clocks: Option<Clocks>) -> Result<Born> {
@@ -189,7 +205,8 @@ impl Conceived {
 
 impl Drop for Conceived {
     fn drop(&mut self) {
-        let Some(born) = self.born.take() else { return };
+        let Some(mut born) = self.born.take() else { return };
+        born.usher = None;
         let _ = process::kill_by_pidfd(born.pidfd.as_fd(), libc::SIGKILL);
         let _ = daemon::reap(born.init);
         let _ = born.cgroup.remove(Duration::from_secs(5));
@@ -359,7 +376,9 @@ pub fn enter(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl F
     match daemon::fork().doing(|| "fork".into())? {
         daemon::Fork::Child => {
             drop(ours);
-            let told = go_in(init, cgroup, pid_in_pod).and_then(|cloned| match cloned {
+            let hidden = process::set_dumpable(false).doing(|| "hide from the pod's processes".into());
+            let joined = hidden.and_then(|()| cgroup.add(0));
+            let told = joined.and_then(|()| go_in(init, pid_in_pod)).and_then(|cloned| match cloned {
                 Cloned::Child => {
                     daemon::close_number(theirs.as_raw_fd());
                     daemon::exit_now(f())
@@ -383,10 +402,8 @@ pub fn enter(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl F
     }
 }
 
-/// In the helper: joins the pod and makes the child.
-fn go_in(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>) -> Result<Cloned> {
-    process::set_dumpable(false).doing(|| "hide from the pod's processes".into())?;
-    cgroup.add(0)?;
+/// In a helper that has joined the pod's groups: enters the pod and makes a child there, its sibling.
+pub(crate) fn go_in(init: &OwnedFd, pid_in_pod: Option<i32>) -> Result<Cloned> {
     clone::setns(init.as_fd(), ALL).doing(|| "enter the pod's namespaces".into())?;
     let parent = libc::CLONE_PARENT as u64;
     clone::clone3(parent, None, pid_in_pod).map_err(|error| match (error, pid_in_pod) {

@@ -21,6 +21,7 @@ pub mod spec;
 pub mod status;
 pub mod store;
 pub mod sys;
+pub mod usher;
 pub mod when;
 
 pub use problem::{Doing, Problem, Result};

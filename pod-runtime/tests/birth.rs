@@ -414,7 +414,7 @@ fn entering_a_pod() {
 fn parking_keeps_one_descriptor() {
     let bed = Bed::new("unused");
     let (code, said) = bed.monitor(|spec, pod, _| {
-        let born = bear(spec, pod, Purpose::Fill, Stdio::Null)?;
+        let born = bear(spec, pod, Purpose::Fill(None), Stdio::Null)?;
         // It parks after it has said "ready": wait for what it does last.
         let fds = || fs::read_dir(format!("/proc/{}/fd", born.init)).unwrap().count();
         for _ in 0..1000 {

@@ -8,14 +8,17 @@
 use super::open_verified;
 use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
+use crate::objects::files::opener;
 use crate::restore::Ahead;
 use pod_runtime::birth::Clocks;
+use pod_runtime::cgroup;
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::{self, Claim};
 use pod_runtime::spec::{Address, Spec};
 use pod_runtime::status::{ProcessKey, State, now};
 use pod_runtime::store::{Pod, Store, new_id};
+use pod_runtime::usher::Inside;
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
 use std::fs::{self, File};
@@ -45,6 +48,7 @@ pub struct Restored {
 
 pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored> {
     let began = Instant::now();
+    let _early = cgroup::early::begin();
     let file = open_verified(path)?;
     let mut reader = Reader::of_file(file)?;
     let origin = origin(&mut reader)?;
@@ -108,6 +112,14 @@ impl Filling for Arriving {
         let clocks = arrival::clocks(&moment)?;
         self.sessions = moment.sessions;
         Ok(clocks)
+    }
+
+    fn at_rest(&self) -> bool {
+        true
+    }
+
+    fn inside(&self) -> Option<Inside> {
+        Some(opener::run_inside)
     }
 
     fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {

@@ -14,6 +14,7 @@ use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
+use crate::objects::files::opener;
 use crate::restore::{Ahead, Restored, Running};
 use pod_runtime::birth::Clocks;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
@@ -22,6 +23,7 @@ use pod_runtime::network::{self, Claim};
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{ProcessKey, State, now};
 use pod_runtime::store::{Pod, Store};
+use pod_runtime::usher::Inside;
 use pod_runtime::{Problem, Result};
 use std::os::fd::OwnedFd;
 
@@ -166,6 +168,10 @@ impl Filling for Arriving {
         let clocks = arrival::clocks(&moment)?;
         self.sessions = moment.sessions;
         Ok(clocks)
+    }
+
+    fn inside(&self) -> Option<Inside> {
+        Some(opener::run_inside)
     }
 
     fn fill(mut self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {

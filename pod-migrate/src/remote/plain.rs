@@ -178,37 +178,10 @@ impl Stub {
         single(self.task, self.base + SYSCALL, number, args)
     }
 
-    /// Begins a call that waits and stops it at once. What it returned: the kernel's note to itself that it is to be
-    /// restarted, unless it had nothing to wait for. The task is in a stop from which a restart is possible.
-    pub fn begin(&self, number: i64, args: [u64; 6]) -> Result<i64> {
-        let task = self.task.0;
-        let doing = || format!("begin a call of task {task}");
-        let mut regs = clean(self.task)?;
-        regs.rip = self.base + SYSCALL;
-        regs.rax = number as u64;
-        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-        ptrace::set_regs(task, &regs).doing(doing)?;
-        ptrace::syscall(task, 0).doing(doing)?;
-        let entry = self.wait()?;
-        if entry != (libc::SIGTRAP | 0x80, 0) {
-            return Err(unexpected(self.task, entry));
-        }
-        self.stop_here()?;
-        Ok(ptrace::regs(task).doing(doing)?.rax as i64)
-    }
+    /// So many bytes can be had by [`Stub::scratch`].
+    pub const SCRATCH: usize = (Stub::BYTES - TABLE) as usize;
 
-    /// Lets the task go on to where the kernel restarts calls, and stops it there: not an instruction of it runs.
-    pub fn stop_here(&self) -> Result<()> {
-        let doing = || format!("stop task {}", self.task);
-        ptrace::interrupt(self.task.0).doing(doing)?;
-        ptrace::cont(self.task.0, 0).doing(doing)?;
-        match self.wait()? {
-            (_, ptrace::EVENT_STOP) => Ok(()),
-            stop => Err(unexpected(self.task, stop)),
-        }
-    }
-
-    /// Writes bytes for a [`Stub::single`] to point at; the next table covers them.
+    /// Writes bytes for single calls to point at; the next table covers them.
     pub fn scratch(&self, bytes: &[u8]) -> Result<u64> {
         let at = self.base + TABLE;
         memory::write(self.task.0, bytes, &[(at, bytes.len())])
@@ -281,6 +254,33 @@ pub fn single_all(what: &'static str, calls: &[(Stub, i64, [u64; 6])]) -> Result
     calls.iter().try_for_each(|(stub, number, _)| {
         let regs = ptrace::regs(stub.task.0).doing(|| format!("read the registers of task {}", stub.task))?;
         check_single(what, *number, regs.rax as i64, stub.task)
+    })
+}
+
+/// Begins a call that waits in each of several tasks and stops it at once. What each returned: the kernel's note to
+/// itself that it is to be restarted, unless it had nothing to wait for. The tasks are in a stop from which a restart is
+/// possible.
+pub fn begin_all(calls: &[(Stub, i64, [u64; 6])]) -> Result<Vec<i64>> {
+    for (stub, number, args) in calls {
+        prepare(stub.task, stub.base + SYSCALL, *number, *args)?;
+        ptrace::syscall(stub.task.0, 0).doing(|| format!("begin a call of task {}", stub.task))?;
+    }
+    calls.iter().try_for_each(|(stub, ..)| stopped_at_call(stub.task))?;
+    stop_all(&calls.iter().map(|(stub, ..)| *stub).collect::<Vec<_>>())?;
+    let result = |task: HostPid| Ok(ptrace::regs(task.0).doing(|| format!("begin a call of task {task}"))?.rax as i64);
+    calls.iter().map(|(stub, ..)| result(stub.task)).collect()
+}
+
+/// Lets tasks go on to where the kernel restarts calls, and stops them there: not an instruction of them runs.
+pub fn stop_all(stubs: &[Stub]) -> Result<()> {
+    for stub in stubs {
+        let doing = || format!("stop task {}", stub.task);
+        ptrace::interrupt(stub.task.0).doing(doing)?;
+        ptrace::cont(stub.task.0, 0).doing(doing)?;
+    }
+    stubs.iter().try_for_each(|stub| match stub.wait()? {
+        (_, ptrace::EVENT_STOP) => Ok(()),
+        stop => Err(unexpected(stub.task, stop)),
     })
 }
 

@@ -14,7 +14,7 @@ use crate::objects::task::{
     Dispatch, Life, ProcessState, ThreadState, Waiting, credentials, interrupted, limits, seccomp, signals, threads,
     timers,
 };
-use crate::remote::plain::{Job, Stub, run_all, single_all};
+use crate::remote::plain::{Job, Stub, begin_all, run_all, single_all, stop_all};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use pod_runtime::sys::memory as remote_memory;
@@ -47,19 +47,22 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
     }
     run_all(&mut jobs)?;
     run_all(&mut states().map(|state| job(grown, state, signals::restore_process_pending(state))).collect::<Vec<_>>())?;
-    states().for_each(|state| outside_settings(&grown.stubs[&state.pid], state));
-    let waits = states().map(|state| begin_waits(grown, state)).collect::<Result<Vec<_>>>()?;
+    states().for_each(|state| outside_settings(grown, state));
+    let waits = begin_waits(image, grown)?;
     take_stubs_away(image, grown)?;
-    let rest = states().zip(sections).zip(waits);
-    rest.into_iter()
-        .try_for_each(|((state, sections), waits)| last(grown, &image.spaces[&state.mm], state, sections, &waits))
+    // What took the stubs away were calls, of the first thread of each.
+    let leaders = states().filter(|state| waits.contains_key(&state.pid)).map(|state| grown.stubs[&state.pid]);
+    stop_all(&leaders.collect::<Vec<_>>())?;
+    states()
+        .zip(sections)
+        .try_for_each(|(state, sections)| last(grown, &image.spaces[&state.mm], state, sections, &waits))
 }
 
 /// Leader first.
-fn each_thread(
-    grown: &Grown,
-    state: &ProcessState,
-    mut work: impl FnMut(&Stub, &ThreadState) -> Result<()>,
+fn each_thread<'a>(
+    grown: &'a Grown,
+    state: &'a ProcessState,
+    mut work: impl FnMut(&'a Stub, &'a ThreadState) -> Result<()>,
 ) -> Result<()> {
     let stubs = std::iter::once(&grown.stubs[&state.pid]).chain(grown.threads.get(&state.pid).into_iter().flatten());
     stubs.zip(&state.threads).try_for_each(|(stub, thread)| work(stub, thread))
@@ -286,30 +289,34 @@ fn before_last(
     Ok(calls)
 }
 
-/// Settings that /proc takes from outside. What this host does not allow changes nothing that the program can rely on.
-fn outside_settings(stub: &Stub, state: &ProcessState) {
+/// Settings that /proc takes from outside, unless the process has them from its parents. What this host does not allow
+/// changes nothing that the program can rely on.
+fn outside_settings(grown: &Grown, state: &ProcessState) {
+    let stub = &grown.stubs[&state.pid];
     let write = |name: &str, value: String| {
         if let Err(error) = fs::write(format!("/proc/{}/{name}", stub.task), value) {
             tracing::debug!(pid = state.pid.0, name, %error, "not restored");
         }
     };
-    write("oom_score_adj", state.oom_score_adj.to_string());
-    if let Some(filter) = state.coredump_filter {
+    if grown.inherited.oom_score_adj != Some(state.oom_score_adj) {
+        write("oom_score_adj", state.oom_score_adj.to_string());
+    }
+    if let Some(filter) = state.coredump_filter.filter(|_| grown.inherited.coredump_filter != state.coredump_filter) {
         write("coredump_filter", format!("{filter:#x}"));
     }
 }
 
-/// The last things of ours in each process: the handler of SIGTRAP, which a breakpoint of the stub would have reset, and
-/// the stub itself.
+/// The last things of ours in each process: that it ignores SIGTRAP, which a breakpoint of the stub would have reset,
+/// and the stub itself.
 fn take_stubs_away(image: &Image, grown: &Grown) -> Result<()> {
     let mut handlers = Vec::new();
-    for state in image.processes.values() {
+    for state in image.processes.values().filter(|state| signals::ignores_breakpoints(state)) {
         let leader = grown.stubs[&state.pid];
         let at = leader.scratch(&signals::action(&state.handlers[libc::SIGTRAP as usize - 1]))?;
         handlers.push((leader, libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8, 0, 0]));
     }
-    single_all("set the handler of SIGTRAP", &handlers)?;
-    Stub::remove_all(&handlers.iter().map(|(leader, ..)| *leader).collect::<Vec<_>>())
+    single_all("ignore SIGTRAP", &handlers)?;
+    Stub::remove_all(&image.processes.keys().map(|pid| grown.stubs[pid]).collect::<Vec<_>>())
 }
 
 /// Gives every thread its registers.
@@ -327,7 +334,6 @@ fn last(grown: &Grown, space: &MmState, state: &ProcessState, sections: Sections
         ptrace::set_xstate(stub.task.0, &thread.xstate).doing(what)?;
         let mut registers = threads::registers(&thread.registers);
         if let (Some(result), Some(waiting)) = (waits.get(&thread.tid), thread.waiting) {
-            stub.stop_here()?;
             registers = after_wait(&registers, waiting, *result);
         }
         ptrace::set_regs(stub.task.0, &registers).doing(what)?;
@@ -374,27 +380,63 @@ fn set_dispatch(stub: &Stub, dispatch: Dispatch) -> std::io::Result<()> {
 /// What calls returned that were begun, by thread.
 type Waits = BTreeMap<PodPid, i64>;
 
-/// Begins the calls in which threads wait, each with the time that remains: the kernel keeps it for the restart. What
-/// each returned.
-fn begin_waits(grown: &Grown, state: &ProcessState) -> Result<Waits> {
+/// Begins the calls in which threads wait, all at once, each with the time that remains: the kernel keeps it for the
+/// restart. What each returned.
+fn begin_waits(image: &Image, grown: &Grown) -> Result<Waits> {
+    let (mut threads, mut calls) = (Vec::new(), Vec::new());
     let mut results = Waits::new();
-    each_thread(grown, state, |stub, thread| {
-        let Some(Waiting { number, remaining_ns }) = thread.waiting else { return Ok(()) };
-        let r = &thread.registers;
-        let mut args = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
-        let time = [remaining_ns / 1_000_000_000, remaining_ns % 1_000_000_000];
-        let at = stub.scratch(&time.map(u64::to_ne_bytes).concat())?;
-        match number {
-            libc::SYS_nanosleep => args[0] = at,
-            libc::SYS_clock_nanosleep => args[2] = at,
-            libc::SYS_futex => args[3] = at,
-            libc::SYS_poll => args[2] = remaining_ns.div_ceil(1_000_000).min(i32::MAX as u64),
-            _ => return Err(damaged(format!("thread {} waits in call {number}", thread.tid))),
+    for state in image.processes.values() {
+        let mut waiting = Vec::new();
+        each_thread(grown, state, |stub, thread| {
+            waiting.extend(thread.waiting.map(|wait| (*stub, thread, wait)));
+            Ok(())
+        })?;
+        let leader = grown.stubs[&state.pid];
+        for (crowd, waiting) in waiting.chunks(Stub::SCRATCH / TIME).enumerate() {
+            if crowd > 0 {
+                // What the last ones were told lies where these look.
+                results.extend(begin(&mut threads, &mut calls)?);
+            }
+            let times: Vec<u8> = waiting.iter().flat_map(|(.., wait)| timespec(wait.remaining_ns)).collect();
+            let at = if times.is_empty() { 0 } else { leader.scratch(&times)? };
+            for (nth, (stub, thread, wait)) in waiting.iter().enumerate() {
+                threads.push(thread.tid);
+                calls.push((*stub, wait.number, wait_arguments(thread, *wait, at + (nth * TIME) as u64)?));
+            }
         }
-        results.insert(thread.tid, stub.begin(number, args)?);
-        Ok(())
-    })?;
+    }
+    results.extend(begin(&mut threads, &mut calls)?);
     Ok(results)
+}
+
+type Begun = Vec<(Stub, i64, [u64; 6])>;
+
+fn begin(threads: &mut Vec<PodPid>, calls: &mut Begun) -> Result<Waits> {
+    let results = begin_all(calls)?;
+    calls.clear();
+    Ok(threads.drain(..).zip(results).collect())
+}
+
+/// Bytes of a struct timespec.
+const TIME: usize = 16;
+
+fn timespec(ns: u64) -> Vec<u8> {
+    [ns / 1_000_000_000, ns % 1_000_000_000].map(u64::to_ne_bytes).concat()
+}
+
+/// `at` is where the time that remains is.
+fn wait_arguments(thread: &ThreadState, wait: Waiting, at: u64) -> Result<[u64; 6]> {
+    let Waiting { number, remaining_ns } = wait;
+    let r = &thread.registers;
+    let mut args = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
+    match number {
+        libc::SYS_nanosleep => args[0] = at,
+        libc::SYS_clock_nanosleep => args[2] = at,
+        libc::SYS_futex => args[3] = at,
+        libc::SYS_poll => args[2] = remaining_ns.div_ceil(1_000_000).min(i32::MAX as u64),
+        _ => return Err(damaged(format!("thread {} waits in call {number}", thread.tid))),
+    }
+    Ok(args)
 }
 
 /// The registers of a thread whose call was begun.

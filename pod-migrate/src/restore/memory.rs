@@ -13,6 +13,7 @@ use crate::objects::files::Opener;
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
 use crate::objects::namespaces::ipc;
+use crate::remote::plain::{Job, run_all};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use std::collections::BTreeMap;
@@ -82,6 +83,9 @@ pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Resu
         }
     }
     let mut seen = BTreeMap::new();
+    // Who maps memory that another brought into the world does so after him.
+    let alone = image.shared.values().any(|state| matches!(state.kind, SharedMemoryKind::Anonymous));
+    let mut jobs = Vec::new();
     for state in image.processes.values() {
         if let Some(other) = seen.insert(state.mm, state.pid) {
             let what = format!("processes {other} and {} share their memory without being threads", state.pid);
@@ -100,9 +104,15 @@ pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Resu
             space,
         };
         mapper.space()?;
-        stub.run(&mut mapper.calls)?;
-        open_homes(&homes, state.pid, stub.task, &mut shared)?;
+        let mut calls = mapper.calls;
+        if alone {
+            stub.run(&mut calls)?;
+            open_homes(&homes, state.pid, stub.task, &mut shared)?;
+        } else {
+            jobs.push(Job { stub, calls, space: state.pid.0 });
+        }
     }
+    run_all(&mut jobs)?;
     leave_homes(&homes, grown)?;
     ipc::remove_segments(init(grown)?.0, image.shared.values())?;
     Ok(shared)

@@ -9,10 +9,11 @@
 //! when the helper ends. Roots (no parent in the pod) are entered from outside like `pod exec` does.
 
 use super::{Image, no_room};
+use crate::crew;
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
 use crate::objects::files::{ControllingTerminal, Opener};
-use crate::objects::task::{Filter, Life, Node, seccomp};
-use crate::remote::plain::{Job, OPTIONS, Stub, run_all};
+use crate::objects::task::{Filter, Life, Node, seccomp, signals};
+use crate::remote::plain::{OPTIONS, Stub};
 use crate::remote::{Arg, RemoteCall};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::{self, Born};
@@ -41,12 +42,31 @@ pub(super) struct Grown {
     pub roots: Vec<i32>,
     /// So many filters of each task's chain are installed: all have them in common.
     pub filters: usize,
+    /// What all of them have from the first process.
+    pub inherited: Inherited,
     /// Where vdso and vvar wait, in every task: name, start, end.
     pub kernel_maps: Vec<(String, u64, u64)>,
     init: OwnedFd,
     armed: bool,
     /// Stopped processes were told so.
     stopped: bool,
+}
+
+/// Settings in /proc that a child has from its parent. None where that is not the same for all.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Inherited {
+    pub oom_score_adj: Option<i32>,
+    pub coredump_filter: Option<u32>,
+}
+
+impl Inherited {
+    fn from(first: i32) -> Inherited {
+        let read = |name| fs::read_to_string(format!("/proc/{first}/{name}")).unwrap_or_default();
+        Inherited {
+            oom_score_adj: read("oom_score_adj").trim().parse().ok(),
+            coredump_filter: u32::from_str_radix(read("coredump_filter").trim(), 16).ok(),
+        }
+    }
 }
 
 impl Drop for Grown {
@@ -122,6 +142,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
         threads: BTreeMap::new(),
         roots: Vec::new(),
         filters: filters.len(),
+        inherited: Inherited::from(born.init),
         kernel_maps: Vec::new(),
         init,
         armed: true,
@@ -139,6 +160,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
         filters,
         opener,
         helper: free_pid(image, 1),
+        groups: BTreeMap::new(),
         own,
         born,
         image,
@@ -176,6 +198,8 @@ struct Growing<'a> {
     own: BTreeMap<String, (u64, u64)>,
     /// The next pid for a helper.
     helper: PodPid,
+    /// In which group each process is until [`Growing::groups`].
+    groups: BTreeMap<PodPid, PodPid>,
     grown: Grown,
 }
 
@@ -238,9 +262,12 @@ impl Growing<'_> {
             let host = birth::enter(&self.born.pidfd, &self.born.cgroup, Some(node.pid.0), park)
                 .doing(|| format!("make process {}", node.pid))?;
             self.grown.roots.push(host);
+            self.grown.inherited = Inherited::default();
             HostPid(host)
         };
         let stub = self.adopt(task)?;
+        // The first one has begun a session, the others are in the monitor's group.
+        self.groups.insert(node.pid, if first { node.pid } else { PodPid(0) });
         stub.run(&mut seccomp::install(self.filters))?;
         self.grown.stubs.insert(node.pid, stub);
         self.children(node.pid, node)
@@ -258,6 +285,7 @@ impl Growing<'_> {
         let stub = Stub::install(task, self.grown.base)?;
         let mut calls = vec![super::memory::close_all(), forget_tid()];
         calls.extend(unregister_rseq(task)?);
+        calls.extend(signals::without_handlers());
         for (name, to, _) in &self.grown.kernel_maps {
             let (start, end) = self.own[name];
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
@@ -302,17 +330,27 @@ impl Growing<'_> {
         let nodes: Vec<&Node> = children.copied().filter(|node| self.plan.get(&node.pid) == Some(&made)).collect();
         let stubs = fork_all(&self.grown.stubs[&parent], &nodes)?;
         self.grown.stubs.extend(nodes.iter().map(|node| node.pid).zip(stubs));
+        let group = self.group_of(parent);
+        self.groups.extend(nodes.iter().map(|node| (node.pid, group)));
         nodes.into_iter().try_for_each(|node| self.children(node.pid, node))
     }
 
-    fn make(&mut self, maker: &Stub, node: &Node) -> Result<()> {
+    /// The group that a process is in now.
+    fn group_of(&self, pid: PodPid) -> PodPid {
+        self.groups.get(&pid).copied().unwrap_or(PodPid(0))
+    }
+
+    /// By a maker who is in `group`.
+    fn make(&mut self, maker: &Stub, group: PodPid, node: &Node) -> Result<()> {
         let stub = fork(maker, node.pid, node.exit_signal)?;
+        self.groups.insert(node.pid, group);
         self.grown.stubs.insert(node.pid, stub);
         self.children(node.pid, node)
     }
 
     /// setsid, and the controlling terminal before there are children to inherit it.
-    fn lead(&self, node: &Node) -> Result<()> {
+    fn lead(&mut self, node: &Node) -> Result<()> {
+        self.groups.insert(node.pid, node.pid);
         let stub = &self.grown.stubs[&node.pid];
         let now = stub.call(RemoteCall::new("getsid", libc::SYS_getsid, vec![0.into()]))?;
         if now != i64::from(node.pid.0) {
@@ -348,8 +386,9 @@ impl Growing<'_> {
             if dead {
                 helper.call(RemoteCall::new("setsid", libc::SYS_setsid, Vec::new()).returns(pid.0.into()))?;
             }
+            let group = if dead { pid } else { self.group_of(leader) };
             for node in orphans {
-                self.make(&helper, node)?;
+                self.make(&helper, group, node)?;
             }
             end_helper(&maker, helper, pid)?;
         }
@@ -369,21 +408,13 @@ impl Growing<'_> {
         }
     }
 
-    /// Process groups, once everybody exists. A group whose leader is gone is led by a helper for a moment.
+    /// Process groups, once everybody exists. A group whose leader is gone is led by a helper for a moment. (That they
+    /// are what was noted while the processes were made, [`Growing::verify`] sees.)
     fn groups(&mut self) -> Result<()> {
         let nodes = self.image.nodes();
-        let getpgid = |node: &Node| Job {
-            stub: self.grown.stubs[&node.pid],
-            calls: vec![RemoteCall::new("getpgid", libc::SYS_getpgid, vec![0.into()])],
-            space: node.pid.0,
-        };
-        let mut asked: Vec<Job> =
-            nodes.iter().filter(|node| self.grown.stubs.contains_key(&node.pid)).map(getpgid).collect();
-        run_all(&mut asked)?;
-        let now = asked.iter().map(|job| (PodPid(job.space), PodPid(job.calls[0].result as i32))).collect();
         let leaders = nodes.iter().filter(|node| node.group == node.pid && node.session != node.pid);
         for node in leaders {
-            self.join_group(&now, node.pid, PodPid(0))?;
+            self.join_group(node.pid, PodPid(0))?;
         }
         let alive: BTreeSet<PodPid> = nodes.iter().map(|node| node.pid).collect();
         let mut helpers = Vec::new();
@@ -395,16 +426,15 @@ impl Growing<'_> {
                 helper.call(RemoteCall::new("setpgid", libc::SYS_setpgid, vec![0.into(), 0.into()]))?;
                 helpers.push((maker, helper, node.group));
             }
-            self.join_group(&now, node.pid, node.group)?;
+            self.join_group(node.pid, node.group)?;
         }
         helpers.into_iter().try_for_each(|(maker, helper, pid)| end_helper(&maker, helper, pid))
     }
 
-    /// `now` says in which groups they are.
-    fn join_group(&self, now: &BTreeMap<PodPid, PodPid>, pid: PodPid, group: PodPid) -> Result<()> {
+    fn join_group(&self, pid: PodPid, group: PodPid) -> Result<()> {
         let stub = &self.grown.stubs[&pid];
         let wanted = if group == PodPid(0) { pid } else { group };
-        if now.get(&pid) == Some(&wanted) {
+        if self.group_of(pid) == wanted {
             return Ok(());
         }
         let call = RemoteCall::new(format!("join group {wanted}"), libc::SYS_setpgid, vec![0.into(), group.0.into()]);
@@ -414,14 +444,16 @@ impl Growing<'_> {
     /// The tree must be the one that was asked for; a mistake here would only show much later.
     fn verify(&self) -> Result<()> {
         let hosts: BTreeMap<i32, PodPid> = self.grown.stubs.iter().map(|(&pid, stub)| (stub.task.0, pid)).collect();
-        for node in self.image.nodes() {
-            let stub = self
-                .grown
-                .stubs
-                .get(&node.pid)
-                .ok_or_else(|| Problem::new("E-INTERNAL", format!("process {} was not made", node.pid)))?;
+        let nodes = self.image.nodes();
+        let texts = crew::share(nodes.len(), |at| {
+            let stub = self.grown.stubs.get(&nodes[at].pid);
+            let stub =
+                stub.ok_or_else(|| Problem::new("E-INTERNAL", format!("process {} was not made", nodes[at].pid)))?;
             let path = format!("/proc/{}/status", stub.task);
-            let text = proc::read(&path).doing(|| format!("read {path}"))?;
+            proc::read(&path).doing(|| format!("read {path}"))
+        });
+        for (node, text) in nodes.iter().zip(texts) {
+            let text = text?;
             let status = status::parse(&text);
             let last = |pids: &[i32]| PodPid(pids.last().copied().unwrap_or(0));
             let parent = hosts.get(&status.parent).copied().unwrap_or(PodPid(0));

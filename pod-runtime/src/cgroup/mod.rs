@@ -7,6 +7,7 @@
 //! limits. A controller that the host does not have is a warning that names it.
 
 mod devices;
+pub mod early;
 mod hierarchy;
 mod limits;
 

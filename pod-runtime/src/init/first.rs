@@ -8,7 +8,7 @@ use super::{Tell, become_program, exit_code};
 use crate::birth::{self, Clocks, Purpose, Stdio};
 use crate::namespaces::{self, Settings};
 use crate::problem::{Doing, Problem, Report, Result};
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Beginning, Rootfs};
 use crate::spec::Spec;
 use crate::store::Pod;
 use crate::sys::{clone, daemon, process, tty};
@@ -62,7 +62,7 @@ impl First<'_> {
             Ok(stdio) => stdio,
             Err(problem) => self.fail(&problem, 125),
         };
-        if self.purpose == Purpose::Fill {
+        if matches!(self.purpose, Purpose::Fill(_)) {
             self.park();
         }
         if !self.told(GO) {
@@ -92,12 +92,13 @@ impl First<'_> {
         nix::unistd::setsid().doing(|| "begin a session".into())?;
         nix::sys::stat::umask(Mode::empty());
         let _ = process::new_session_keyring();
+        let beginning = Beginning::make(spec)?;
         if self.waits {
             self.joined()?;
             self.say(&News::Waiting, None)?;
             birth::enter_time_namespace(self.clocks())?;
         }
-        let mut rootfs = Rootfs::build(spec, self.pod, self.device_nodes)?;
+        let mut rootfs = Rootfs::build(beginning, spec, self.pod, self.device_nodes)?;
         namespaces::settle(spec, &Settings { proc: &rootfs.proc }, self.outer_pid_max.as_deref())?;
         if !self.waits {
             self.joined()?;
@@ -105,7 +106,7 @@ impl First<'_> {
         let warnings = std::mem::take(&mut rootfs.warnings);
         let (stdio, console) = match self.purpose {
             Purpose::Run => self.make_stdio(&rootfs.pts)?,
-            Purpose::Fill => (None, None),
+            Purpose::Fill(_) => (None, None),
         };
         rootfs.become_root(spec)?;
         let stdio = match (self.purpose, stdio) {

@@ -14,6 +14,7 @@ use crate::network::Attachment;
 use crate::problem::{Problem, Result};
 use crate::spec::Spec;
 use crate::store::Pod;
+use crate::usher::Inside;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -60,6 +61,16 @@ pub trait Filling {
     /// The pod has its namespaces, its cgroup and its cable, but no file tree. Brings the files that lie on disk, which
     /// must not change once they are mounted, and says what the pod's clocks show.
     fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks>;
+
+    /// Whether the files are there already, so that they can be brought while the first process joins its cgroups.
+    fn at_rest(&self) -> bool {
+        false
+    }
+
+    /// What a helper does inside the pod while it is filled, if one is needed: it is called early.
+    fn inside(&self) -> Option<Inside> {
+        None
+    }
 
     /// Fills the first process. Once the pod may run this must write it down itself ([`Pod::update`] to `Running`),
     /// because the monitor may be killed before it returns.

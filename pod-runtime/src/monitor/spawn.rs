@@ -237,10 +237,18 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
             Ok((conceived.birth(&pod, None)?, attachment))
         }
         Beginning::Fill(filling) => {
-            let attach = |init| network::attach(&dir, &spec, pod.id(), init, true);
-            let (conceived, attachment) = birth::conceive(&spec, &pod, None, Purpose::Fill, given, attach)?;
-            // Not before: whoever hears of this freezes the pod where it is.
-            let clocks = filling.files(&pod, &spec)?;
+            let purpose = Purpose::Fill(filling.inside());
+            let meanwhile = |init| {
+                let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
+                let clocks = filling.at_rest().then(|| filling.files(&pod, &spec)).transpose()?;
+                Ok((attachment, clocks))
+            };
+            let (conceived, (attachment, clocks)) = birth::conceive(&spec, &pod, None, purpose, given, meanwhile)?;
+            let clocks = match clocks {
+                Some(clocks) => clocks,
+                // Not before: whoever hears of this freezes the pod where it is.
+                None => filling.files(&pod, &spec)?,
+            };
             Ok((conceived.birth(&pod, Some(clocks))?, attachment))
         }
     });

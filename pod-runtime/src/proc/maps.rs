@@ -44,18 +44,21 @@ impl Map {
 pub fn parse(text: &str) -> Vec<Map> {
     let mut maps: Vec<Map> = Vec::new();
     for line in text.lines() {
-        if let Some(map) = header(line) {
-            maps.push(map);
-        } else if let Some(map) = maps.last_mut() {
-            if let Some(flags) = line.strip_prefix("VmFlags:") {
-                map.flags = flags.split_ascii_whitespace().filter_map(|f| f.as_bytes().try_into().ok()).collect();
-            } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
-                map.protection_key = key.trim().parse().unwrap_or(0);
-            } else if let Some(size) = line.strip_prefix("Rss:") {
-                map.resident = kibibytes(size);
-            } else if let Some(size) = line.strip_prefix("Pss:") {
-                map.proportional = kibibytes(size);
+        // An address begins with a digit or a small letter, a key with a capital one: most lines are told by that.
+        match line.as_bytes().first() {
+            Some(b'A'..=b'Z') => {
+                let Some(map) = maps.last_mut() else { continue };
+                if let Some(flags) = line.strip_prefix("VmFlags:") {
+                    map.flags = flags.split_ascii_whitespace().filter_map(|f| f.as_bytes().try_into().ok()).collect();
+                } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+                    map.protection_key = key.trim().parse().unwrap_or(0);
+                } else if let Some(size) = line.strip_prefix("Rss:") {
+                    map.resident = kibibytes(size);
+                } else if let Some(size) = line.strip_prefix("Pss:") {
+                    map.proportional = kibibytes(size);
+                }
             }
+            _ => maps.extend(header(line)),
         }
     }
     maps

@@ -19,19 +19,32 @@ pub fn read(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
 
 /// The same as it is.
 pub fn bytes(path: impl AsRef<std::path::Path>) -> std::io::Result<Vec<u8>> {
+    use std::cell::Cell;
     use std::io::Read;
+    thread_local! {
+        /// Room that is reused: to make it costs more than to read most files.
+        static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    /// More is not kept.
+    const KEPT: usize = 256 << 10;
     let mut file = std::fs::File::open(path)?;
-    let mut bytes = vec![0; 16 << 10];
+    let mut room = ROOM.take();
+    if room.is_empty() {
+        room.resize(16 << 10, 0);
+    }
     let mut length = 0;
     loop {
-        match file.read(&mut bytes[length..])? {
+        match file.read(&mut room[length..])? {
             0 => break,
             count => length += count,
         }
-        if bytes.len() - length < 4096 {
-            bytes.resize(bytes.len() * 4, 0);
+        if room.len() - length < 4096 {
+            room.resize(room.len() * 4, 0);
         }
     }
-    bytes.truncate(length);
+    let bytes = room[..length].to_vec();
+    if room.len() <= KEPT {
+        ROOM.set(room);
+    }
     Ok(bytes)
 }

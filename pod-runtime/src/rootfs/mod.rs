@@ -40,11 +40,18 @@ pub struct Rootfs {
     unified: bool,
 }
 
-impl Rootfs {
-    /// Builds everything but what needs the cgroup namespace. The caller is alone in its mount and pid namespaces.
-    /// Unless `device_nodes`, device nodes on the pod's storage do not work: for a host that cannot keep a list of
-    /// allowed devices.
-    pub fn build(spec: &Spec, pod: &Pod, device_nodes: bool) -> Result<Rootfs> {
+/// What of a tree does not depend on its files.
+#[derive(Debug)]
+pub struct Beginning {
+    null: OwnedFd,
+    fresh: special::Fresh,
+    visible: Vec<(String, String)>,
+    unified: bool,
+}
+
+impl Beginning {
+    /// The caller is alone in its mount and pid namespaces.
+    pub fn make(spec: &Spec) -> Result<Beginning> {
         let none: Option<&str> = None;
         nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
             .doing(|| "make the pod's mounts private".into())?;
@@ -53,7 +60,15 @@ impl Rootfs {
         let mounts = mountinfo::parse(&text).unwrap_or_default();
         let unified = mounts.iter().any(|mount| mount.kind == "cgroup2");
         let visible = cgroup::visible(&mounts);
+        Ok(Beginning { null, fresh: special::Fresh::make(spec)?, visible, unified })
+    }
+}
 
+impl Rootfs {
+    /// Builds everything but what needs the cgroup namespace. Unless `device_nodes`, device nodes on the pod's storage
+    /// do not work: for a host that cannot keep a list of allowed devices.
+    pub fn build(beginning: Beginning, spec: &Spec, pod: &Pod, device_nodes: bool) -> Result<Rootfs> {
+        let Beginning { null, fresh, visible, unified } = beginning;
         let own = [pod.store().data(), pod.store().run()];
         let layers = Layers::decide(&spec.root.base, &pod.upper_dir(), &pod.work_dir(), &own)?;
         layers.make()?;
@@ -71,7 +86,7 @@ impl Rootfs {
         for (path, copy) in &bound {
             bind(&tree, copy, path, true)?;
         }
-        let (proc, pts) = special::mount_all(&tree, spec)?;
+        let (proc, pts) = fresh.mount(&tree)?;
         for (volume, copy) in spec.volumes.iter().zip(&volumes) {
             bind(&tree, copy, &volume.destination, volume.read_only)?;
         }

@@ -34,29 +34,52 @@ const MASKED: [&str; 12] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Mounts all but the cgroup view. The roots of the procfs and of the devpts come back.
-pub fn mount_all(tree: &Tree, spec: &Spec) -> Result<(OwnedFd, OwnedFd)> {
-    let proc = tree.mount_new(c"proc", &[], QUIET, "/proc")?;
-    let read_only = if spec.security.privileged { 0 } else { MOUNT_ATTR_RDONLY };
-    tree.mount_new(c"sysfs", &[], QUIET | read_only, "/sys")?;
-    let dev = tree.mount_new(c"tmpfs", &[(c"mode", c"755"), (c"size", c"65536k")], MOUNT_ATTR_NOSUID, "/dev")?;
-    fill_dev(&dev, spec)?;
-    let pts = [(c"newinstance", c""), (c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")];
-    let pts = tree.mount_new(c"devpts", &pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts")?;
-    // No size: half of the host's memory, as on a host. A pod is limited by its cgroup, and a fixed 64 MiB breaks
-    // databases.
-    tree.mount_new(c"tmpfs", &[(c"mode", c"1777")], QUIET, "/dev/shm")?;
-    tree.mount_new(c"mqueue", &[], QUIET, "/dev/mqueue")?;
-    // A folder that was given as a root brings its own /tmp and /run, often with what its programs need there.
-    if spec.root.base == Base::Host || spec.root.read_only {
-        let skeleton = if spec.root.base == Base::Host { run_folders() } else { Vec::new() };
-        let flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-        tree.mount_new(c"tmpfs", &[(c"mode", c"1777")], flags, "/tmp")?;
-        let run = tree.mount_new(c"tmpfs", &[(c"mode", c"755")], flags, "/run")?;
-        mkdirat(&run, "lock", Mode::from_bits_truncate(0o1777)).doing(|| "make /run/lock".into())?;
-        skeleton.iter().try_for_each(|folder| folder.make(&run))?;
+/// All but the cgroup view, made and not mounted yet: what of a tree does not depend on its files.
+#[derive(Debug)]
+pub struct Fresh {
+    proc: OwnedFd,
+    sys: OwnedFd,
+    dev: OwnedFd,
+    pts: OwnedFd,
+    /// With their places.
+    others: Vec<(&'static str, OwnedFd)>,
+}
+
+impl Fresh {
+    /// The caller is in the pod's namespaces.
+    pub fn make(spec: &Spec) -> Result<Fresh> {
+        let proc = tree::new("/proc", c"proc", &[], QUIET)?;
+        let read_only = if spec.security.privileged { 0 } else { MOUNT_ATTR_RDONLY };
+        let sys = tree::new("/sys", c"sysfs", &[], QUIET | read_only)?;
+        let dev = tree::new("/dev", c"tmpfs", &[(c"mode", c"755"), (c"size", c"65536k")], MOUNT_ATTR_NOSUID)?;
+        fill_dev(&dev, spec)?;
+        let pts = [(c"newinstance", c""), (c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")];
+        let pts = tree::new("/dev/pts", c"devpts", &pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)?;
+        // No size: half of the host's memory, as on a host. A pod is limited by its cgroup, and a fixed 64 MiB breaks
+        // databases.
+        let shm = tree::new("/dev/shm", c"tmpfs", &[(c"mode", c"1777")], QUIET)?;
+        let mqueue = tree::new("/dev/mqueue", c"mqueue", &[], QUIET)?;
+        let mut others = vec![("/dev/shm", shm), ("/dev/mqueue", mqueue)];
+        // A folder that was given as a root brings its own /tmp and /run, often with what its programs need there.
+        if spec.root.base == Base::Host || spec.root.read_only {
+            let skeleton = if spec.root.base == Base::Host { run_folders() } else { Vec::new() };
+            let flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+            let tmp = tree::new("/tmp", c"tmpfs", &[(c"mode", c"1777")], flags)?;
+            let run = tree::new("/run", c"tmpfs", &[(c"mode", c"755")], flags)?;
+            mkdirat(&run, "lock", Mode::from_bits_truncate(0o1777)).doing(|| "make /run/lock".into())?;
+            skeleton.iter().try_for_each(|folder| folder.make(&run))?;
+            others.extend([("/tmp", tmp), ("/run", run)]);
+        }
+        Ok(Fresh { proc, sys, dev, pts, others })
     }
-    Ok((proc, pts))
+
+    /// Mounts them. The roots of the procfs and of the devpts come back.
+    pub fn mount(self, tree: &Tree) -> Result<(OwnedFd, OwnedFd)> {
+        let first = [("/proc", &self.proc), ("/sys", &self.sys), ("/dev", &self.dev), ("/dev/pts", &self.pts)];
+        first.into_iter().try_for_each(|(path, made)| tree.mount(path, made))?;
+        self.others.iter().try_for_each(|(path, made)| tree.mount(path, made))?;
+        Ok((self.proc, self.pts))
+    }
 }
 
 /// A folder of the host's /run: programs installed there expect theirs, made at boot, to exist.

@@ -109,19 +109,16 @@ impl Tree {
         self.find(&so_far).doing(doing)
     }
 
-    /// Mounts a new instance of a file system at `path`, which must be a plain folder. Its root comes back.
-    pub fn mount_new(
-        &self,
-        kind: &'static CStr,
-        options: &[(&CStr, &CStr)],
-        attributes: u64,
-        path: &str,
-    ) -> Result<OwnedFd> {
+    /// Mounts what [`new`] has made at `path`, which must be a plain folder.
+    pub fn mount(&self, path: &str, made: &OwnedFd) -> Result<()> {
         let onto = self.own_folder(Path::new(path))?;
-        let made = mount::new_filesystem(kind, options, attributes).doing(|| format!("make the {path} of the pod"))?;
-        mount::attach(&made, onto.as_fd()).doing(|| format!("mount {path}"))?;
-        Ok(made)
+        mount::attach(made, onto.as_fd()).doing(|| format!("mount {path}"))
     }
+}
+
+/// The root of a new instance of a file system, which is to be mounted at `path`.
+pub fn new(path: &str, kind: &'static CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd> {
+    mount::new_filesystem(kind, options, attributes).doing(|| format!("make the {path} of the pod"))
 }
 
 /// mount(2) of the old kind on an object that is held. By way of /proc/self/fd of the host's procfs.

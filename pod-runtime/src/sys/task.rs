@@ -57,10 +57,11 @@ pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
     Ok((head, length))
 }
 
-/// The CPUs that are online, in the form of [`affinity`].
+/// The CPUs that are online, in the form of [`affinity`]. Asked once: it is to read a file of /sys.
 pub fn affinity_of_all() -> io::Result<Vec<u8>> {
+    static ONLINE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     // SAFETY: takes a number only.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
+    let count = *ONLINE.get_or_init(|| unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize);
     let mut mask = vec![0u8; count.div_ceil(8)];
     for cpu in 0..count {
         mask[cpu / 8] |= 1 << (cpu % 8);

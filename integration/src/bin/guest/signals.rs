@@ -10,8 +10,12 @@ struct Signals {
     handled: u64,
 }
 
-const FLAGS: [(i32, i32); 3] =
-    [(libc::SIGHUP, libc::SA_RESTART), (libc::SIGUSR2, libc::SA_ONSTACK | libc::SA_NODEFER), (libc::SIGVTALRM, 0)];
+const FLAGS: [(i32, i32); 4] = [
+    (libc::SIGHUP, libc::SA_RESTART),
+    (libc::SIGUSR2, libc::SA_ONSTACK | libc::SA_NODEFER),
+    (libc::SIGVTALRM, 0),
+    (libc::SIGTRAP, libc::SA_RESTART),
+];
 
 fn blocked() -> SigSet {
     let mut set = SigSet::empty();

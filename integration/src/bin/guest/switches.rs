@@ -34,6 +34,8 @@ fn membarrier(command: i64) -> i64 {
 fn now() -> BTreeMap<&'static str, i64> {
     BTreeMap::from([
         ("deny write and execute", prctl(PR_GET_MDWE, 0)),
+        // An engine that works by breakpoints could lose it.
+        ("ignores SIGTRAP", sys::action(libc::SIGTRAP).is_ok_and(|(_, to)| to == libc::SIG_IGN).into()),
         ("merge memory", prctl(PR_GET_MEMORY_MERGE, 0)),
         ("machine checks", prctl(libc::PR_MCE_KILL_GET.into(), 0)),
         ("membarrier private", membarrier(1 << 3)),
@@ -64,6 +66,7 @@ fn child(mut link: UnixStream) -> i32 {
 }
 
 pub fn set_up() -> Result<Box<dyn Guest>> {
+    sys::ignore(libc::SIGTRAP);
     let (ours, theirs) = UnixStream::pair()?;
     let for_child = ours.try_clone()?;
     sys::fork(|| {

@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::fstat;
-use pod_runtime::proc::{fdinfo, stat, status};
+use pod_runtime::proc::fdinfo;
 use pod_runtime::sys::kcmp::{self, Shared};
 use pod_runtime::sys::{descriptor, pidfd as sys_pidfd};
 use pod_runtime::{Doing, Problem, Result};
@@ -124,7 +124,7 @@ impl<'v> FilesDump<'v> {
     /// The descriptor table of this task; tasks that share a table get the same id.
     pub fn table(&mut self, task: Task<'_>) -> Result<FdTableId> {
         let doing = || format!("read the descriptors of pid {} ({})", task.pid, task.comm);
-        self.terminal_of(task).doing(doing)?;
+        self.terminal_of(task);
         let place = search(&self.tables, |(host, _)| kcmp::compare(task.host.0, host.0, Shared::DescriptorTable))
             .doing(doing)?;
         let place = match place {
@@ -184,8 +184,9 @@ impl<'v> FilesDump<'v> {
     /// What the task told of one of them.
     pub fn close_on_exec(&mut self, id: FdTableId, number: TaskFd, close: bool) {
         let table = self.records.get_mut(&id);
-        if let Some(fd) = table.and_then(|table| table.fds.iter_mut().find(|fd| fd.fd == number)) {
-            fd.close_on_exec = close;
+        let Some(FdTable { fds, .. }) = table else { return };
+        if let Ok(at) = fds.binary_search_by_key(&number, |fd| fd.fd) {
+            fds[at].close_on_exec = close;
         }
     }
 
@@ -404,21 +405,16 @@ impl<'v> FilesDump<'v> {
     }
 
     /// Notes which terminal controls the session of this task.
-    fn terminal_of(&mut self, task: Task<'_>) -> Result<()> {
-        let read = |name: &str| std::fs::read(format!("/proc/{}/{name}", task.host));
-        let text = read("stat").doing(|| "read its stat".into())?;
-        let Some(stat) = stat::parse(&String::from_utf8_lossy(&text)) else { return Ok(()) };
-        let text = read("status").doing(|| "read its status".into())?;
-        let status = status::parse(&String::from_utf8_lossy(&text));
+    fn terminal_of(&mut self, task: Task<'_>) {
+        let (stat, status) = (task.stat, task.status);
         let depth = self.view.depth;
         if let Some(group) = status.ns_group.get(depth) {
             self.groups.insert(stat.group, PodPid(*group));
         }
-        let Some(index) = pty::index_of_number(stat.terminal) else { return Ok(()) };
+        let Some(index) = pty::index_of_number(stat.terminal) else { return };
         let terminal = self.terminals.entry(index).or_default();
         terminal.session = status.ns_session.get(depth).map(|session| PodPid(*session));
         terminal.foreground = Some(stat.terminal_group);
-        Ok(())
     }
 
     /// Writes the FILE and FD_TABLE records. What comes back is to be sent after READY_FOR_PAGES, and the rest.

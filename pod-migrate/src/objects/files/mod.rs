@@ -114,7 +114,7 @@ pub struct Fd {
 }
 
 /// All of it, as read from an image.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Files {
     pub files: BTreeMap<FileId, File>,
     pub tables: BTreeMap<FdTableId, FdTable>,

@@ -6,6 +6,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use pod_runtime::proc::fdinfo;
 use pod_runtime::proc::mountinfo::Mount;
+use pod_runtime::proc::stat::Stat;
+use pod_runtime::proc::status::Status;
 use pod_runtime::rootfs::layers;
 use pod_runtime::sys::descriptor;
 use pod_runtime::{Doing, Result};
@@ -26,6 +28,8 @@ pub struct Task<'a> {
     pub pidfd: BorrowedFd<'a>,
     /// For messages.
     pub comm: &'a str,
+    pub stat: &'a Stat,
+    pub status: &'a Status,
 }
 
 /// What belongs to the pod and lies outside of it: mostly what its monitor holds.

@@ -71,32 +71,37 @@ pub fn voice(process: HostPid) -> HostPid {
 /// Everything that stands against moving one process of a pod. Needs no freeze. A process that is gone has nothing
 /// against it.
 pub fn process(host: HostPid, common: &Common) -> Vec<Problem> {
-    let pid = host.0;
-    let Ok(text) = proc::read(format!("/proc/{pid}/status")) else { return Vec::new() };
+    let Ok(text) = proc::read(format!("/proc/{host}/status")) else { return Vec::new() };
     let status = status::parse(&text);
+    let mut found = frozen(host, &status, common);
+    if status.tracer != 0 && status.tracer != std::process::id() as i32 {
+        let what = format!("{} is being traced by process {} of the host", name(host.0, &status), status.tracer);
+        found.push(Problem::new(TRACED, what).fix("end the debugger, then try again"));
+    }
+    found
+}
+
+/// The same of one that we trace, and whose status is known and does not change.
+pub fn frozen(host: HostPid, status: &status::Status, common: &Common) -> Vec<Problem> {
+    let pid = host.0;
     let mut found = Vec::new();
     if status.tgid != pid && pidfd::open_any(pid).is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
-        let what = format!("the first thread of {} has ended while others run on", name(pid, &status));
+        let what = format!("the first thread of {} has ended while others run on", name(pid, status));
         found.push(Problem::new(LEADER, what).fix("end the program before the move, or use Linux 6.9 or later"));
-    }
-    let own = std::process::id() as i32;
-    if status.tracer != 0 && status.tracer != own {
-        let what = format!("{} is being traced by process {} of the host", name(pid, &status), status.tracer);
-        found.push(Problem::new(TRACED, what).fix("end the debugger, then try again"));
     }
     for ((which, title), pods) in NAMESPACES.iter().zip(&common.namespaces) {
         let theirs = namespace(pid, which);
         if theirs.is_some() && theirs != *pods {
-            let what = format!("{} made a {title} namespace of its own", name(pid, &status));
+            let what = format!("{} made a {title} namespace of its own", name(pid, status));
             found.push(Problem::new(NESTED, what).fix("end it, or start it without namespaces of its own"));
             break;
         }
     }
     if is_32_bit(pid) {
-        let what = format!("{} is a 32-bit program", name(pid, &status));
+        let what = format!("{} is a 32-bit program", name(pid, status));
         found.push(Problem::new(NARROW, what).fix("use the program's 64-bit build"));
     }
-    found.extend(threads(pid, &status));
+    found.extend(threads(pid, status));
     found
 }
 

@@ -39,7 +39,7 @@ pub struct Asked {
 
 /// Begins to ask a process what only it knows, and `more`.
 pub fn ask(process: &Process, borrowed: &mut Borrowed<'_>, more: Vec<RemoteCall>) -> Result<Asked> {
-    let timers = timers::parse(&process.text("timers").unwrap_or_default());
+    let timers = timers::parse(&process.texts.timers);
     let mut questions = Questions::new(&timers, borrowed.fresh_page());
     questions.calls.extend(thread_questions());
     questions.calls.extend(more);
@@ -57,7 +57,8 @@ pub fn dump(
 ) -> Result<(ProcessState, Told)> {
     let Asked { timers, questions, more } = asked;
     borrowed.finish(process.leader(), &mut questions.calls)?;
-    *more = questions.calls.split_off(Questions::TIMERS + 2 * timers.len() + thread_questions().len());
+    let fixed = thread_questions();
+    *more = questions.calls.split_off(Questions::TIMERS + 2 * timers.len() + fixed.len());
     let of_leader = questions.calls.split_off(Questions::TIMERS + 2 * timers.len());
     let everywhere = task::affinity_of_all().doing(|| "ask which CPUs there are".into())?;
     let mut besides = switches::of_a_process_besides(questions.switches());
@@ -68,7 +69,7 @@ pub fn dump(
     let mut threads = Vec::with_capacity(process.threads.len());
     threads.push(dump_thread(process, process.leader(), &of_leader, &everywhere, chains)?);
     let others = &process.threads[1..];
-    let mut answers = vec![thread_questions(); others.len()];
+    let mut answers = vec![fixed; others.len()];
     borrowed.run_all(others, &mut answers)?;
     for (thread, calls) in others.iter().zip(&answers) {
         threads.push(dump_thread(process, thread, calls, &everywhere, chains)?);
@@ -88,17 +89,18 @@ pub fn dump(
         pending: pending(process.leader(), true)?,
         interval_timers: questions.interval_timers(),
         timers: questions.posix_timers(process, timers),
-        limits: limits::parse(&process.text("limits")?)
+        limits: limits::parse(&process.texts.limits)
             .into_iter()
             .map(|(resource, soft, hard)| Limit { resource, soft, hard })
             .collect(),
-        oom_score_adj: process.text("oom_score_adj")?.trim().parse().unwrap_or(0),
+        oom_score_adj: process.texts.oom_score_adj.trim().parse().unwrap_or(0),
         child_subreaper: questions.subreaper(),
         dumpable: questions.result(Questions::DUMPABLE) as u32,
         no_huge_pages: questions.result(Questions::NO_HUGE_PAGES) == 1,
         coredump_filter: process
-            .text("coredump_filter")
-            .ok()
+            .texts
+            .coredump_filter
+            .as_ref()
             .and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
         switches: ProcessSwitches::new(questions.switches(), &besides),
         threads,

@@ -11,18 +11,32 @@ pub fn action(handler: &Handler) -> Vec<u8> {
         .collect()
 }
 
-/// Sets all handlers, also the default ones (a fresh task has those of whoever made it), but SIGTRAP's: a breakpoint
-/// of the stub would reset it.
+/// Sets all handlers of a process that has none. That it ignores SIGTRAP comes last of all: a breakpoint of the stub
+/// would reset that.
 pub fn restore_handlers(state: &ProcessState) -> Vec<RemoteCall> {
-    let fixed = [libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP];
-    (1..=64)
-        .filter(|signal| !fixed.contains(signal))
-        .map(|signal| {
-            let handler = state.handlers[signal as usize - 1];
-            let args = vec![signal.into(), Arg::In(action(&handler)), 0.into(), 8.into()];
-            RemoteCall::new(format!("set the handler of signal {signal}"), libc::SYS_rt_sigaction, args)
-        })
-        .collect()
+    let handlers = (1..=64).zip(&state.handlers).filter(|(_, handler)| **handler != Handler::default());
+    let handlers = handlers.filter(|(signal, _)| changeable(*signal));
+    let handlers = handlers.filter(|(signal, _)| *signal != libc::SIGTRAP || !ignores_breakpoints(state));
+    handlers.map(|(signal, handler)| handle(signal, handler)).collect()
+}
+
+/// No handlers at all, in a process before it has children, which inherit that.
+pub fn without_handlers() -> impl Iterator<Item = RemoteCall> {
+    (1..=64).filter(|signal| changeable(*signal)).map(|signal| handle(signal, &Handler::default()))
+}
+
+fn changeable(signal: i32) -> bool {
+    signal != libc::SIGKILL && signal != libc::SIGSTOP
+}
+
+fn handle(signal: i32, handler: &Handler) -> RemoteCall {
+    let args = vec![signal.into(), Arg::In(action(handler)), 0.into(), 8.into()];
+    RemoteCall::new(format!("set the handler of signal {signal}"), libc::SYS_rt_sigaction, args)
+}
+
+/// The kernel takes that away from who runs into a breakpoint, as the stub does.
+pub fn ignores_breakpoints(state: &ProcessState) -> bool {
+    state.handlers.get(libc::SIGTRAP as usize - 1).is_some_and(|handler| handler.handler == libc::SIG_IGN as u64)
 }
 
 /// sigaltstack(2). A new thread has none; a process has that of whoever forked it, which is in no memory of its own.

@@ -18,8 +18,7 @@ use super::view::Holder;
 use super::{Files, epoll, locks};
 use crate::ids::{FdTableId, FileId, PodPid};
 use crate::remote::call::{Arg, RemoteCall};
-use pod_runtime::birth;
-use pod_runtime::cgroup::Cgroup;
+use pod_runtime::birth::{self, Born};
 use pod_runtime::problem::Report;
 use pod_runtime::sys::{daemon, descriptor, pidfd};
 use pod_runtime::{Doing, Problem, Result};
@@ -123,8 +122,16 @@ struct Process {
 
 impl Opener {
     /// `free_pid` is one that no restored task has. Called in the monitor, whose child the opener is.
-    pub fn start(init: &OwnedFd, cgroup: &Cgroup, free_pid: PodPid, files: &Files) -> Result<Opener> {
-        Opener::start_by(free_pid, files, |f| birth::enter(init, cgroup, Some(free_pid.0), f))
+    pub fn start(born: &mut Born, free_pid: PodPid, files: &Files) -> Result<Opener> {
+        let Some(usher) = born.usher.take() else {
+            let enter = |f: Box<dyn FnOnce() -> i32 + '_>| birth::enter(&born.pidfd, &born.cgroup, Some(free_pid.0), f);
+            return Opener::start_by(free_pid, files, enter);
+        };
+        let (host, link) = usher.lead(free_pid.0)?;
+        let mut opener = Opener::of(free_pid, host, link)?;
+        hand_over(files, &opener.to)?;
+        opener.holding = opener.answer()?;
+        Ok(opener)
     }
 
     /// `spawn` runs the closure in a child and returns its pid on this host.
@@ -140,15 +147,16 @@ impl Opener {
             descriptor::close_number(ours_number);
             inside::run(files, theirs)
         }))?;
-        let pidfd = match pidfd::open(host) {
-            Ok(pidfd) => pidfd,
-            Err(error) => return Err(error).doing(|| "open a pidfd of the opener".into()),
-        };
-        let process = Process { host, pidfd, reaped: false };
-        let from = BufReader::new(ours.try_clone().doing(|| "copy a socket".into())?);
-        let mut opener = Opener { pid, process, to: ours, from, holding: Holding::default() };
+        let mut opener = Opener::of(pid, host, ours)?;
         opener.holding = opener.answer()?;
         Ok(opener)
+    }
+
+    fn of(pid: PodPid, host: i32, to: UnixStream) -> Result<Opener> {
+        let pidfd = pidfd::open(host).doing(|| "open a pidfd of the opener".into())?;
+        let process = Process { host, pidfd, reaped: false };
+        let from = BufReader::new(to.try_clone().doing(|| "copy a socket".into())?);
+        Ok(Opener { pid, process, to, from, holding: Holding::default() })
     }
 
     /// Its pid on this host.
@@ -291,6 +299,34 @@ impl Drop for Process {
             let _ = daemon::reap(self.host);
         }
     }
+}
+
+/// What an opener does that was not forked with the files in its memory: it is told them first.
+pub fn run_inside(link: UnixStream) -> i32 {
+    match taken_over(&link) {
+        Ok(files) => inside::run(&files, link),
+        // Nobody is there any more, or it hears that the link has ended.
+        Err(_) => 1,
+    }
+}
+
+/// As CBOR behind its length.
+fn hand_over(files: &Files, mut link: &UnixStream) -> Result<()> {
+    let doing = || "tell the opener".to_owned();
+    let mut bytes = vec![0; 8];
+    ciborium::into_writer(files, &mut bytes).doing(doing)?;
+    let length = (bytes.len() as u64 - 8).to_le_bytes();
+    bytes[..8].copy_from_slice(&length);
+    link.write_all(&bytes).doing(doing)
+}
+
+fn taken_over(mut link: &UnixStream) -> Result<Files> {
+    let doing = || "hear which files are to be opened".to_owned();
+    let mut length = [0; 8];
+    link.read_exact(&mut length).doing(doing)?;
+    let mut bytes = Vec::new();
+    link.take(u64::from_le_bytes(length)).read_to_end(&mut bytes).doing(doing)?;
+    ciborium::from_reader(&bytes[..]).doing(doing)
 }
 
 /// An image that contradicts itself.
