@@ -7,7 +7,12 @@ use integration::pods::{kill_and_restore, move_around, said};
 /// A guest in a pod on the first host, asked once already.
 fn start(bed: &Bed, kind: &str) -> Result<()> {
     let guest = bed::beside_us("guest").context("guest is built with us")?;
-    bed.a().pod(&["run", "-d", "--name", kind, "--network", "none", "--", &guest.to_string_lossy(), kind])?;
+    let run = ["run", "-d", "--name", kind, "--network", "none"];
+    let rights: &[&str] = match kind {
+        "mounts" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
+        _ => &[],
+    };
+    bed.a().pod(&[&run, rights, &["--", &guest.to_string_lossy(), kind]].concat())?;
     said(bed.a(), kind, "ready")?;
     ask(bed.a(), kind, 1)
 }
@@ -54,5 +59,5 @@ ways! { checkpoint_and_restore_twice there_and_back: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
-    mqueues
+    mqueues mounts
 ] }

@@ -7,6 +7,7 @@ use crate::capture::{Moment, Origin, clock};
 use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
+use crate::objects::namespaces::mounts;
 use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
@@ -146,6 +147,10 @@ pub fn clocks(moment: &Moment) -> Result<Clocks> {
 pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Result<Arrived> {
     let mut arrived = Arrived::default();
     while let Some(record) = reader.next()? {
+        if record.kind == Kind::MOUNTS {
+            mounts::restore(newborn.born.init, &record.state::<Vec<mounts::Inside>>()?, &newborn.spec.security)?;
+            continue;
+        }
         if record.kind != Kind::STORAGE {
             reader.put_back(record);
             return Ok(arrived);

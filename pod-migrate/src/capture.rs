@@ -13,6 +13,7 @@ use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
+use crate::objects::namespaces::mounts;
 use crate::objects::task::waits::Waits;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
@@ -282,13 +283,7 @@ impl Still {
         let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
         w.put(Kind::MOMENT, 0, &moment(self.capture.init, sessions)?)?;
         self.frozen.passed(self.since.elapsed());
-        for (place, tree) in storage::layers_in_memory(self.capture.init.0)? {
-            w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
-            let (_, sent) = storage::walk(&tree, w, &mut self.capture.next_id, None, &BTreeSet::new())?;
-            w.put(Kind::STORAGE_END, 0, &())?;
-            self.capture.files.files += sent.files;
-            self.capture.files.bytes += sent.bytes;
-        }
+        self.in_memory(w)?;
         w.flush()?;
         may_leave()?;
         let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
@@ -307,6 +302,27 @@ impl Still {
             None => Connections { kept: dump.peers.len() as u64, ..Connections::default() },
         };
         Ok(Captured { dump, files: self.capture.files, connections })
+    }
+
+    /// Mounts that were made inside, and what is in memory file systems: each mount before the contents that come into it,
+    /// and after those of the one that it lies in.
+    fn in_memory<W: Write>(&mut self, w: &mut Writer<W>) -> Result<()> {
+        let init = self.capture.init.0;
+        let mut mounts = mounts::dump(&self.capture.pod, init)?;
+        for (place, tree) in storage::layers_in_memory(init)? {
+            let made = |mount: &mounts::Inside| place == Place::Memory(mount.at.clone());
+            if let Some(last) = mounts.iter().position(made) {
+                let rest = mounts.split_off(last + 1);
+                w.put(Kind::MOUNTS, 0, &mounts)?;
+                mounts = rest;
+            }
+            w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
+            let (_, sent) = storage::walk(&tree, w, &mut self.capture.next_id, None, &BTreeSet::new())?;
+            w.put(Kind::STORAGE_END, 0, &())?;
+            self.capture.files.files += sent.files;
+            self.capture.files.bytes += sent.bytes;
+        }
+        if mounts.is_empty() { Ok(()) } else { w.put(Kind::MOUNTS, 0, &mounts) }
     }
 
     /// Stops the pod in a way that outlives this process: for the commit.

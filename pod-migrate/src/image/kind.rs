@@ -56,6 +56,8 @@ kinds! {
     STORAGE_END = 6 v 1,
     /// The instant of the freeze: the pod's clocks. 2: the sessions of `pod exec`.
     MOMENT = 8 v 2,
+    /// Mounts that were made inside the pod.
+    MOUNTS = 9 v 1,
     /// The tree of processes and threads with sessions and groups.
     TREE = 16 v 1,
     /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits

@@ -31,6 +31,7 @@ pub fn blockers(pod: &Pod) -> Result<Vec<Problem>> {
     if status.monitor_lost {
         found.push(Problem::new("E-MONITOR", "the pod's monitor is gone, and with it the pod's terminal or pipes"));
     }
+    found.extend(crate::objects::namespaces::mounts::dump(pod, init.pid).err());
     let members = Cgroup::open(pod.id())?.procs()?;
     let outside = crate::capture::outside_now(pod).unwrap_or_default();
     found.extend(crate::check::check(&spec, crate::ids::HostPid(init.pid), &members, outside)?);

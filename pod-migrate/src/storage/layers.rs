@@ -8,6 +8,7 @@ use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -63,14 +64,18 @@ pub fn layers_at_rest(pod: &Pod, spec: &Spec) -> Result<Vec<(Place, Tree)>> {
 /// The tmpfs mounts of a pod that it can write to.
 pub fn layers_in_memory(init: i32) -> Result<Vec<(Place, Tree)>> {
     let mut layers: Vec<(Place, Tree)> = Vec::new();
+    let mut devices = BTreeSet::new();
     for mount in mounts(init)? {
         let hidden = ["/proc", "/sys"].iter().any(|top| mount.at.starts_with(top));
         if mount.kind != "tmpfs" || mount.read_only || !mount.whole || hidden {
             continue;
         }
         let place = Place::Memory(ByteBuf::from(mount.at.as_os_str().as_bytes()));
-        if layers.iter().all(|(known, _)| *known != place) {
-            layers.push((place, Tree::at(open_in_pod(init, &mount.at)?, None)?));
+        let root = open_in_pod(init, &mount.at)?;
+        // One that is bound elsewhere too is sent once.
+        let device = nix::sys::stat::fstat(&root).code(STORAGE, || format!("look at {}", mount.at.display()))?.st_dev;
+        if devices.insert(device) {
+            layers.push((place, Tree::at(root, None)?));
         }
     }
     Ok(layers)
@@ -83,7 +88,7 @@ pub fn open_memory(init: i32, path: &[u8]) -> Result<OwnedFd> {
     let kind = fstatfs(&fd).code(STORAGE, || format!("look at {}", path.display()))?;
     if kind.filesystem_type() != TMPFS_MAGIC {
         let what = format!("the pod had a tmpfs at {} and has none there here", path.display());
-        return Err(Problem::new(STORAGE, what).fix("a tmpfs that a program in the pod mounted itself cannot be moved"));
+        return Err(Problem::new(STORAGE, what));
     }
     Ok(fd)
 }

@@ -48,6 +48,25 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> nix::
     Errno::result(done).map(drop)
 }
 
+/// mount_setattr(2) of one mount: these attributes and no others; also makes it private.
+pub fn replace_attributes(mount: BorrowedFd<'_>, set: u64) -> nix::Result<()> {
+    /// All that can be set on a mount by itself, with every kind of access times.
+    const ALL: u64 = 0x20_00ff;
+    let attributes = mount_attr { attr_set: set & ALL, attr_clr: ALL, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    // SAFETY: the descriptor is open, the string is terminated, and the struct outlives the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<mount_attr>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
 /// move_mount(2): attaches a detached mount exactly on the object that `onto` is (an O_PATH descriptor).
 pub fn attach(mount: impl AsFd, onto: BorrowedFd<'_>) -> nix::Result<()> {
     const FROM_EMPTY: u32 = 0x4;
@@ -82,8 +101,10 @@ pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) 
         let done = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) };
         Errno::result(done).map(drop)
     };
-    // The name of the kind stands where a device would in /proc/mounts.
-    configure(SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
+    // The name of the kind stands where a device would in /proc/mounts, unless the options have another.
+    if options.iter().all(|(key, _)| *key != c"source") {
+        configure(SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
+    }
     for (key, value) in options {
         match value.is_empty() {
             true => configure(SET_FLAG, key.as_ptr(), std::ptr::null())?,

@@ -24,6 +24,7 @@ mod lockedmem;
 mod locks;
 mod memfds;
 mod memory;
+mod mounts;
 mod mqueues;
 mod nameless;
 mod options;
@@ -88,6 +89,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("locks", locks::set_up),
     ("memfds", memfds::set_up),
     ("memory", memory::set_up),
+    ("mounts", mounts::set_up),
     ("mqueues", mqueues::set_up),
     ("nameless", nameless::set_up),
     ("notified", refused::notified),

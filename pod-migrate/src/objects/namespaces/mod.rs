@@ -1,4 +1,5 @@
 //! What belongs to a namespace and not to a task.
 
 pub mod ipc;
+pub mod mounts;
 pub mod mqueue;
