@@ -12,7 +12,8 @@ serve() {
     mkdir -p /var/lib/nginx /var/log/nginx
     seq 30000 >/var/www/html/page.html
     printf 'keepalive_requests 10000000;\n' >/etc/nginx/conf.d/pod.conf
-    exec nginx -g 'daemon off; worker_processes 2;' -c <(sed '/^worker_processes/d' /etc/nginx/nginx.conf)
+    sed -i 's/^worker_processes .*/worker_processes 2;/' /etc/nginx/nginx.conf
+    exec nginx -g 'daemon off;'
 }
 
 client() {

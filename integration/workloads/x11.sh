@@ -51,7 +51,10 @@ def update(incremental):
     """The rectangles of an update, written into our picture."""
     one.sendall(struct.pack(">BBHHHH", 3, incremental, 0, 0, width, height))
     while (kind := take(1)[0]) != 0:
-        expect(2, kind)  # a bell
+        expect(True, kind in (2, 3))
+        if kind == 3:  # what was cut; 2 is a bell
+            take(3)
+            take(struct.unpack(">I", take(4))[0])
     take(1)
     for _ in range(struct.unpack(">H", take(2))[0]):
         x, y, w, h, encoding = struct.unpack(">HHHHi", take(12))

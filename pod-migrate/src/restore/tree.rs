@@ -416,11 +416,13 @@ impl Growing<'_> {
         for node in leaders {
             self.join_group(node.pid, PodPid(0))?;
         }
-        let alive: BTreeSet<PodPid> = nodes.iter().map(|node| node.pid).collect();
+        // Also the group of a session's leader that is gone, in which its processes came to be: its number is taken.
+        let there = nodes.iter().filter(|node| self.group_of(node.pid) == node.group).map(|node| node.group);
+        let there: BTreeSet<PodPid> = nodes.iter().map(|node| node.pid).chain(there).collect();
         let mut helpers = Vec::new();
         let mut led = BTreeSet::new();
         for node in nodes.iter().filter(|node| node.group != node.pid && node.group != PodPid(0)) {
-            if !alive.contains(&node.group) && led.insert(node.group) {
+            if !there.contains(&node.group) && led.insert(node.group) {
                 let maker = self.grown.stubs[&node.pid];
                 let helper = fork(&maker, node.group, libc::SIGCHLD)?;
                 helper.call(RemoteCall::new("setpgid", libc::SYS_setpgid, vec![0.into(), 0.into()]))?;

@@ -1,4 +1,5 @@
-//! A tree of processes: sessions, groups, a group whose leader is gone, an orphan, a zombie, a stopped child.
+//! A tree of processes: sessions, groups, a group whose leader is gone, a session whose leader is gone with two groups in
+//! it, an orphan, a zombie, a stopped child.
 
 use crate::{Guest, sys};
 use anyhow::{Context, Result, ensure};
@@ -42,6 +43,24 @@ fn for_ever() -> i32 {
     }
 }
 
+/// As daemons come to be: the leader of their session has ended. One is in its group, one has a group of its own.
+fn daemons() -> Result<[Pid; 2]> {
+    let (read, write) = nix::unistd::pipe()?;
+    let gone = sys::fork(move || {
+        let _ = setsid();
+        let in_its_group = sys::fork(for_ever).map_or(0, Pid::as_raw);
+        let apart = sys::fork(for_ever).map_or(0, Pid::as_raw);
+        let _ = setpgid(Pid::from_raw(apart), Pid::from_raw(apart));
+        let _ = nix::unistd::write(&write, &[in_its_group.to_ne_bytes(), apart.to_ne_bytes()].concat());
+        0
+    })?;
+    let mut pids = [0; 8];
+    nix::unistd::read(&read, &mut pids)?;
+    waitpid(gone, None)?;
+    let pid = |at: usize| Pid::from_raw(i32::from_ne_bytes(std::array::from_fn(|i| pids[at + i])));
+    Ok([pid(0), pid(4)])
+}
+
 fn set_up_tree() -> Result<Tree> {
     let mut pids = vec![getpid()];
     pids.push(sys::fork(for_ever)?);
@@ -68,6 +87,7 @@ fn set_up_tree() -> Result<Tree> {
     nix::unistd::read(&read, &mut orphan)?;
     waitpid(gone, None)?;
     pids.push(Pid::from_raw(i32::from_ne_bytes(orphan)));
+    pids.extend(daemons()?);
     let zombie = sys::fork(|| 42)?;
     pids.push(zombie);
     crate::until("the tree to settle", || {
