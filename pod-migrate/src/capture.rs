@@ -192,13 +192,24 @@ impl Capture {
         let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
         let run_root = self.run_root();
+        let mut servers = BTreeSet::new();
         let frozen = loop {
-            let waits = Waits::observe(&cgroup.procs()?, &run_root);
-            let frozen = Frozen::seize(self.init, || cgroup.procs(), &waits)?;
+            let processes = cgroup.procs()?;
+            let waits = Waits::observe(&processes, &run_root);
+            let frozen = if servers.is_empty() {
+                Frozen::seize(self.init, || cgroup.procs(), &waits)?
+            } else {
+                let then = || {
+                    unwritten.drain();
+                    Waits::observe(&Vec::from_iter(servers.iter().copied()), &run_root)
+                };
+                Frozen::seize_last(self.init, || cgroup.procs(), waits, &servers, then)?
+            };
             if settling.as_ref().is_none_or(Settling::ready) && unwritten.ready() {
                 break frozen;
             }
             drop(frozen);
+            servers = unwritten.servers(&processes);
             std::thread::sleep(Duration::from_millis(1));
         };
         let since = frozen.since();

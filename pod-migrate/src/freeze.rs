@@ -160,7 +160,7 @@ impl Frozen {
             let since = Instant::now();
             let mut hunt = Hunt::default();
             // Dropping an unfinished hunt lets go of all that it caught.
-            match hunt.all(init, &members, waits) {
+            match hunt.all(&|| Ok(with(init, members()?)), waits) {
                 Ok(()) => return hunt.settle(init, since, waits),
                 Err(problem) if problem.code() == BUSY && attempt < ATTEMPTS => {
                     attempt += 1;
@@ -170,6 +170,31 @@ impl Frozen {
                 Err(problem) => return Err(problem),
             }
         }
+    }
+
+    /// As [`Frozen::seize`], but the processes `last` run on when all others stand still, until `then` has returned; it
+    /// says what they wait for then.
+    pub fn seize_last(
+        init: HostPid,
+        members: impl Fn() -> Result<Vec<i32>>,
+        mut waits: Waits,
+        last: &BTreeSet<i32>,
+        then: impl FnOnce() -> Waits,
+    ) -> Result<Frozen> {
+        let mut hunt = Hunt::default();
+        let first = || Ok(with(init, members()?).into_iter().filter(|pid| !last.contains(pid)).collect());
+        let started = hunt.all(&first, &waits);
+        if started.is_ok() {
+            waits.extend(then());
+            let since = Instant::now();
+            match hunt.all(&|| Ok(with(init, members()?)), &waits) {
+                Ok(()) => return hunt.settle(init, since, &waits),
+                Err(problem) if problem.code() != BUSY => return Err(problem),
+                Err(_) => {}
+            }
+        }
+        drop(hunt);
+        Frozen::seize(init, members, &waits)
     }
 
     pub fn processes(&self) -> &[Process] {
@@ -283,14 +308,10 @@ const OPTIONS: i32 = ptrace::O_TRACECLONE
     | ptrace::O_SUSPEND_SECCOMP;
 
 impl Hunt {
-    fn all(&mut self, init: HostPid, members: &impl Fn() -> Result<Vec<i32>>, waits: &Waits) -> Result<()> {
+    fn all(&mut self, members: &impl Fn() -> Result<Vec<i32>>, waits: &Waits) -> Result<()> {
         loop {
             let mut fresh = false;
-            let mut pids = members()?;
-            if !pids.contains(&init.0) {
-                pids.push(init.0);
-            }
-            for pid in pids {
+            for pid in members()? {
                 for tid in threads_of(pid) {
                     if !self.caught.contains_key(&tid) {
                         fresh |= self.seize(tid)?;
@@ -444,6 +465,14 @@ impl Frozen {
         self.zombies.sort_by_key(|zombie| zombie.pid);
         Ok(())
     }
+}
+
+/// The processes of the cgroup, and the first one, which belongs to the pod wherever it is.
+fn with(init: HostPid, mut members: Vec<i32>) -> Vec<i32> {
+    if !members.contains(&init.0) {
+        members.push(init.0);
+    }
+    members
 }
 
 fn last(pids: &[i32]) -> PodPid {

@@ -22,12 +22,17 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::wire::inside;
 use pod_runtime::{Doing, Problem, Result, proc};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long handshakes are waited for in all.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long unix connections are waited for in all.
+const UNWRITTEN: Duration = Duration::from_millis(500);
+/// And at a time while only their servers run: one of them may wait for the rest of what a stopped client writes.
+const SERVERS: Duration = Duration::from_millis(5);
 /// How long the kernel gets to finish closed connections while the pod is frozen.
 const DRAIN: Duration = Duration::from_millis(40);
 
@@ -120,7 +125,8 @@ pub fn downgrade(init: HostPid) -> Option<Problem> {
     Some(Problem::new(UNACCEPTED, what).fix("move the pod when its program accepts connections"))
 }
 
-/// Waits for a moment at which no unix socket was written to before it was accepted.
+/// Waits for a moment at which no unix socket was written to before it was accepted. In a server that is busy there is
+/// none unless its clients stand still first: see [`Unwritten::servers`].
 pub struct Unwritten {
     unix: Option<Unaccepted>,
     end: Instant,
@@ -132,13 +138,35 @@ impl Unwritten {
         let path = format!("/proc/{init}/ns/net");
         let unix = File::open(&path).doing(|| format!("open {path}")).and_then(|ns| Unaccepted::of(ns.as_fd()));
         let unix = unix.map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
-        Unwritten { unix, end: Instant::now() + PATIENCE }
+        Unwritten { unix, end: Instant::now() + UNWRITTEN }
     }
 
     /// Whether the pod, frozen this moment, has none; or waiting longer is no use.
     pub fn ready(&self) -> bool {
-        let Some(unix) = &self.unix else { return true };
-        !unix.written().unwrap_or(false) || Instant::now() > self.end
+        Instant::now() > self.end || self.written().is_empty()
+    }
+
+    fn written(&self) -> HashSet<u64> {
+        self.unix.as_ref().and_then(|unix| unix.written().ok()).unwrap_or_default()
+    }
+
+    /// Of the processes those that can accept such a connection. If the others are stopped first, they do.
+    pub fn servers(&self, processes: &[i32]) -> BTreeSet<i32> {
+        let listeners: HashSet<String> = self.written().iter().map(|inode| format!("socket:[{inode}]")).collect();
+        let listens = |process: &&i32| {
+            let fds = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+            let mut links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+            links.any(|link| link.to_str().is_some_and(|link| listeners.contains(link)))
+        };
+        if listeners.is_empty() { BTreeSet::new() } else { processes.iter().filter(listens).copied().collect() }
+    }
+
+    /// Waits until the servers have accepted all; not for long.
+    pub fn drain(&self) {
+        let end = Instant::now() + SERVERS;
+        while !self.ready() && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 }
 

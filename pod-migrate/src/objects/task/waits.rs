@@ -123,6 +123,11 @@ struct Wait {
 }
 
 impl Waits {
+    /// What was seen later counts.
+    pub fn extend(&mut self, later: Waits) {
+        self.found.extend(later.found);
+    }
+
     /// Looks at the threads of processes that run. `folder` is one of this boot, where what the kernel says of itself is
     /// noted for the next time.
     pub fn observe(processes: &[i32], folder: &Path) -> Waits {

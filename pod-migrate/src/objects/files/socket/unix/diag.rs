@@ -7,7 +7,7 @@ use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 use pod_runtime::network::wire::inside;
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -55,10 +55,12 @@ pub(super) fn open(namespace: BorrowedFd<'_>) -> Result<Socket> {
     inside(namespace, make)?.doing(|| "open a sock_diag socket in the pod".into())
 }
 
-/// Whether a client has written to, or left, a connection that is not accepted yet: see [`super::in_queue`].
-pub(super) fn has_unread_pending(all: &HashMap<u64, Listed>) -> bool {
+/// Listeners with a connection to which a client has written, or which it has left, and that is not accepted yet, by
+/// inode: see [`super::in_queue`].
+pub(super) fn with_unread_pending(all: &HashMap<u64, Listed>) -> HashSet<u64> {
     let unread = |client: &u32| all.get(&u64::from(*client)).is_none_or(|client| client.unread > 0);
-    all.values().any(|listed| listed.pending.iter().any(unread))
+    let listeners = all.iter().filter(|(_, listed)| listed.pending.iter().any(unread));
+    listeners.map(|(inode, _)| *inode).collect()
 }
 
 pub(super) fn dump(socket: &Socket) -> io::Result<HashMap<u64, Listed>> {

@@ -26,7 +26,7 @@ use pod_runtime::sys::{descriptor, inet, unix};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -180,10 +180,10 @@ impl Unaccepted {
         Ok(Unaccepted { diag: diag::open(namespace)? })
     }
 
-    /// Whether one has: then [`dump`] will refuse.
-    pub fn written(&self) -> Result<bool> {
+    /// Listeners, by inode, with one that has: then [`dump`] will refuse.
+    pub fn written(&self) -> Result<HashSet<u64>> {
         let listed = diag::dump(&self.diag).doing(|| "list the unix sockets of the pod".into())?;
-        Ok(diag::has_unread_pending(&listed))
+        Ok(diag::with_unread_pending(&listed))
     }
 }
 
