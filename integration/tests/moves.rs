@@ -10,6 +10,7 @@ fn start(bed: &Bed, kind: &str) -> Result<()> {
     let run = ["run", "-d", "--name", kind, "--network", "none"];
     let rights: &[&str] = match kind {
         "mounts" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
+        "routes" => &["--cap-add", "NET_ADMIN"],
         _ => &[],
     };
     bed.a().pod(&[&run, rights, &["--", &guest.to_string_lossy(), kind]].concat())?;
@@ -59,5 +60,5 @@ ways! { checkpoint_and_restore_twice there_and_back: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
-    mqueues mounts
+    mqueues mounts routes
 ] }

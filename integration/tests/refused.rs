@@ -44,3 +44,8 @@ fn sharedtable() -> Result<()> {
 fn notified() -> Result<()> {
     refused("notified", "E-FILE-MQUEUE", &[])
 }
+
+#[test]
+fn filtered() -> Result<()> {
+    refused("filtered", "E-NETWORK-INSIDE", &["--cap-add", "NET_ADMIN"])
+}

@@ -8,6 +8,7 @@ use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
 use crate::objects::namespaces::mounts;
+use crate::objects::namespaces::network as made;
 use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
@@ -149,6 +150,10 @@ pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Res
     while let Some(record) = reader.next()? {
         if record.kind == Kind::MOUNTS {
             mounts::restore(newborn.born.init, &record.state::<Vec<mounts::Inside>>()?, &newborn.spec.security)?;
+            continue;
+        }
+        if record.kind == Kind::NETWORK {
+            made::restore(newborn.born.init, &record.state()?, &newborn.spec.security)?;
             continue;
         }
         if record.kind != Kind::STORAGE {

@@ -13,7 +13,7 @@ use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
-use crate::objects::namespaces::mounts;
+use crate::objects::namespaces::{mounts, network};
 use crate::objects::task::waits::Waits;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
@@ -294,6 +294,9 @@ impl Still {
         let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
         w.put(Kind::MOMENT, 0, &moment(self.capture.init, sessions)?)?;
         self.frozen.passed(self.since.elapsed());
+        if let Some(network) = network::dump(&self.capture.spec, self.capture.init.0)? {
+            w.put(Kind::NETWORK, 0, &network)?;
+        }
         self.in_memory(w)?;
         w.flush()?;
         may_leave()?;

@@ -58,6 +58,8 @@ kinds! {
     MOMENT = 8 v 2,
     /// Mounts that were made inside the pod.
     MOUNTS = 9 v 1,
+    /// Addresses, routes and rules that were made inside the pod.
+    NETWORK = 10 v 1,
     /// The tree of processes and threads with sessions and groups.
     TREE = 16 v 1,
     /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits

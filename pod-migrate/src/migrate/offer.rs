@@ -32,6 +32,7 @@ pub fn blockers(pod: &Pod) -> Result<Vec<Problem>> {
         found.push(Problem::new("E-MONITOR", "the pod's monitor is gone, and with it the pod's terminal or pipes"));
     }
     found.extend(crate::objects::namespaces::mounts::dump(pod, init.pid).err());
+    found.extend(crate::objects::namespaces::network::check(&spec, init.pid));
     let members = Cgroup::open(pod.id())?.procs()?;
     let outside = crate::capture::outside_now(pod).unwrap_or_default();
     found.extend(crate::check::check(&spec, crate::ids::HostPid(init.pid), &members, outside)?);

@@ -35,6 +35,7 @@ mod pty;
 mod refused;
 mod registers;
 mod reuseport;
+mod routes;
 mod sealed;
 mod seccomp;
 mod sharedmem;
@@ -80,6 +81,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("fifo", fifo::set_up),
     ("files", files::set_up),
     ("flow", flow::set_up),
+    ("filtered", refused::filtered),
     ("headless", headless::set_up),
     ("inotify", inotify::set_up),
     ("keyring", refused::keyring),
@@ -100,6 +102,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("pty", pty::set_up),
     ("registers", registers::set_up),
     ("reuseport", reuseport::set_up),
+    ("routes", routes::set_up),
     ("sealed", sealed::set_up),
     ("seccomp", seccomp::set_up),
     ("sharedmem", sharedmem::set_up),

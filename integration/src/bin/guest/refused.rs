@@ -86,3 +86,20 @@ impl Guest for Notified {
         sys::mq_notify(self.0.as_raw_fd(), libc::SIGUSR2)
     }
 }
+
+struct Filtered;
+
+/// A table of packet filters.
+pub fn filtered() -> Result<Box<dyn Guest>> {
+    let made = std::process::Command::new("nft").args(["add", "table", "ip", "guest"]).status()?;
+    ensure!(made.success(), "nft: {made}");
+    Ok(Box::new(Filtered))
+}
+
+impl Guest for Filtered {
+    fn verify(&mut self) -> Result<()> {
+        let found = std::process::Command::new("nft").args(["list", "tables"]).output()?;
+        ensure!(found.stdout == b"table ip guest\n", "nft lists {:?}", String::from_utf8_lossy(&found.stdout));
+        Ok(())
+    }
+}

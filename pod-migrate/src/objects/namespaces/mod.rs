@@ -3,3 +3,4 @@
 pub mod ipc;
 pub mod mounts;
 pub mod mqueue;
+pub mod network;

@@ -168,7 +168,7 @@ fn parse_connection(answer: &[u8]) -> Option<(Endpoint, Endpoint)> {
 }
 
 /// Type and payload of each netlink message.
-fn messages_of(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
+pub(crate) fn messages_of(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
     let mut found = Vec::new();
     while let (Some(length), Some(kind)) = (rest.first_chunk(), rest.get(4..6).and_then(|two| two.first_chunk())) {
         let length = u32::from_ne_bytes(*length) as usize;
