@@ -45,7 +45,10 @@ fn no_cell_is_blank_and_each_says_one_of_the_words() -> Result<()> {
         let words = ["saved", "recreated", "refused", "reported", "**not kept**"];
         ensure!(words.iter().any(|word| row[1].starts_with(word)), "{row:?} says {:?}", row[1]);
         if row[1].starts_with("refused") {
-            ensure!(codes(&row.join(" ")).iter().any(|code| code.starts_with("E-")), "{row:?} is refused without a code");
+            ensure!(
+                codes(&row.join(" ")).iter().any(|code| code.starts_with("E-")),
+                "{row:?} is refused without a code"
+            );
         }
     }
     Ok(())

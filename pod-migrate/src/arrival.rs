@@ -153,7 +153,7 @@ pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Res
             continue;
         }
         if record.kind == Kind::NETWORK {
-            made::restore(newborn.born.init, &record.state()?, &newborn.spec.security)?;
+            made::restore(newborn.born.init, &record.state()?, &newborn.spec)?;
             continue;
         }
         if record.kind != Kind::STORAGE {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 /// A device or a packet filter that a program in the pod has made.
@@ -57,6 +58,8 @@ pub struct State {
     pub addresses: Vec<ByteBuf>,
     pub routes: Vec<ByteBuf>,
     pub rules: Vec<ByteBuf>,
+    /// The addresses that the pod was given: one that is restored with others keeps those.
+    pub own: Vec<IpAddr>,
 }
 
 /// Whether a pod can have made anything of its network.
@@ -72,7 +75,12 @@ pub fn dump(spec: &Spec, init: i32) -> Result<Option<State>> {
     if let Some(problem) = refuse(init) {
         return Err(problem);
     }
-    within(init, State::read).map(Some)
+    let own = addresses(spec);
+    within(init, || Ok(State { own, ..State::read()? })).map(Some)
+}
+
+fn addresses(spec: &Spec) -> Vec<IpAddr> {
+    spec.network.addresses.iter().map(|address| address.ip).collect()
 }
 
 /// The same of a pod that runs.
@@ -112,8 +120,8 @@ fn has_filter() -> bool {
 impl State {
     fn read() -> Result<State> {
         let socket = open()?;
-        let routes = listed(&socket, &ROUTE)?.into_iter().filter(|route| is_made(route)).collect();
-        Ok(State { addresses: listed(&socket, &ADDRESS)?, routes, rules: listed(&socket, &RULE)? })
+        let routes = listed(&socket, &ROUTE)?.into_iter().filter(is_made).collect();
+        Ok(State { addresses: listed(&socket, &ADDRESS)?, routes, rules: listed(&socket, &RULE)?, own: Vec::new() })
     }
 }
 
@@ -124,20 +132,25 @@ fn is_made(route: &ByteBuf) -> bool {
 }
 
 /// In the network of a newborn pod.
-pub fn restore(init: i32, state: &State, security: &Security) -> Result<()> {
-    if !may(security) {
+pub fn restore(init: i32, state: &State, spec: &Spec) -> Result<()> {
+    if !may(&spec.security) {
         let what = "the image has addresses and routes of its own, which its pod has no right to";
         return Err(Problem::new("E-IMAGE-RIGHTS", what)
             .fix("restore images of a source that you trust; its spec must have --cap-add NET_ADMIN"));
     }
     within(init, || {
         let now = State::read()?;
-        let State { addresses, routes, rules } = state;
+        let State { addresses: had, routes, rules, own } = state;
+        // A copy that was given another address: what went by the first one's is not for it.
+        let is_copy = *own != addresses(spec);
+        let others =
+            |address: &&ByteBuf| !is_copy || !ip_of(address).is_some_and(|ip| own.contains(&ip) || is_link_local(ip));
+        let had: Vec<ByteBuf> = had.iter().filter(others).cloned().collect();
         let socket = open()?;
         for (kind, wanted, there) in
-            [(&RULE, rules, &now.rules), (&ADDRESS, addresses, &now.addresses), (&ROUTE, routes, &now.routes)]
+            [(&RULE, rules, &now.rules), (&ADDRESS, &had, &now.addresses), (&ROUTE, routes, &now.routes)]
         {
-            let surplus: Vec<&ByteBuf> = there.iter().filter(|one| !wanted.contains(one)).collect();
+            let surplus: Vec<&ByteBuf> = there.iter().filter(|one| !is_copy && !wanted.contains(one)).collect();
             surplus.into_iter().try_for_each(|one| change(&socket, kind, false, one))?;
             // One may be the way to the next.
             let mut missing: Vec<&ByteBuf> = wanted.iter().filter(|one| !there.contains(one)).collect();
@@ -152,6 +165,10 @@ pub fn restore(init: i32, state: &State, security: &Security) -> Result<()> {
                     }
                     failed
                 });
+                if missing.len() == before && is_copy {
+                    tracing::warn!("{} of what the pod had made of its network do not fit its new address", before);
+                    break;
+                }
                 if missing.len() == before {
                     return last;
                 }
@@ -189,6 +206,32 @@ fn lasting(message: &[u8], kind: &Kind) -> Vec<u8> {
         rest = &rest[length..];
     }
     kept
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// Of an address's message: IFA_LOCAL, or else IFA_ADDRESS.
+fn ip_of(message: &[u8]) -> Option<IpAddr> {
+    let mut rest = message.get(ADDRESS.head..)?;
+    let (mut address, mut local) = (None, None);
+    while let (Some(length), Some(name)) = (rest.first_chunk(), rest.get(2..4).and_then(|two| two.first_chunk())) {
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let Some(value) = rest.get(4..length) else { break };
+        let ip = match value.len() {
+            4 => value.first_chunk::<4>().map(|four| IpAddr::from(*four)),
+            16 => value.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
+            _ => None,
+        };
+        match u16::from_ne_bytes(*name) {
+            1 => address = ip,
+            2 => local = ip,
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    local.or(address)
 }
 
 /// Adds or takes away.
@@ -270,6 +313,7 @@ mod tests {
         no_detection(&mut kept);
         assert_eq!(kept[kept.len() - 4..], [0x82, 0, 0, 0]);
         lasting(&message[..11], &ADDRESS);
+        assert_eq!(ip_of(&kept), Some(IpAddr::from([9; 4])));
     }
 
     #[test]
