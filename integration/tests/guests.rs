@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use integration::bed::host::program_of;
 use integration::bed::{self, Bed};
+use integration::hugepages::HugePages;
 use integration::wait::{SOON, until_true};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +18,7 @@ fn guests_verify_where_nothing_moves() -> Result<()> {
     let guest = guest.to_string_lossy().into_owned();
     let kinds = bed.a().run(&[&guest, "--list"])?;
     for kind in kinds.lines() {
+        let _pages = HugePages::of(kind)?;
         let log = bed.shared().join(kind);
         // Guests write to /tmp and /var/tmp, which hosts share with the machine, and make message queues.
         let line = format!("mount -t tmpfs t /tmp && mount -t tmpfs t /var/tmp && exec /proc/self/fd/3 {kind}");

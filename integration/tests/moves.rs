@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use integration::bed::{self, Bed, Host};
+use integration::hugepages::HugePages;
 use integration::pods::{kill_and_restore, move_around, said};
 
 /// A guest in a pod on the first host, asked once already.
@@ -25,6 +26,7 @@ fn ask(host: &Host, kind: &str, round: usize) -> Result<()> {
 
 /// After each restore it must also be possible to save it again.
 fn checkpoint_and_restore_twice(kind: &str) -> Result<()> {
+    let _pages = HugePages::of(kind)?;
     let bed = Bed::new()?;
     let before = bed.census()?;
     start(&bed, kind)?;
@@ -37,6 +39,7 @@ fn checkpoint_and_restore_twice(kind: &str) -> Result<()> {
 }
 
 fn there_and_back(kind: &str) -> Result<()> {
+    let _pages = HugePages::of(kind)?;
     let bed = Bed::new()?;
     let before = bed.census()?;
     start(&bed, kind)?;
@@ -60,5 +63,5 @@ ways! { checkpoint_and_restore_twice there_and_back: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
-    mqueues mounts routes
+    mqueues mounts routes hugepages
 ] }

@@ -65,8 +65,8 @@ kinds! {
     /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits
     /// with the time that remains. 3: a first thread that has ended.
     PROCESS = 17 v 3,
-    /// One address space: its maps. 2: guards, seals, droppable maps, locks on fault.
-    MM = 18 v 2,
+    /// One address space: its maps. 2: guards, seals, droppable maps, locks on fault. 3: huge pages.
+    MM = 18 v 3,
     /// One descriptor table: of one process and all its threads.
     FD_TABLE = 19 v 1,
     /// One open file description. 2: which session of `pod exec` has the other end. 3: keys of TCP's signatures, what packet

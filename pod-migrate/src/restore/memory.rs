@@ -39,6 +39,11 @@ pub(super) fn check(
         if map.guards.iter().any(|(start, end)| *start < map.start || start >= end || *end > map.end) {
             return Err(wrong("has guards that are not in it"));
         }
+        let huge = map.huge.is_power_of_two() && (1 << 16..=1 << 40).contains(&map.huge);
+        if map.huge != 0 && (!huge || (map.start | map.end) & (map.huge - 1) != 0 || map.backing != Backing::Anonymous)
+        {
+            return Err(wrong("has huge pages that cannot be"));
+        }
         if map.protection & !PROTECTIONS != 0 {
             return Err(wrong("has no sensible protection"));
         }
@@ -230,13 +235,17 @@ impl Mapper<'_> {
             flags |= libc::MAP_GROWSDOWN;
         }
         // Whether the host promises memory for all of it was settled when the program asked for it.
-        if !map.shared {
+        if !map.shared && map.huge == 0 {
             flags |= libc::MAP_NORESERVE;
+        }
+        // A host that has too few says so now, not when a page is touched.
+        if map.huge != 0 {
+            flags |= libc::MAP_HUGETLB | ((map.huge.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT);
         }
         let args = vec![
             map.start.into(),
             (map.end - map.start).into(),
-            u64::from(map.protection).into(),
+            u64::from(map.protection | if map.huge != 0 { FILLING } else { 0 }).into(),
             flags.into(),
             fd.into(),
             offset.into(),
@@ -344,6 +353,9 @@ impl Mapper<'_> {
     }
 }
 
+/// Huge pages are filled by writing: not even a tracer can write what the program may not.
+const FILLING: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
 const MAP_DROPPABLE: i32 = 8;
 
 /// Since Linux 6.11; another kernel keeps such memory like any other.
@@ -392,6 +404,10 @@ pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
     let mut calls = Vec::new();
     for map in &space.maps {
         let bytes = map.end - map.start;
+        if map.huge != 0 && map.protection & FILLING != FILLING {
+            let args = vec![map.start.into(), bytes.into(), u64::from(map.protection).into()];
+            calls.push(RemoteCall::new("mprotect", libc::SYS_mprotect, args));
+        }
         for advice in &map.advice {
             let args = vec![map.start.into(), bytes.into(), (*advice).into()];
             // A hint that this kernel does not know changes nothing that a program could see.

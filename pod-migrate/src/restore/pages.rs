@@ -300,7 +300,7 @@ impl<'a> Space<'a> {
     /// Whether it takes no tracer to write there.
     fn takes_plainly(&self, address: u64, bytes: u64) -> bool {
         let end = address.saturating_add(bytes);
-        let writable = |map: &Map| map.protection & libc::PROT_WRITE as u32 != 0;
+        let writable = |map: &Map| map.protection & libc::PROT_WRITE as u32 != 0 || map.huge != 0;
         self.is_fresh(address, bytes) || covered(&self.state.maps, address..end, writable) >= end
     }
 
@@ -365,7 +365,7 @@ fn covered(maps: &[Map], range: Range<u64>, such: impl Fn(&Map) -> bool) -> u64 
 
 /// Whether a map's pages come into being one by one: not where whole huge pages are wanted.
 fn is_fresh(map: &Map) -> bool {
-    map.backing == Backing::Anonymous && !map.shared && !map.advice.contains(&libc::MADV_HUGEPAGE)
+    map.huge == 0 && map.backing == Backing::Anonymous && !map.shared && !map.advice.contains(&libc::MADV_HUGEPAGE)
 }
 
 /// A userfaultfd of the process for all its anonymous maps. The process itself does not keep it.
@@ -412,6 +412,7 @@ pub(super) mod tests {
             no_reserve: false,
             advice: Vec::new(),
             protection_key: 0,
+            huge: 0,
             backing: Backing::Anonymous,
         }
     }

@@ -22,6 +22,8 @@ pub struct Map {
     /// From smaps, bytes: what is in memory, and this map's part of it when pages are divided among all that share them.
     pub resident: u64,
     pub proportional: u64,
+    /// Bytes of a page, also of huge ones.
+    pub page_bytes: u64,
 }
 
 impl Map {
@@ -54,6 +56,8 @@ pub fn parse(text: &str) -> Vec<Map> {
                     map.protection_key = key.trim().parse().unwrap_or(0);
                 } else if let Some(size) = line.strip_prefix("Rss:") {
                     map.resident = kibibytes(size);
+                } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
+                    map.page_bytes = kibibytes(size);
                 } else if let Some(size) = line.strip_prefix("Pss:") {
                     map.proportional = kibibytes(size);
                 }
@@ -103,6 +107,7 @@ fn header(line: &str) -> Option<Map> {
         protection_key: 0,
         resident: 0,
         proportional: 0,
+        page_bytes: 0,
     })
 }
 

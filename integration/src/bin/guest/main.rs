@@ -18,6 +18,7 @@ mod fifo;
 mod files;
 mod flow;
 mod headless;
+mod hugepages;
 mod inotify;
 mod limits;
 mod lockedmem;
@@ -83,6 +84,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("flow", flow::set_up),
     ("filtered", refused::filtered),
     ("headless", headless::set_up),
+    ("hugepages", hugepages::set_up),
     ("inotify", inotify::set_up),
     ("keyring", refused::keyring),
     ("landlock", refused::landlock),

@@ -128,6 +128,7 @@ impl<'a> Spaces<'a> {
             no_reserve: map.has(b"nr"),
             advice: advice(map),
             protection_key: map.protection_key,
+            huge: if is_own_huge(map) { map.page_bytes } else { 0 },
             backing,
         });
         Ok(())
@@ -145,7 +146,7 @@ impl<'a> Spaces<'a> {
         if map.name.starts_with("[vvar") {
             return Ok(Backing::Vvar);
         }
-        if map.inode == 0 && !map.shared {
+        if (map.inode == 0 && !map.shared) || is_own_huge(map) {
             return Ok(Backing::Anonymous);
         }
         let kind = match shared_kind(&map.name) {
@@ -282,8 +283,8 @@ fn refuse(name: &str, map: &maps::Map, ours: bool) -> Result<()> {
         "a ring of io_uring"
     } else if map.name.starts_with("/[aio]") {
         "a ring of asynchronous I/O"
-    } else if map.name.starts_with("/anon_hugepage") || map.has(b"ht") {
-        "huge pages of hugetlbfs"
+    } else if map.has(b"ht") && !is_own_huge(map) {
+        "huge pages of hugetlbfs that it shares"
     } else if map.name.contains("[perf_event]") {
         "a buffer of perf"
     } else if map.name.starts_with("socket:[") {
@@ -299,6 +300,11 @@ fn refuse(name: &str, map: &maps::Map, ours: bool) -> Result<()> {
     };
     let what = format!("process {name} has {why} at {:x}, which cannot be saved", map.start);
     Err(Problem::new(KIND, what).fix("let the program do without (see `pod explain E-MEMORY-KIND`), or end it"))
+}
+
+/// Huge pages that were asked for with MAP_HUGETLB and are nobody else's. The kernel shows them by a file of its own.
+fn is_own_huge(map: &maps::Map) -> bool {
+    map.has(b"ht") && !map.shared && map.name.starts_with("/anon_hugepage")
 }
 
 /// Guard regions of a map, which cannot be read and hold nothing.

@@ -92,6 +92,9 @@ pub struct Map {
     /// MADV_* that are in force: MADV_DONTFORK, MADV_WIPEONFORK, MADV_MERGEABLE, MADV_(NO)HUGEPAGE, MADV_DONTDUMP, …
     pub advice: Vec<i32>,
     pub protection_key: u32,
+    /// Bytes of a huge page (MAP_HUGETLB); 0 is ordinary pages.
+    #[serde(default)]
+    pub huge: u64,
     pub backing: Backing,
 }
 
