@@ -11,7 +11,8 @@ use std::process::Stdio;
 
 const POD: &str = "soak";
 
-/// Three servers that share nothing but the pod; it ends when any of them does.
+/// Three servers that share nothing but the pod; it ends when any of them does. Without what comes and goes by itself (a
+/// worker of postgres that cleans up, and its memory) nothing in it should grow.
 const PROGRAMS: &str = r#"
 redis-server --bind 0.0.0.0 --protected-mode no --save '' --dir /tmp &
 python3 -c '
@@ -40,7 +41,7 @@ Server(("", 8000), Page).serve_forever()' &
 su postgres -s /bin/sh -c '
 bin=$(echo /usr/lib/postgresql/*/bin)
 $bin/initdb -D /tmp/pg -A trust >/tmp/initdb.log && echo "host all all 10.77.0.0/24 trust" >>/tmp/pg/pg_hba.conf
-exec $bin/postgres -D /tmp/pg -c listen_addresses="*" -c unix_socket_directories=/tmp -c fsync=off -c shared_buffers=16MB' &
+exec $bin/postgres -D /tmp/pg -c listen_addresses="*" -c unix_socket_directories=/tmp -c fsync=off -c shared_buffers=16MB -c autovacuum=off' &
 wait -n
 "#;
 
