@@ -12,7 +12,7 @@ use crate::objects::namespaces::network as made;
 use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
-use pod_runtime::birth::Clocks;
+use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::log::{self, Log};
 use pod_runtime::monitor::{About, Arrived as ArrivedSession, Filled, Newborn};
 use pod_runtime::spec::{Spec, VERSION};
@@ -99,12 +99,14 @@ pub fn receive_at_rest<R: Read>(
     reader: &mut Reader<R>,
     pod: &Pod,
     spec: &Spec,
+    conceived: Option<&Conceived>,
     from: &str,
 ) -> Result<(Moment, Arrived, Ahead)> {
     let (mut arrived, mut ahead) = (Arrived::default(), Ahead::default());
     loop {
         let Some(record) = reader.next()? else { return Err(damaged("the image ends before the pod's processes")) };
         match record.kind {
+            Kind::PLACES => conceived.map_or(Ok(()), |conceived| ahead.expect(&record, conceived))?,
             Kind::AHEAD_PAGES => record.run.map_or(Ok(()), |run| ahead.take(run, reader))?,
             Kind::STORAGE => {
                 let layer: Layer = record.state()?;

@@ -17,6 +17,7 @@ mod check;
 mod errand;
 mod finish;
 mod memory;
+mod nursery;
 mod pages;
 mod tree;
 
@@ -151,21 +152,22 @@ pub struct Restored {
 /// Puts the pod together around the parked first process; `ahead` is what came of its memory before. With `outliving`, [`Restored::outlive`] is to follow. `reader`
 /// stands behind READY_FOR_PAGES; `other` gets the records that are not pages. Ends behind the stream's trailer, or where `until` says that enough was read.
 pub fn restore<R: Read>(
-    (image, ahead): (Image, Ahead),
+    (image, mut ahead): (Image, Ahead),
     reader: &mut Reader<R>,
     born: &mut Born,
     outliving: bool,
     mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
+    let laid = ahead.settle(&image)?;
     ipc::restore(born.init, &image.ipc)?;
     let mut opener = Opener::start(born, tree::free_pid(&image, 0), &image.files)?;
-    let mut grown = tree::grow(&image, born, &opener)?;
+    let mut grown = tree::grow(&image, born, &laid, &opener)?;
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
     let leaving = outliving.then(|| step_out(&born.cgroup, &opener));
-    let shared = memory::map_all(&image, &mut grown, &opener)?;
-    pages::fill((&image, &grown, &opener), shared, &ahead, reader, &mut other)?;
+    let shared = memory::map_all(&image, &mut grown, &laid, &opener)?;
+    pages::fill((&image, &grown, &opener), shared, (&ahead, &laid), reader, &mut other)?;
     drop(ahead);
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;

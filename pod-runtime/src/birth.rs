@@ -7,7 +7,7 @@
 //! behind; from a [`Born`] on, that is up to the caller.
 
 use crate::cgroup::Cgroup;
-use crate::init::first::{CLOCKS, First, GO, JOINED, News};
+use crate::init::first::{CLOCKS, First, GO, JOINED, News, PLACES};
 use crate::namespaces;
 use crate::problem::{Doing, Problem, Result};
 use crate::proc;
@@ -88,7 +88,7 @@ impl Born {
         }
         match serde_json::from_slice(&said).doing(doing)? {
             News::Problem(report) => Err(report.into()),
-            News::Ready { .. } | News::Waiting => Err(unexpected()),
+            News::Ready { .. } | News::Waiting | News::Laid { .. } => Err(unexpected()),
         }
     }
 }
@@ -174,7 +174,7 @@ pub fn conceive<T>(
         match hear(&born.sync)?.0 {
             News::Waiting => {}
             News::Problem(report) => return Err(report.into()),
-            News::Ready { .. } => return Err(unexpected()),
+            News::Ready { .. } | News::Laid { .. } => return Err(unexpected()),
         }
     }
     Ok((conceived, done))
@@ -189,6 +189,31 @@ fn call_usher(born: &Born, inside: Inside) -> Result<Usher> {
 }
 
 impl Conceived {
+    /// The first process as this host numbers it.
+    pub fn first(&self) -> i32 {
+        self.born.as_ref().map_or(0, |born| born.init)
+    }
+
+    /// Has the first process map private memory at these places (start, end), where nothing of its own lies, for others to
+    /// fill through the userfaultfd that comes back with the places that it could map. Its children do not get it, and what
+    /// becomes of it is up to who takes the process over. Only while the process waits for its files.
+    pub fn lay_out(&self, places: &[(u64, u64)]) -> Result<(OwnedFd, Vec<(u64, u64)>)> {
+        let born = self.born.as_ref().expect("it is there until birth or drop");
+        let doing = || "have the first process map memory".to_owned();
+        let mut message = vec![PLACES];
+        message.extend_from_slice(&(places.len() as u64).to_ne_bytes());
+        for (start, end) in places {
+            message.extend_from_slice(&start.to_ne_bytes());
+            message.extend_from_slice(&end.to_ne_bytes());
+        }
+        (&born.sync).write_all(&message).doing(doing)?;
+        match hear(&born.sync)? {
+            (News::Laid { places }, Some(fd)) => Ok((fd, places)),
+            (News::Problem(report), _) => Err(report.into()),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// The second half: the files are there, and this is what the clocks show (unless that was said before).
     pub fn birth(mut self, pod: &Pod, clocks: Option<Clocks>) -> Result<Born> {
         let born = self.born.as_mut().expect("it is there until birth or drop");
@@ -235,7 +260,7 @@ fn raise(born: &mut Born, pod: &Pod) -> Result<()> {
     match news {
         News::Problem(report) => return Err(report.into()),
         News::Ready { warnings } => born.warnings.extend(warnings),
-        News::Waiting => return Err(unexpected()),
+        News::Waiting | News::Laid { .. } => return Err(unexpected()),
     }
     born.console = console;
     let mounts = serde_json::to_vec(&mounts_of(born.init)?).doing(|| "write down the pod's mounts".into())?;

@@ -10,7 +10,7 @@ use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
 use crate::objects::files::opener;
 use crate::restore::Ahead;
-use pod_runtime::birth::Clocks;
+use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::cgroup;
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
@@ -106,8 +106,8 @@ struct Arriving {
 }
 
 impl Filling for Arriving {
-    fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks> {
-        let (moment, _, ahead) = arrival::receive_at_rest(&mut self.reader, pod, spec, &self.note)?;
+    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>) -> Result<Clocks> {
+        let (moment, _, ahead) = arrival::receive_at_rest(&mut self.reader, pod, spec, conceived, &self.note)?;
         self.ahead = ahead;
         let clocks = arrival::clocks(&moment)?;
         self.sessions = moment.sessions;

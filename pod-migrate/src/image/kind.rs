@@ -88,6 +88,8 @@ kinds! {
     AHEAD_PAGES = 35 v 1,
     /// Of the pages that came ahead, those that an address space still has as they came.
     KEPT = 36 v 1,
+    /// Where the large private maps of an address space lie, for whoever wants to make room for what comes ahead.
+    PLACES = 37 v 1,
     /// Lines of the pod's log.
     LOG = 40 v 1,
     /// The trailer: number of records and the digest of the stream.

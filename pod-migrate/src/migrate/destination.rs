@@ -16,7 +16,7 @@ use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
 use crate::objects::files::opener;
 use crate::restore::{Ahead, Restored, Running};
-use pod_runtime::birth::Clocks;
+use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
 use pod_runtime::network::{self, Claim};
@@ -156,13 +156,14 @@ struct Arriving {
 
 impl Filling for Arriving {
     /// RESERVED is said only now: all that can be done before the freeze is done before it.
-    fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks> {
+    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>) -> Result<Clocks> {
         // The job is this process's from here on.
         self.journal.take_over()?;
         let warnings = self.warnings.take().unwrap_or_default();
         self.link.say(&Answer::Reserved { warnings })?;
         arrival::origin(&mut self.link.reader)?;
-        let (moment, arrived, ahead) = arrival::receive_at_rest(&mut self.link.reader, pod, spec, &self.note)?;
+        let (moment, arrived, ahead) =
+            arrival::receive_at_rest(&mut self.link.reader, pod, spec, conceived, &self.note)?;
         self.ahead = ahead;
         (self.arrival.files, self.arrival.bytes) = (arrived.files, arrived.bytes);
         let clocks = arrival::clocks(&moment)?;

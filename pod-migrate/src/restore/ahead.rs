@@ -3,16 +3,20 @@
 //!
 //! In a file they stay where they are. From a link they go to a nameless file in memory, each to the offset that its
 //! address gives, so that a later version of a page replaces an earlier one; what was placed is given back at once, so that
-//! no page is there twice for long.
+//! no page is there twice for long. Those of the first process go straight to their place, where they can ([`nursery`]).
 
+use super::Image;
+use super::nursery::{self, Laid, Nursery};
 use super::pages::{Target, Targets, died};
 use crate::ids::MmId;
-use crate::image::{Owner, PageBuffer, PageRun, Reader, Waiting, damaged};
+use crate::image::{Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
+use crate::objects::memory::Places;
 use crate::objects::memory::ranges::Ranges;
 use crate::{Doing, Result};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
+use pod_runtime::birth::Conceived;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -38,6 +42,7 @@ pub struct Ahead {
     staged: Option<File>,
     /// Which part of it a space has.
     parts: BTreeMap<MmId, u64>,
+    nursery: Option<Nursery>,
 }
 
 impl Ahead {
@@ -54,15 +59,56 @@ impl Ahead {
             self.left.push((mm, run.address, waiting));
             return Ok(());
         }
-        self.stage(mm, run.address, reader)
+        let mut buffer = PageBuffer::new(PIECE);
+        let mut at = run.address;
+        loop {
+            let count = reader.read_pages(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            self.keep(mm, at, &buffer[..count])?;
+            at += count as u64;
+        }
     }
 
-    fn stage<R: Read>(&mut self, mm: MmId, address: u64, reader: &mut Reader<R>) -> Result<()> {
+    /// Makes room where the first process will have its memory, if this is about it; there is another way if that fails.
+    pub fn expect(&mut self, record: &Record, conceived: &Conceived) -> Result<()> {
+        let Places { ranges } = record.state()?;
+        if MmId(record.id) != nursery::FIRST || self.nursery.is_some() {
+            return Ok(());
+        }
+        let wanted = ranges.into_iter().map(|(start, end)| start..end);
+        let aligned = wanted.filter(|place| (place.start | place.end) & 0xfff == 0 && place.end <= 1 << ADDRESS);
+        match Nursery::open(conceived, &Ranges::of_any(aligned)) {
+            Ok(nursery) => self.nursery = Some(nursery),
+            Err(problem) => tracing::debug!(problem = problem.chain(), "the first process is not filled ahead"),
+        }
+        Ok(())
+    }
+
+    /// What the first process has of the image. To be called before anything else is done with that process.
+    pub(super) fn settle(&mut self, image: &Image) -> Result<Laid> {
+        let Some(nursery) = self.nursery.take() else { return Ok(Laid::default()) };
+        nursery.settle(image, |address, pages| self.stage(nursery::FIRST, address, pages))
+    }
+
+    fn keep(&mut self, mm: MmId, address: u64, pages: &[u8]) -> Result<()> {
+        let range = address..address + pages.len() as u64;
+        let part = |range: &Range<u64>| &pages[(range.start - address) as usize..(range.end - address) as usize];
+        let mut here = Ranges::default();
+        if let Some(nursery) = self.nursery.as_mut().filter(|_| mm == nursery::FIRST) {
+            here = nursery.has(range.clone());
+            here.iter().try_for_each(|range| nursery.put(range.start, part(&range)))?;
+        }
+        Ranges::one(range).without(&here).iter().try_for_each(|range| self.stage(mm, range.start, part(&range)))
+    }
+
+    fn stage(&mut self, mm: MmId, address: u64, pages: &[u8]) -> Result<()> {
         let next = self.parts.len();
         if next >= MOST_SPACES && !self.parts.contains_key(&mm) {
             return Err(damaged("pages of more processes than there can be"));
         }
-        let mut at = (*self.parts.entry(mm).or_insert(next as u64) << ADDRESS) + address;
+        let at = (*self.parts.entry(mm).or_insert(next as u64) << ADDRESS) + address;
         let file = match &self.staged {
             Some(file) => file,
             None => {
@@ -70,21 +116,22 @@ impl Ahead {
                 self.staged.insert(made.into())
             }
         };
-        let mut buffer = PageBuffer::new(PIECE);
-        loop {
-            let count = reader.read_pages(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
-            }
-            file.write_all_at(&buffer[..count], at).doing(|| "keep pages in memory".into())?;
-            at += count as u64;
-        }
+        file.write_all_at(pages, at).doing(|| "keep pages in memory".into())
     }
 
     /// What is to be placed, in pieces that a thread takes at once.
-    fn pieces<'a>(&self, kept: &BTreeMap<MmId, Ranges>, targets: &mut Targets<'a>) -> Result<Vec<Piece<'a>>> {
+    fn pieces<'a>(
+        &self,
+        kept: &BTreeMap<MmId, Ranges>,
+        laid: &Laid,
+        targets: &mut Targets<'a>,
+    ) -> Result<Vec<Piece<'a>>> {
         let mut pieces = Vec::new();
         for (mm, kept) in kept {
+            let kept = &match *mm == nursery::FIRST {
+                true => kept.without(laid.filled()),
+                false => kept.clone(),
+            };
             let runs: Vec<_> = self.left.iter().filter(|(of, ..)| of == mm).map(|(_, at, w)| (*at, *w)).collect();
             let Some(target) = targets.of(Owner::Mm(*mm))? else { continue };
             for (index, parts) in latest(runs.iter().map(|(at, waiting)| *at..*at + waiting.bytes())) {
@@ -111,13 +158,14 @@ impl Ahead {
     /// Begins to place what still holds; [`Placing::finish`] ends it. The calling thread is the tracer.
     pub(super) fn place<'scope, 'env, 'a: 'scope>(
         &'env self,
-        kept: &BTreeMap<MmId, Ranges>,
+        (kept, laid): (&BTreeMap<MmId, Ranges>, &Laid),
         targets: &mut Targets<'a>,
         file: Option<&'env File>,
         scope: &'scope Scope<'scope, 'env>,
         queue: &'env Queue<'a>,
     ) -> Result<Placing<'scope, 'env, 'a>> {
-        let (for_all, ours): (Vec<_>, Vec<_>) = self.pieces(kept, targets)?.into_iter().partition(Piece::is_for_all);
+        let (for_all, ours): (Vec<_>, Vec<_>) =
+            self.pieces(kept, laid, targets)?.into_iter().partition(Piece::is_for_all);
         let sources = Sources { left: file, staged: self.staged.as_ref() };
         let threads = match for_all.len() {
             0 => 0,

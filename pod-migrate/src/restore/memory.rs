@@ -6,6 +6,7 @@
 //! go to where the program remembers them.
 
 use super::Image;
+use super::nursery::{self, Laid};
 use super::tree::Grown;
 use crate::ids::{FileId, HostPid, PodPid, SharedMemoryId};
 use crate::image::damaged;
@@ -77,7 +78,12 @@ pub(super) fn check_kept(space: &MmState, kept: &Ranges) -> Result<()> {
 }
 
 /// Makes everything but the contents. Returns what pages of shared memory are written to.
-pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Result<BTreeMap<SharedMemoryId, File>> {
+pub(super) fn map_all(
+    image: &Image,
+    grown: &mut Grown,
+    laid: &Laid,
+    opener: &Opener,
+) -> Result<BTreeMap<SharedMemoryId, File>> {
     let mut shared = BTreeMap::new();
     let mut homes = Homes::new();
     for (id, state) in &image.shared {
@@ -107,6 +113,7 @@ pub(super) fn map_all(image: &Image, grown: &mut Grown, opener: &Opener) -> Resu
             calls: Vec::new(),
             fds: BTreeMap::new(),
             space,
+            laid: (space.id == nursery::FIRST && state.pid == PodPid(1)).then_some(laid),
         };
         mapper.space()?;
         let mut calls = mapper.calls;
@@ -188,18 +195,18 @@ struct Mapper<'a> {
     calls: Vec<RemoteCall>,
     /// Descriptors that the process has open for its maps.
     fds: BTreeMap<FileId, i32>,
+    /// Memory that it has already.
+    laid: Option<&'a Laid>,
 }
 
 impl Mapper<'_> {
     fn space(&mut self) -> Result<()> {
         let space = self.space;
         self.calls.push(open_opener(self.opener));
+        self.calls.extend(self.laid.into_iter().flat_map(Laid::tidy));
         for map in &space.maps {
             match &map.backing {
-                Backing::Anonymous => {
-                    self.map(map, -1, 0, libc::MAP_ANONYMOUS);
-                    self.huge_pages(map);
-                }
+                Backing::Anonymous => self.anonymous(map),
                 Backing::File { file, offset } => {
                     let fd = self.file(*file)?;
                     self.map(map, fd, *offset, 0);
@@ -222,6 +229,22 @@ impl Mapper<'_> {
         self.calls.push(take(self.opener, 0, file, fd)?);
         self.fds.insert(file, fd);
         Ok(fd)
+    }
+
+    /// What of it is there already becomes a part of it.
+    fn anonymous(&mut self, map: &Map) {
+        match self.laid.map(|laid| laid.divide(map)) {
+            Some((there, missing)) if !there.is_empty() => {
+                for part in missing.iter() {
+                    self.map(&Map { start: part.start, end: part.end, ..map.clone() }, -1, 0, libc::MAP_ANONYMOUS);
+                }
+                self.calls.extend(there.iter().flat_map(|part| Laid::adopt(map, &part)));
+            }
+            _ => {
+                self.map(map, -1, 0, libc::MAP_ANONYMOUS);
+                self.huge_pages(map);
+            }
+        }
     }
 
     fn map(&mut self, map: &Map, fd: i32, offset: u64, extra: i32) {

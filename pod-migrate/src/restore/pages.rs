@@ -10,6 +10,7 @@
 //! and only by the thread that is the tracer: a kernel may be told that nobody else can (proc_mem.force_override=ptrace).
 
 use super::ahead::{self, Ahead};
+use super::nursery::Laid;
 use super::tree::Grown;
 use super::{Image, write_memory};
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
@@ -142,7 +143,7 @@ impl<'a> Targets<'a> {
 pub(super) fn fill<R: Read>(
     (image, grown, opener): (&Image, &Grown, &Opener),
     shared: BTreeMap<SharedMemoryId, File>,
-    ahead: &Ahead,
+    (ahead, laid): (&Ahead, &Laid),
     reader: &mut Reader<R>,
     other: &mut impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<()> {
@@ -152,7 +153,7 @@ pub(super) fn fill<R: Read>(
     let mut buffer = PageBuffer::new(PIECE);
     let queue = ahead::Queue::default();
     std::thread::scope(|scope| {
-        let placing = ahead.place(&image.kept, &mut targets, file.as_ref(), scope, &queue)?;
+        let placing = ahead.place((&image.kept, laid), &mut targets, file.as_ref(), scope, &queue)?;
         let mut helpers = file.as_ref().map(|file| Helpers::new(scope, file));
         while let Some(record) = reader.next()? {
             let target = record.run.map(|run| targets.of(run.owner)).transpose()?.flatten();

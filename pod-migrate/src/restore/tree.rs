@@ -8,6 +8,7 @@
 //! leader of its session forks (or that has the leader's pid itself, when the leader is gone), and comes to its parent
 //! when the helper ends. Roots (no parent in the pod) are entered from outside like `pod exec` does.
 
+use super::nursery::Laid;
 use super::{Image, no_room};
 use crate::crew;
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
@@ -129,7 +130,7 @@ pub(super) fn free_pid(image: &Image, nth: i32) -> PodPid {
 }
 
 /// Makes all processes, each nothing but the stub.
-pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown> {
+pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opener: &Opener) -> Result<Grown> {
     let own: BTreeMap<String, (u64, u64)> = kernel_maps(born.init)?;
     let base = find_base(image, born.init)?;
     let chains = image.processes.values().flat_map(|process| &process.threads);
@@ -163,6 +164,7 @@ pub(super) fn grow(image: &Image, born: &Born, opener: &Opener) -> Result<Grown>
         groups: BTreeMap::new(),
         own,
         born,
+        laid,
         image,
         grown,
     };
@@ -195,6 +197,8 @@ struct Growing<'a> {
     filters: &'a [Filter],
     opener: &'a Opener,
     born: &'a Born,
+    /// Memory of the first process that stays.
+    laid: &'a Laid,
     own: BTreeMap<String, (u64, u64)>,
     /// The next pid for a helper.
     helper: PodPid,
@@ -294,7 +298,11 @@ impl Growing<'_> {
             calls.push(RemoteCall::new("move the vdso", libc::SYS_mremap, args).returns(*to as i64));
         }
         let ours = self.grown.base.0..self.reserved_end();
+        let first = task.0 == self.born.init;
         for (start, end) in gaps_between(&read_maps(task.0)?, &ours) {
+            if first && self.laid.keeps(start, end) {
+                continue;
+            }
             calls.push(RemoteCall::new("unmap", libc::SYS_munmap, vec![start.into(), (end - start).into()]));
         }
         stub.run(&mut calls)?;

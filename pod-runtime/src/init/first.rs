@@ -11,7 +11,7 @@ use crate::problem::{Doing, Problem, Report, Result};
 use crate::rootfs::{Beginning, Rootfs};
 use crate::spec::Spec;
 use crate::store::Pod;
-use crate::sys::{clone, daemon, process, tty};
+use crate::sys::{clone, daemon, memory, process, tty, userfault};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::Mode;
@@ -25,6 +25,8 @@ use std::os::unix::net::UnixStream;
 pub const JOINED: u8 = b'c';
 /// The files are there; what the clocks show follows.
 pub const CLOCKS: u8 = b'k';
+/// Memory comes before the files: how many places follows, then each with its start and its end.
+pub const PLACES: u8 = b'p';
 /// Become the program.
 pub const GO: u8 = b'g';
 
@@ -36,8 +38,12 @@ pub enum News {
     Ready {
         warnings: Vec<String>,
     },
-    /// Files and clocks can come.
+    /// Files and clocks can come, and memory before them.
     Waiting,
+    /// These places are mapped. With a userfaultfd.
+    Laid {
+        places: Vec<(u64, u64)>,
+    },
     Problem(Report),
 }
 
@@ -125,13 +131,40 @@ impl First<'_> {
         clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())
     }
 
-    /// Waits until the files are there.
+    /// Waits until the files are there. Memory may come before them.
     fn clocks(&mut self) -> Clocks {
+        let mut letter = [0];
         let mut bytes = [0; Clocks::BYTES];
-        if !self.told(CLOCKS) || self.sync.read_exact(&mut bytes).is_err() {
-            daemon::exit_now(125);
+        loop {
+            let heard = self.sync.read_exact(&mut letter);
+            match (heard, letter[0]) {
+                (Ok(()), CLOCKS) if self.sync.read_exact(&mut bytes).is_ok() => return Clocks::decode(&bytes),
+                (Ok(()), PLACES) if self.lay_out().is_ok() => {}
+                _ => daemon::exit_now(125),
+            }
         }
-        Clocks::decode(&bytes)
+    }
+
+    /// Maps memory for others to fill. Places where something lies are left out, and so are all of them on a host
+    /// without userfaultfd.
+    fn lay_out(&mut self) -> Result<()> {
+        let doing = || "hear from the monitor".to_owned();
+        let mut word = || {
+            let mut bytes = [0; 8];
+            self.sync.read_exact(&mut bytes).map(|()| u64::from_ne_bytes(bytes)).doing(doing)
+        };
+        let count = word()?;
+        let wanted: Vec<(u64, u64)> = (0..count).map(|_| Ok((word()?, word()?))).collect::<Result<_>>()?;
+        let fault = match userfault::make() {
+            Ok(fault) => fault,
+            Err(error) => {
+                let problem = Problem::new("E-KERNEL", "make a userfaultfd").because(error);
+                return self.say(&News::Problem(problem.report()), None);
+            }
+        };
+        let mapped = |&(start, end): &(u64, u64)| memory::lay_out(start, end.saturating_sub(start) as usize).is_ok();
+        let places = wanted.into_iter().filter(mapped).collect();
+        self.say(&News::Laid { places }, Some(&fault))
     }
 
     /// The three files, and the master of a new pty.

@@ -9,7 +9,7 @@
 //! log; what it does never stops the pod. A monitor that is killed takes nothing with it but the terminal: the pod goes
 //! on, and [`crate::lifecycle`] stops and removes it without a monitor.
 
-use crate::birth::{Born, Clocks};
+use crate::birth::{Born, Clocks, Conceived};
 use crate::network::Attachment;
 use crate::problem::{Problem, Result};
 use crate::spec::Spec;
@@ -59,8 +59,9 @@ pub enum Beginning {
 /// fails, the monitor removes everything of the pod from this host.
 pub trait Filling {
     /// The pod has its namespaces, its cgroup and its cable, but no file tree. Brings the files that lie on disk, which
-    /// must not change once they are mounted, and says what the pod's clocks show.
-    fn files(&mut self, pod: &Pod, spec: &Spec) -> Result<Clocks>;
+    /// must not change once they are mounted, and says what the pod's clocks show. Memory that comes earlier can be put
+    /// into `conceived`, which is not there for a filling that is at rest.
+    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>) -> Result<Clocks>;
 
     /// Whether the files are there already, so that they can be brought while the first process joins its cgroups.
     fn at_rest(&self) -> bool {

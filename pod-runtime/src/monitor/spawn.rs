@@ -240,14 +240,14 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
             let purpose = Purpose::Fill(filling.inside());
             let meanwhile = |init| {
                 let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
-                let clocks = filling.at_rest().then(|| filling.files(&pod, &spec)).transpose()?;
+                let clocks = filling.at_rest().then(|| filling.files(&pod, &spec, None)).transpose()?;
                 Ok((attachment, clocks))
             };
             let (conceived, (attachment, clocks)) = birth::conceive(&spec, &pod, None, purpose, given, meanwhile)?;
             let clocks = match clocks {
                 Some(clocks) => clocks,
                 // Not before: whoever hears of this freezes the pod where it is.
-                None => filling.files(&pod, &spec)?,
+                None => filling.files(&pod, &spec, Some(&conceived))?,
             };
             Ok((conceived.birth(&pod, Some(clocks))?, attachment))
         }

@@ -43,6 +43,28 @@ pub fn write(pid: pid_t, local: &[u8], remote: &[(u64, usize)]) -> io::Result<()
     }
 }
 
+/// Maps private anonymous memory at an address where this process has nothing (EEXIST if it has), readable and writable,
+/// for somebody else to fill. A child of this process does not get it.
+pub fn lay_out(start: u64, bytes: usize) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let wanted = start as *mut c_void;
+    // SAFETY: with MAP_FIXED_NOREPLACE nothing is replaced, and nothing of this program refers to the new memory.
+    let place = unsafe { libc::mmap(wanted, bytes, protection, flags, -1, 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the memory mapped just now (a kernel that does not know the flag may have put it elsewhere).
+    let advised = unsafe { libc::madvise(place, bytes, libc::MADV_DONTFORK) };
+    if advised == 0 && place == wanted {
+        return Ok(());
+    }
+    let error = if advised == 0 { io::ErrorKind::AddrInUse.into() } else { io::Error::last_os_error() };
+    // SAFETY: as above.
+    unsafe { libc::munmap(place, bytes) };
+    Err(error)
+}
+
 /// Writes to it are noticed.
 pub const PAGE_IS_WATCHED: u64 = 1;
 /// Since it was protected last.

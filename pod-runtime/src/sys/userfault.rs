@@ -22,6 +22,17 @@ const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 /// _IOWR(0xaa, 3, struct uffdio_copy)
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 
+/// userfaultfd(2): of this process, for whoever gets the descriptor to take.
+pub fn make() -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) } as i32;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A userfaultfd of another process. When it is closed the process's memory is as any other's again.
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
@@ -42,12 +53,9 @@ impl Userfault {
         fault.ioctl(UFFDIO_API, &mut [API, features, 0]).map(|()| fault)
     }
 
-    /// One of this process itself, to see whether the kernel has what [`Userfault::noticing`] needs.
+    /// Whether the kernel has what [`Userfault::noticing`] needs.
     pub fn can_notice() -> bool {
-        // SAFETY: numbers only.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) } as i32;
-        // SAFETY: a new descriptor that nobody else owns.
-        fd >= 0 && Userfault::noticing(unsafe { OwnedFd::from_raw_fd(fd) }).is_ok()
+        make().and_then(Userfault::noticing).is_ok()
     }
 
     /// From here on writes to a mapping, or a part of one, can be noticed: by `PAGEMAP_SCAN` ([`super::memory`]).
@@ -89,13 +97,8 @@ mod tests {
 
     #[test]
     fn pages_come_to_their_place() {
-        // SAFETY: numbers only.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) } as i32;
-        if fd < 0 {
-            return; // A kernel without.
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        let fault = Userfault::take(unsafe { OwnedFd::from_raw_fd(fd) }).unwrap();
+        let Ok(fd) = make() else { return }; // A kernel without.
+        let fault = Userfault::take(fd).unwrap();
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping of four pages, used below and never unmapped.
         let memory = unsafe { libc::mmap(std::ptr::null_mut(), 4 * PAGE, protection, flags, -1, 0) };

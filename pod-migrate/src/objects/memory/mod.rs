@@ -32,6 +32,14 @@ pub struct MmState {
     pub lock_future_on_fault: bool,
 }
 
+/// State of PLACES: plain private anonymous maps of a space while its pod runs, in order. They may be others by the time
+/// it has stopped: MM says what there is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    /// First address, and the one after the last.
+    pub ranges: Vec<(u64, u64)>,
+}
+
 /// State of KEPT: of the pages that came ahead for this space, those that still hold. In order; several records may be
 /// needed for a space.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,12 +12,13 @@
 //! Where the kernel cannot do it (before Linux 6.7) nothing is sent ahead, and where a process cannot (no free
 //! descriptor, a program that uses userfaultfd itself) nothing of that process.
 
+use super::Places;
 use super::dump::{Place, Private};
 use super::pages::{self, Zeros};
 use super::ranges::Ranges;
 use crate::freeze::{Frozen, Process};
 use crate::ids::{HostPid, MmId, TaskFd};
-use crate::image::Writer;
+use crate::image::{Kind, Writer};
 use crate::remote::{Borrowed, RemoteCall};
 use pod_runtime::proc::maps::{self, Map};
 use pod_runtime::sys::memory::{self, Look};
@@ -30,6 +31,9 @@ use std::time::{Duration, Instant};
 
 /// A process with less memory of its own is not worth two system calls and a protection.
 const LEAST: u64 = 8 << 20;
+/// Places that are named ahead hold so much at least, and are so many at most.
+const LARGE: u64 = 1 << 20;
+const MOST_PLACES: usize = 512;
 /// How long a process may take to make a descriptor.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Pages that are a process's own, as [`pages`] looks for them.
@@ -89,6 +93,9 @@ impl Tracker {
         let began = Instant::now();
         let zeros = if self.passes == 0 { Zeros::LeftOut } else { Zeros::Sent };
         self.passes += 1;
+        if self.passes == 1 {
+            self.processes.iter().try_for_each(|tracked| tracked.places(w))?;
+        }
         let mut spaces = Vec::with_capacity(self.processes.len());
         for tracked in &mut self.processes {
             spaces.push(tracked.written());
@@ -147,6 +154,17 @@ impl Tracked {
             watched: Ranges::default(),
             sent: Ranges::default(),
         })
+    }
+
+    /// The PLACES record.
+    fn places(&self, w: &mut Writer<impl Write>) -> Result<()> {
+        let maps = maps::parse(&proc::read(format!("/proc/{}/smaps", self.host)).unwrap_or_default());
+        let plain =
+            |map: &&Map| is_sent_ahead(map) && map.write && !map.has(b"gd") && !map.has(b"dp") && !map.has(b"hg");
+        let ranges = Ranges::of(maps.iter().filter(plain).map(|map| map.start..map.end));
+        let large = ranges.iter().filter(|range| range.end - range.start >= LARGE);
+        let ranges = large.map(|range| (range.start, range.end)).take(MOST_PLACES).collect();
+        w.put(Kind::PLACES, self.mm.0, &Places { ranges })
     }
 
     /// What was written since it was asked last; from now on that counts as not written.
