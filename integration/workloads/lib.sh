@@ -35,14 +35,13 @@ wrong() { printf '%s\n' "$*" >&2; exit 1; }
 
 outcome() {
     trap - EXIT
-    [ -z "${asking:-}" ] || kill -9 "$asking" 2>/dev/null || true
+    [ -z "${asking:-}" ] || { kill -9 "$asking" && wait "$asking"; } 2>/dev/null || true
     case $1 in works*) ;; *)
         echo "-- the client said:"
         tail -20 "$WORK/client" 2>/dev/null || true
         echo "-- the pod said:"
-        on "$host" pod logs "$name" 2>&1 | tail -20 || true ;;
+        log | tail -20 ;;
     esac
-    rm -rf "$WORK"
     printf '%s\n' "$1"
     case $1 in works*) exit 0 ;; refused*) exit 3 ;; *) exit 1 ;; esac
 }
@@ -65,21 +64,24 @@ reachable() {
     on client timeout 5 bash -c ": </dev/tcp/$ADDRESS/$port" 2>/dev/null
 }
 
+log() { on "$host" pod logs "$name" 2>/dev/null || true; }
+
 answers() {
     if defined client; then
         stat -c %s "$WORK/answers"
-        return
+    else
+        log | grep -c '^ok' || true
     fi
-    local log
-    log=$(on "$host" pod logs "$name") || log=''
-    ! grep -m1 '^FAIL' <<<"$log" >&2 || fails "$(grep -m1 '^FAIL' <<<"$log")"
-    grep -c '^ok' <<<"$log" || true
 }
 
 # Something to wait for ends at once with what ended instead.
 more_than() {
+    local wrong
     [ -z "$asking" ] || [ -d "/proc/$asking" ] || fails "the client ended: $(tail -1 "$WORK/client")"
-    [ "$(answers)" -gt "$1" ]
+    if ! defined client && wrong=$(log | grep -m1 '^FAIL'); then
+        fails "$wrong"
+    fi
+    [ "$(answers)" -gt "$1" ] || { runs || fails "the pod ended"; return 1; }
 }
 
 works_on() { # WHEN
@@ -162,12 +164,13 @@ workload() {
     case ${1:-} in
         '')
             : "${BED:?the path of bed, as integration/workloads/run sets it}"
-            # The keeper takes the hosts down however this ends.
-            exec env BED_NAME="$name-$$" BED_HOSTS="hostA hostB client" "$BED" run bash "$self" drive ;;
-        drive)
             WORK=$(mktemp -d /var/tmp/pod-workload.XXXXXX)
             export WORK
             chmod 755 "$WORK"
+            trap 'rm -rf "$WORK"' EXIT
+            # The keeper takes the hosts down however this ends.
+            BED_NAME="$name-$$" BED_HOSTS="hostA hostB client" "$BED" run bash "$self" drive ;;
+        drive)
             trap 'fails "the script itself, line $LINENO"' EXIT
             drive ;;
         title | did) printf '%s\n' "${!1}" ;;
