@@ -22,4 +22,4 @@ macro_rules! programs {
     } )* };
 }
 
-programs! { haproxy redis }
+programs! { haproxy php redis sqlite ssh tmux }
