@@ -230,7 +230,8 @@ impl<'v> FilesDump<'v> {
         let key = (stat.st_dev, stat.st_ino);
         let known = self.by_inode.entry(key).or_default();
         let entries = &self.entries;
-        let place = search(known, |index| kcmp::compare_files(fd.as_fd(), entries[*index].fd.as_fd()))
+        let me = std::process::id() as i32;
+        let place = search(known, |index| kcmp::compare_files(me, fd.as_fd(), entries[*index].fd.as_fd()))
             .doing(|| format!("{subject}: compare it"))?;
         match place {
             Ok(found) => Ok(FileId(known[found] as u64 + 1)),

@@ -38,6 +38,12 @@ impl Ranges {
         self.0.is_empty()
     }
 
+    /// Whether anything of a range is in it.
+    pub fn touches(&self, range: &Range<u64>) -> bool {
+        let at = self.0.partition_point(|mine| mine.end <= range.start);
+        self.0.get(at).is_some_and(|mine| mine.start < range.end)
+    }
+
     /// How many addresses.
     pub fn bytes(&self) -> u64 {
         self.iter().map(|range| range.end - range.start).sum()
@@ -114,6 +120,7 @@ mod tests {
             prop_assert_eq!(a.both(&b).iter().flatten().collect::<BTreeSet<_>>(), &x & &y);
             prop_assert_eq!(a.without(&b).iter().flatten().collect::<BTreeSet<_>>(), &x - &y);
             prop_assert_eq!(a.bytes(), x.len() as u64);
+            prop_assert!(b.iter().all(|range| a.touches(&range) == range.clone().any(|address| x.contains(&address))));
         }
     }
 }

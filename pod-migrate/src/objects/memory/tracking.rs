@@ -113,8 +113,7 @@ impl Tracker {
 
     /// Whether a map is under userfaultfd because we put it there.
     pub(super) fn watches(&self, host: HostPid, map: &Map) -> bool {
-        let range = Ranges::one(map.start..map.end);
-        self.of(host).is_some_and(|tracked| !tracked.watched.both(&range).is_empty())
+        self.of(host).is_some_and(|tracked| tracked.watched.touches(&(map.start..map.end)))
     }
 
     /// Divides the pages of a process that stands still: what came ahead and still holds, and the rest.
@@ -172,9 +171,9 @@ impl Tracked {
         // A process that has ended has none.
         let maps = maps::parse(&proc::read(format!("/proc/{}/maps", self.host)).unwrap_or_default());
         let places: Vec<_> = maps.iter().filter(|map| is_sent_ahead(map)).map(|map| map.start..map.end).collect();
-        let mut found = Vec::new();
+        let (mut found, mut new) = (Vec::new(), Vec::new());
         for place in &places {
-            match self.protect(place) {
+            match self.protect(place, &mut new) {
                 Ok(regions) => found.extend(regions.iter().map(|region| region.start..region.end)),
                 Err(error) => {
                     tracing::debug!(name = self.name, start = place.start, %error, "not sent ahead");
@@ -182,6 +181,8 @@ impl Tracked {
                 }
             }
         }
+        // All at once: a process may have ten thousand.
+        self.watched = self.watched.with(&Ranges::of_any(new));
         let only = Ranges::of(found);
         self.sent = self.sent.without(&only);
         let place = |range| Place { range, readable: true, over_a_file: false };
@@ -189,14 +190,19 @@ impl Tracked {
         Private { mm: self.mm, host: self.host.0, name: self.name.clone(), places, only: Some(only) }
     }
 
-    fn protect(&mut self, place: &std::ops::Range<u64>) -> std::io::Result<Vec<memory::PageRegion>> {
+    /// `new` is what is under watch from now on.
+    fn protect(
+        &self,
+        place: &std::ops::Range<u64>,
+        new: &mut Vec<std::ops::Range<u64>>,
+    ) -> std::io::Result<Vec<memory::PageRegion>> {
         let all = Look { any: THERE, not: NOT_ITS_OWN, protect: true, ..Look::default() };
         let scan = |look| memory::look_for_pages(&self.pagemap, place.start, place.end, &look);
         scan(Look { all: memory::PAGE_IS_WRITTEN, ..all }).or_else(|_| {
             // Not under watch yet, or not any more: new maps are not. Of what was protected before the scan came to such a
             // place nobody knows whether it had been written, so all of it counts.
             self.fault.notice(place.start, place.end - place.start)?;
-            self.watched = self.watched.with(&Ranges::one(place.clone()));
+            new.push(place.clone());
             scan(all)
         })
     }
