@@ -22,7 +22,7 @@ fn guests_verify_where_nothing_moves() -> Result<()> {
         let log = bed.shared().join(kind);
         // Guests write to /tmp and /var/tmp, which hosts share with the machine, and make message queues.
         let line = format!("mount -t tmpfs t /tmp && mount -t tmpfs t /var/tmp && exec /proc/self/fd/3 {kind}");
-        let line = format!("exec 3<{guest}; exec unshare --mount --ipc sh -c '{line}'");
+        let line = format!("exec 3<{guest}; exec unshare --mount --ipc --uts sh -c '{line}'");
         let out = fs::File::create(&log)?;
         let mut running = bed.a().command("bash").args(["-c", &line]).stdout(out).stdin(Stdio::null()).spawn()?;
         let said = |what: &str| {

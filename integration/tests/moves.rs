@@ -10,7 +10,7 @@ fn start(bed: &Bed, kind: &str) -> Result<()> {
     let guest = bed::beside_us("guest").context("guest is built with us")?;
     let run = ["run", "-d", "--name", kind, "--network", "none"];
     let rights: &[&str] = match kind {
-        "mounts" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
+        "mounts" | "names" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
         "routes" => &["--cap-add", "NET_ADMIN"],
         _ => &[],
     };
@@ -63,5 +63,5 @@ ways! { checkpoint_and_restore_twice there_and_back: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
-    mqueues mounts routes hugepages
+    mqueues mounts routes hugepages names
 ] }

@@ -49,3 +49,8 @@ fn notified() -> Result<()> {
 fn filtered() -> Result<()> {
     refused("filtered", "E-NETWORK-INSIDE", &["--cap-add", "NET_ADMIN"])
 }
+
+#[test]
+fn covering() -> Result<()> {
+    refused("covering", "E-MOUNT-INSIDE", &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"])
+}

@@ -9,6 +9,7 @@ use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
 use crate::objects::namespaces::mounts;
 use crate::objects::namespaces::network as made;
+use crate::objects::namespaces::uts;
 use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
@@ -152,6 +153,10 @@ pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Res
     while let Some(record) = reader.next()? {
         if record.kind == Kind::MOUNTS {
             mounts::restore(newborn.born.init, &record.state::<Vec<mounts::Inside>>()?, &newborn.spec.security)?;
+            continue;
+        }
+        if record.kind == Kind::UTS {
+            uts::restore(newborn.born.init, &record.state()?, &newborn.spec.security)?;
             continue;
         }
         if record.kind == Kind::NETWORK {

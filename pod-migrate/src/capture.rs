@@ -13,7 +13,7 @@ use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
-use crate::objects::namespaces::{mounts, network};
+use crate::objects::namespaces::{mounts, network, uts};
 use crate::objects::task::waits::Waits;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
@@ -296,6 +296,9 @@ impl Still {
         self.frozen.passed(self.since.elapsed());
         if let Some(network) = network::dump(&self.capture.spec, self.capture.init.0)? {
             w.put(Kind::NETWORK, 0, &network)?;
+        }
+        if let Some(names) = uts::dump(&self.capture.spec.security, self.capture.init.0)? {
+            w.put(Kind::UTS, 0, &names)?;
         }
         self.in_memory(w)?;
         w.flush()?;

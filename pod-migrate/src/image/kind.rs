@@ -60,6 +60,8 @@ kinds! {
     MOUNTS = 9 v 1,
     /// Addresses, routes and rules that were made inside the pod.
     NETWORK = 10 v 1,
+    /// Host and domain name of a pod that may change them.
+    UTS = 11 v 1,
     /// The tree of processes and threads with sessions and groups.
     TREE = 16 v 1,
     /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits

@@ -28,6 +28,7 @@ mod memory;
 mod mounts;
 mod mqueues;
 mod nameless;
+mod names;
 mod options;
 mod packets;
 mod peers;
@@ -76,6 +77,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("churn", churn::set_up),
     ("clocks", clocks::set_up),
     ("counter", counter::set_up),
+    ("covering", refused::covering),
     ("credentials", credentials::set_up),
     ("epoll", epoll::set_up),
     ("eventfd", eventfd::set_up),
@@ -96,6 +98,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("mounts", mounts::set_up),
     ("mqueues", mqueues::set_up),
     ("nameless", nameless::set_up),
+    ("names", names::set_up),
     ("notified", refused::notified),
     ("options", options::set_up),
     ("packets", packets::set_up),

@@ -4,3 +4,4 @@ pub mod ipc;
 pub mod mounts;
 pub mod mqueue;
 pub mod network;
+pub mod uts;
