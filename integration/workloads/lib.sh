@@ -175,6 +175,9 @@ workload() {
             drive ;;
         title | did) printf '%s\n' "${!1}" ;;
         packages) printf '%s\n' "${packages[@]}" ;;
-        *) "$@" ;;
+        *)
+            # As Debian ships it: not what this machine has beside it.
+            [ "$1" != serve ] && [ "$1" != version ] || export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+            "$@" ;;
     esac
 }

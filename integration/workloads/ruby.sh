@@ -10,7 +10,7 @@ version() { ruby -e 'puts RUBY_VERSION'; }
 
 serve() {
     cat >/tmp/config.ru <<'END'
-require 'digest'
+require 'digest/sha2'
 run lambda { |env| [200, { 'Content-Type' => 'text/plain' }, [Digest::SHA256.hexdigest(env['rack.input'].read)]] }
 END
     cd /tmp

@@ -14,7 +14,9 @@ serve() {
     Xvfb :1 -screen 0 640x480x24 &
     until [ -S /tmp/.X11-unix/X1 ]; do sleep 0.05; done
     openbox &
-    xterm -geometry 80x24+0+0 -e cat &
+    xterm -geometry 80x24+0+0 -e sh -c 'touch /tmp/there; exec cat' &
+    # What is typed before it is there goes nowhere.
+    until [ -e /tmp/there ]; do sleep 0.05; done
     exec x11vnc -quiet -forever -shared -rfbport 5900 -noxdamage
 }
 
@@ -67,11 +69,12 @@ def key(symbol):
     for down in (1, 0):
         one.sendall(struct.pack(">BBHI", 4, down, 0, symbol))
 
-def pointer(x, y):
-    one.sendall(struct.pack(">BBHH", 5, 0, x, y))
+def click(x, y):
+    for button in (0, 1, 0):
+        one.sendall(struct.pack(">BBHH", 5, button, x, y))
 
 update(0)
-pointer(200, 150)
+click(200, 150)
 count = 0
 while not stopped():
     before = bytes(screen)
