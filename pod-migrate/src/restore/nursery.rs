@@ -110,6 +110,7 @@ impl Nursery {
 fn fits(map: &Map) -> bool {
     map.backing == Backing::Anonymous
         && !map.shared
+        && map.huge == 0
         && !map.grows_down
         && !map.droppable
         && !map.advice.contains(&libc::MADV_HUGEPAGE)
