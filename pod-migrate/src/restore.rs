@@ -19,6 +19,7 @@ mod finish;
 mod memory;
 mod nursery;
 mod pages;
+mod plan;
 mod tree;
 
 pub use ahead::Ahead;
@@ -160,7 +161,7 @@ pub fn restore<R: Read>(
 ) -> Result<Restored> {
     let laid = ahead.settle(&image)?;
     ipc::restore(born.init, &image.ipc)?;
-    let mut opener = Opener::start(born, tree::free_pid(&image, 0), &image.files)?;
+    let mut opener = Opener::start(born, plan::free_pid(&image, 0), &image.files)?;
     let mut grown = tree::grow(&image, born, &laid, &opener)?;
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;

@@ -4,7 +4,7 @@
 //! The state of one object is checked where it is made, by the kernel mostly: a wrong one is a call that fails, in a pod
 //! that does not run yet.
 
-use super::{Image, memory, tree};
+use super::{Image, memory, plan};
 use crate::ids::PodPid;
 use crate::image::damaged;
 use crate::objects::files::FdTable;
@@ -33,7 +33,7 @@ pub(super) fn image(image: &Image) -> Result<()> {
     }
     nodes.iter().try_for_each(node)?;
     shape(nodes)?;
-    tree::plan(image)?;
+    plan::plan(image)?;
     let known = |id: &crate::ids::FileId| image.files.files.contains_key(id);
     for (id, space) in &image.spaces {
         same("memory", id, &space.id)?;

@@ -29,8 +29,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// A process with less memory of its own is not worth two system calls and a protection.
-const LEAST: u64 = 8 << 20;
+/// A process with less memory of its own is not worth it: to watch it the pod is stopped once more, for a moment.
+const LEAST: u64 = 32 << 20;
 /// Places that are named ahead hold so much at least, and are so many at most.
 const LARGE: u64 = 1 << 20;
 const MOST_PLACES: usize = 512;
