@@ -156,5 +156,7 @@ fn memory_that_is_shared_since_fork_is_named() -> Result<()> {
     };
     named(&bed.a().pod(&["check", "server"])?)?;
     let said = bed.a().output(&["pod", "checkpoint", "create", "server", "server"])?;
-    named(&String::from_utf8_lossy(&[said.stdout, said.stderr].concat()))
+    named(&String::from_utf8_lossy(&[said.stdout, said.stderr].concat()))?;
+    // To be read has not made copies of it.
+    named(&bed.a().pod(&["check", "server"])?)
 }

@@ -51,12 +51,16 @@ pub(super) struct Private {
     pub places: Vec<Place>,
     /// Only these pages, when it is known which; else all that are its own.
     pub only: Option<Ranges>,
+    /// Of a process that runs and shares pages since a fork: its memory, to be read through.
+    pub gently: Option<File>,
 }
 
 pub(super) struct Place {
     pub range: Range<u64>,
     pub readable: bool,
     pub over_a_file: bool,
+    /// Some of it other processes have too, since a fork.
+    pub forked: bool,
 }
 
 impl<'a> Spaces<'a> {
@@ -88,7 +92,14 @@ impl<'a> Spaces<'a> {
         for map in process.maps.iter().filter(|map| map.end <= ours.start || map.start >= ours.end) {
             self.one(process, map, &mut state, &mut places, files)?;
         }
-        self.private.push(Private { mm: id, host: process.host.0, name: process.name(), places, only: None });
+        self.private.push(Private {
+            mm: id,
+            host: process.host.0,
+            name: process.name(),
+            places,
+            only: None,
+            gently: None,
+        });
         Ok(state)
     }
 
@@ -112,7 +123,8 @@ impl<'a> Spaces<'a> {
         let droppable = map.has(b"dp");
         if !map.shared && !droppable && (over_a_file || backing == Backing::Anonymous) {
             let ranges = between(map.start..map.end, &guards).into_iter();
-            places.extend(ranges.map(|range| Place { range, readable: map.read, over_a_file }));
+            let forked = map.proportional < map.resident;
+            places.extend(ranges.map(|range| Place { range, readable: map.read, over_a_file, forked }));
         }
         state.maps.push(Map {
             start: map.start,

@@ -49,6 +49,9 @@ enum Source<'a> {
     Task(&'a Private),
     /// One that runs: what it has unmapped meanwhile is missed, and that is noted.
     Running(&'a Private, &'a Missed),
+    /// What it may share with others since a fork, through /proc/PID/mem: process_vm_readv pins pages, and the kernel gives
+    /// who is pinned a copy of its own first.
+    Forked(&'a Private, Arc<File>),
     /// What the program itself may not read, through /proc/PID/mem.
     Hidden(&'a Private, Arc<File>),
     File(&'a File),
@@ -172,7 +175,11 @@ impl Piece<'_> {
         let at = self.ranges.first().map_or(0, |(at, _)| *at);
         match &self.source {
             Source::Running(space, missed) => {
-                if memory::read(space.host, buffer, &self.ranges).ok() != Some(bytes) {
+                let read = match &space.gently {
+                    Some(memory) => self.by_range(memory, buffer).is_ok(),
+                    None => memory::read(space.host, buffer, &self.ranges).ok() == Some(bytes),
+                };
+                if !read {
                     return Ok(self.one_by_one(space, missed, buffer));
                 }
             }
@@ -182,7 +189,7 @@ impl Piece<'_> {
                 Err(error) => Err(error),
             }
             .doing(|| format!("read {bytes} bytes at {at:x} of {}", space.name))?,
-            Source::Hidden(space, memory) => {
+            Source::Forked(space, memory) | Source::Hidden(space, memory) => {
                 self.by_range(memory, buffer).doing(|| format!("read {bytes} bytes at {at:x} of {}", space.name))?;
             }
             Source::File(file) => self.by_range(file, buffer).doing(|| "read shared memory".into())?,
@@ -206,7 +213,11 @@ impl Piece<'_> {
         let pages = self.ranges.iter().flat_map(|(at, bytes)| (*at..at + *bytes as u64).step_by(PAGE as usize));
         let mut runs = Vec::new();
         for (address, page) in pages.zip(buffer.chunks_mut(PAGE as usize)) {
-            match memory::read_exact(space.host, address, page) {
+            let read = match &space.gently {
+                Some(memory) => memory.read_exact_at(page, address),
+                None => memory::read_exact(space.host, address, page),
+            };
+            match read {
                 Ok(()) => runs.push((PageRun { owner: self.owner, address, bytes: PAGE }, &*page)),
                 Err(_) => lock(missed).push((space.mm, address..address + PAGE)),
             }
@@ -300,12 +311,18 @@ fn private(space: &Private) -> Result<Vec<Piece<'_>>> {
     let memory = Arc::new(memory.doing(|| format!("open the memory of {}", space.name))?);
     let mut gather = Gather { pieces: Vec::new(), bytes: 0 };
     for (range, place) in within(&regions, &space.places) {
-        let source = || match place.readable {
-            true => Source::Task(space),
-            false => Source::Hidden(space, memory.clone()),
+        let source = || match (place.readable, place.forked) {
+            (true, false) => Source::Task(space),
+            (true, true) => Source::Forked(space, memory.clone()),
+            (false, _) => Source::Hidden(space, memory.clone()),
         };
         let joins = |piece: &Piece<'_>| {
-            piece.zeros == place.over_a_file && matches!(piece.source, Source::Task(_)) == place.readable
+            let same = match piece.source {
+                Source::Task(_) => place.readable && !place.forked,
+                Source::Forked(..) => place.readable && place.forked,
+                _ => !place.readable,
+            };
+            piece.zeros == place.over_a_file && same
         };
         let owner = Owner::Mm(space.mm);
         gather.add(range, joins, || Piece { source: source(), owner, zeros: place.over_a_file, ranges: Vec::new() });
@@ -416,7 +433,7 @@ mod tests {
     }
 
     fn place(range: Range<u64>) -> Place {
-        Place { range, readable: true, over_a_file: false }
+        Place { range, readable: true, over_a_file: false, forked: false }
     }
 
     #[test]
@@ -470,7 +487,7 @@ mod tests {
         let base = memory.as_ptr() as u64;
         let host = std::process::id() as i32;
         let places = vec![place(base..base + bytes as u64)];
-        let spaces = [Private { mm: MmId(3), host, name: "us".into(), places, only: None }];
+        let spaces = [Private { mm: MmId(3), host, name: "us".into(), places, only: None, gently: None }];
         let mut file = tempfile::tempfile().unwrap();
         std::io::copy(&mut &memory[..1 << 20], &mut file).unwrap();
         let contents = [Contents { source: file, bytes: 1 << 20, owner: Owner::File(FileId(9)) }];

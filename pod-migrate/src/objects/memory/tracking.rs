@@ -56,6 +56,8 @@ struct Tracked {
     watched: Ranges,
     /// What was sent and, as far as is known, not written since.
     sent: Ranges,
+    /// It has pages that others have too, since a fork.
+    forked: bool,
 }
 
 /// What a pass did.
@@ -94,7 +96,7 @@ impl Tracker {
         let zeros = if self.passes == 0 { Zeros::LeftOut } else { Zeros::Sent };
         self.passes += 1;
         if self.passes == 1 {
-            self.processes.iter().try_for_each(|tracked| tracked.places(w))?;
+            self.processes.iter_mut().try_for_each(|tracked| tracked.places(w))?;
         }
         let mut spaces = Vec::with_capacity(self.processes.len());
         for tracked in &mut self.processes {
@@ -152,12 +154,14 @@ impl Tracked {
             pagemap: File::open(&path).doing(|| format!("open {}", path.display()))?,
             watched: Ranges::default(),
             sent: Ranges::default(),
+            forked: false,
         })
     }
 
     /// The PLACES record.
-    fn places(&self, w: &mut Writer<impl Write>) -> Result<()> {
+    fn places(&mut self, w: &mut Writer<impl Write>) -> Result<()> {
         let maps = maps::parse(&proc::read(format!("/proc/{}/smaps", self.host)).unwrap_or_default());
+        self.forked = maps.iter().any(|map| map.shared_since_fork() > 0);
         let plain =
             |map: &&Map| is_sent_ahead(map) && map.write && !map.has(b"gd") && !map.has(b"dp") && !map.has(b"hg");
         let ranges = Ranges::of(maps.iter().filter(plain).map(|map| map.start..map.end));
@@ -185,9 +189,11 @@ impl Tracked {
         self.watched = self.watched.with(&Ranges::of_any(new));
         let only = Ranges::of(found);
         self.sent = self.sent.without(&only);
-        let place = |range| Place { range, readable: true, over_a_file: false };
+        let place = |range| Place { range, readable: true, over_a_file: false, forked: self.forked };
         let places = places.into_iter().map(place).collect();
-        Private { mm: self.mm, host: self.host.0, name: self.name.clone(), places, only: Some(only) }
+        // One that cannot be opened is that of a process which has ended: nothing of it can be read in any way.
+        let gently = if self.forked { File::open(format!("/proc/{}/mem", self.host)).ok() } else { None };
+        Private { mm: self.mm, host: self.host.0, name: self.name.clone(), places, only: Some(only), gently }
     }
 
     /// `new` is what is under watch from now on.
