@@ -2,11 +2,12 @@
 //! nothing drifts, and an image grows no more than the programs do. A few times in CI; as often as is wanted by hand:
 //! `SOAK=200 cargo nextest run --profile long --workspace --no-capture -E 'binary(soak)'`.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use integration::bed::{Bed, Host};
 use integration::pods::{ADDRESS, Client};
 use integration::wait::{SOON, until_true};
 use serde_json::Value;
+use std::io::Read;
 use std::process::Stdio;
 
 const POD: &str = "soak";
@@ -115,7 +116,12 @@ fn a_pod_with_three_servers_is_saved_and_restored_over_and_over() -> Result<()> 
     for number_of in 1..=cycles() {
         let sight = cycle(host, number_of).with_context(|| format!("cycle {number_of}"))?;
         println!("{number_of}: {sight:?}");
-        ensure!(pgbench.try_wait()?.is_none(), "pgbench ended in cycle {number_of}");
+        if pgbench.try_wait()?.is_some() {
+            let mut said = String::new();
+            pgbench.stderr.take().context("stderr is a pipe")?.read_to_string(&mut said)?;
+            let log = host.pod(&["logs", "--tail", "30", POD])?;
+            bail!("pgbench ended in cycle {number_of}: {said}\nthe pod's log ends:\n{log}");
+        }
         // Buffers and pools fill within the first cycles; what they came to then is the measure.
         if let Some(warm) = seen.get(..WARM) {
             let most = |of: fn(&Sight) -> u64| warm.iter().map(of).max().unwrap_or(0);
