@@ -209,18 +209,24 @@ fn start(bed: &Bed) -> Result<Client> {
     Client::start(bed, &["redis", &format!("{ADDRESS}:6379"), "4", "2", "200"])
 }
 
+/// Runs the `pod job resume ID` that was named, if one was.
+fn resume(bed: &Bed, said: &str) -> Result<()> {
+    let Some((_, job)) = said.split_once("pod job resume ") else { return Ok(()) };
+    let id: String = job.chars().take_while(char::is_ascii_hexdigit).collect();
+    bed.a().pod(&["job", "resume", &id]).map(drop)
+}
+
 /// Exactly one copy answers, if need be after the command that `pod` names; tells which host it is on.
 fn exactly_one<'a>(bed: &'a Bed, said: &str) -> Result<&'a Host> {
     let settled = || copies(bed).is_ok_and(|copies| copies.iter().sum::<usize>() == 1);
+    // One that stands still looks like one that runs: where the tool has said what to do, that is done first.
+    resume(bed, said)?;
     if until_true("one copy", Duration::from_secs(5), settled).is_err() {
         // What a person would type next: "fix: when hostB can be reached again: pod job resume ID".
         // Where the tool was killed, it is `pod ps` that says so.
         let listed = bed.a().output(&["pod", "ps"])?;
         let said = format!("{said}{}{}", text(&listed.stdout), text(&listed.stderr));
-        if let Some((_, job)) = said.split_once("pod job resume ") {
-            let id: String = job.chars().take_while(char::is_ascii_hexdigit).collect();
-            bed.a().pod(&["job", "resume", &id])?;
-        }
+        resume(bed, &said)?;
         bed.b().pod(&["ps"])?;
         until_true("one copy", SOON, settled)
             .with_context(|| format!("copies: {:?}; pod said: {said}", copies(bed)))?;
