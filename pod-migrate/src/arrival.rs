@@ -7,9 +7,7 @@ use crate::capture::{Moment, Origin, clock};
 use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
-use crate::objects::namespaces::mounts;
-use crate::objects::namespaces::network as made;
-use crate::objects::namespaces::uts;
+use crate::objects::namespaces::{self, mounts, uts};
 use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
@@ -95,7 +93,8 @@ impl Drop for Reservation {
     }
 }
 
-/// Receives what lies on disk, up to the moment of the freeze, and what comes of its memory. `from` reads as "moved here from hostA" in the log.
+/// Receives what lies on disk, up to the moment of the freeze, and what comes of its memory. `from` reads as "moved here
+/// from hostA" in the log.
 pub fn receive_at_rest<R: Read>(
     reader: &mut Reader<R>,
     pod: &Pod,
@@ -147,32 +146,29 @@ pub fn clocks(moment: &Moment) -> Result<Clocks> {
     })
 }
 
-/// Receives the contents of the newborn's tmpfs mounts; the record after them stays in the reader.
+/// Receives what was made inside the newborn's namespaces and the contents of its tmpfs mounts; the record after them
+/// stays in the reader.
 pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Result<Arrived> {
     let mut arrived = Arrived::default();
     while let Some(record) = reader.next()? {
-        if record.kind == Kind::MOUNTS {
-            mounts::restore(newborn.born.init, &record.state::<Vec<mounts::Inside>>()?, &newborn.spec.security)?;
-            continue;
+        let (init, spec) = (newborn.born.init, &newborn.spec);
+        match record.kind {
+            Kind::NETWORK => namespaces::network::restore(init, &record.state()?, spec)?,
+            Kind::UTS => uts::restore(init, &record.state()?, &spec.security)?,
+            Kind::MOUNTS => mounts::restore(init, &record.state::<Vec<mounts::Inside>>()?, &spec.security)?,
+            Kind::STORAGE => {
+                let layer: Layer = record.state()?;
+                let Place::Memory(path) = &layer.place else { return Err(damaged("files on disk come too late")) };
+                let root = storage::open_memory(newborn.born.init, path)?;
+                let more = storage::receive_layer(reader, Writing::new(root, layer.place.keeps_existing()))?;
+                arrived.files += more.files;
+                arrived.bytes += more.bytes;
+            }
+            _ => {
+                reader.put_back(record);
+                return Ok(arrived);
+            }
         }
-        if record.kind == Kind::UTS {
-            uts::restore(newborn.born.init, &record.state()?, &newborn.spec.security)?;
-            continue;
-        }
-        if record.kind == Kind::NETWORK {
-            made::restore(newborn.born.init, &record.state()?, &newborn.spec)?;
-            continue;
-        }
-        if record.kind != Kind::STORAGE {
-            reader.put_back(record);
-            return Ok(arrived);
-        }
-        let layer: Layer = record.state()?;
-        let Place::Memory(path) = &layer.place else { return Err(damaged("files on disk come too late")) };
-        let root = storage::open_memory(newborn.born.init, path)?;
-        let more = storage::receive_layer(reader, Writing::new(root, layer.place.keeps_existing()))?;
-        arrived.files += more.files;
-        arrived.bytes += more.bytes;
     }
     Err(damaged("the image ends before the pod's processes"))
 }

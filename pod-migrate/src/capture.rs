@@ -17,6 +17,7 @@ use crate::objects::namespaces::{mounts, network, uts};
 use crate::objects::task::waits::Waits;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
+use crate::watchdog::Watchdog;
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
 use pod_runtime::cgroup::Cgroup;
@@ -42,6 +43,8 @@ const PIECE: usize = 1 << 20;
 const MOST_PASSES: u32 = 30;
 /// After a pass that took longer the files are looked at once more.
 const LONG_PASS: Duration = Duration::from_millis(200);
+/// How long a pod should stand still at most, if it lets itself be had.
+pub const DOWNTIME: Duration = Duration::from_millis(30);
 /// Memory may take one part in so many of the time that the pod may stand still.
 const SHARE_OF_DOWNTIME: f64 = 4.0;
 
@@ -146,23 +149,20 @@ impl Capture {
     }
 
     /// Sends the memory of large processes while the pod runs, over and over, until what is written between two passes is
-    /// little enough for `downtime`, or does not become less. Files that change meanwhile are sent once more. Returns
+    /// little enough for [`DOWNTIME`], or does not become less. Files that change meanwhile are sent once more. Returns
     /// whether there was anything to send.
-    pub fn memory_ahead<W: Write>(
-        &mut self,
-        w: &mut Writer<W>,
-        downtime: Duration,
-        mut told: impl FnMut(u32, Pass),
-    ) -> Result<bool> {
+    pub fn memory_ahead<W: Write>(&mut self, w: &mut Writer<W>, mut told: impl FnMut(u32, Pass)) -> Result<bool> {
         if !Tracker::pays(&self.processes()) {
             return Ok(false);
         }
         let cgroup = Cgroup::open(self.pod.id())?;
         let waits = Waits::observe(&cgroup.procs()?, &self.run_root());
+        let watchdog = Watchdog::start();
         // What stands against it, if anything does, the freeze itself will say.
         let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(false) };
         let tracker = Tracker::begin(&frozen);
         frozen.thaw();
+        drop(watchdog);
         let Some(mut tracker) = tracker else { return Ok(false) };
         let mut before: Option<Pass> = None;
         for number in 1..=MOST_PASSES {
@@ -171,7 +171,7 @@ impl Capture {
             if number == 1 && pass.took > LONG_PASS {
                 self.pass(w, &BTreeMap::new())?;
             }
-            if before.is_some_and(|before| enough(before, pass, downtime)) {
+            if before.is_some_and(|before| enough(before, pass)) {
                 break;
             }
             before = Some(pass);
@@ -256,11 +256,11 @@ impl Capture {
 }
 
 /// Whether another pass would not make the freeze shorter: what was written in the time of this one is sent within a
-/// part of `downtime`, or is as much as before.
-fn enough(before: Pass, now: Pass, downtime: Duration) -> bool {
+/// part of [`DOWNTIME`], or is as much as before.
+fn enough(before: Pass, now: Pass) -> bool {
     let speed = before.written as f64 / before.took.as_secs_f64().max(1e-6);
     let left = now.written as f64 / speed.max(1.0);
-    left < downtime.as_secs_f64() / SHARE_OF_DOWNTIME || now.written > before.written / 4 * 3
+    left < DOWNTIME.as_secs_f64() / SHARE_OF_DOWNTIME || now.written > before.written / 4 * 3
 }
 
 /// A pod that is held still: nothing of it runs.

@@ -29,8 +29,6 @@ use std::time::{Duration, Instant};
 /// There is no checkpoint of this name.
 pub const MISSING: &str = "E-NOCHECKPOINT";
 const EXTENSION: &str = "pod";
-/// How long a pod should stand still at most, if it lets itself be had.
-const DOWNTIME: Duration = Duration::from_millis(30);
 
 /// What to make.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +67,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     capture.first_pass(&mut w)?;
     // Who goes on running shall stand still for what changes meanwhile alone; or, where that cannot be told, for the
     // copying.
-    if !options.stop && !capture.memory_ahead(&mut w, DOWNTIME, |_, _| {})? && file.is_nameless() {
+    if !options.stop && !capture.memory_ahead(&mut w, |_, _| {})? && file.is_nameless() {
         room::make(file.file(), w.bytes(), &capture.processes());
     }
     let watchdog = Watchdog::over_writes();

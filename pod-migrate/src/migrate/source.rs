@@ -26,9 +26,6 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How long a pod should stand still at most, if it lets itself be had.
-const DOWNTIME: Duration = Duration::from_millis(30);
-
 /// Where a move ended that did not succeed: what a script needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -278,7 +275,7 @@ impl Copied {
             let ms = done.took.as_secs_f64() * 1e3;
             (listener.borrow_mut())(&Event::Pass { pass, bytes: done.written, ms });
         };
-        match capture.memory_ahead(&mut link.writer, DOWNTIME, told) {
+        match capture.memory_ahead(&mut link.writer, told) {
             Ok(_) => Ok(self),
             Err(problem) if problem.code() == LINK || problem.code() == "E-ABORTED" => {
                 Err(broken(problem, link, journal, remote))
