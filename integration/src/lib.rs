@@ -6,5 +6,6 @@
 pub mod bed;
 pub mod hugepages;
 pub mod pods;
+pub mod servers;
 pub mod terminal;
 pub mod wait;

@@ -5,6 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use integration::bed::{Bed, Host};
 use integration::pods::{ADDRESS, Client};
+use integration::servers::{POSTGRES, PYTHON};
 use integration::wait::{SOON, until_true};
 use serde_json::Value;
 use std::io::Read;
@@ -16,33 +17,8 @@ const POD: &str = "soak";
 /// worker of postgres that cleans up, and its memory) nothing in it should grow.
 const PROGRAMS: &str = r#"
 redis-server --bind 0.0.0.0 --protected-mode no --save '' --dir /tmp &
-python3 -c '
-import threading, time
-from http.server import ThreadingHTTPServer, SimpleHTTPRequestHandler, BaseHTTPRequestHandler
-class Page(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        body = self.path.encode() * 300
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *args): pass
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-def tick():
-    last, wall = time.monotonic(), time.time()
-    while True:
-        time.sleep(0.01)
-        now = time.monotonic()
-        assert now >= last, "the clock went back"
-        last = now
-threading.Thread(target=tick, daemon=True).start()
-Server(("", 8000), Page).serve_forever()' &
-su postgres -s /bin/sh -c '
-bin=$(echo /usr/lib/postgresql/*/bin)
-$bin/initdb -D /tmp/pg -A trust >/tmp/initdb.log && echo "host all all 10.77.0.0/24 trust" >>/tmp/pg/pg_hba.conf
-exec $bin/postgres -D /tmp/pg -c listen_addresses="*" -c unix_socket_directories=/tmp -c fsync=off -c shared_buffers=16MB -c autovacuum=off' &
+python3 -c "$1" &
+su -s /bin/bash -c "$2" -- postgres soak -c shared_buffers=16MB -c autovacuum=off &
 wait -n
 "#;
 
@@ -96,7 +72,7 @@ fn a_pod_with_three_servers_is_saved_and_restored_over_and_over() -> Result<()> 
     let host = bed.a();
     let address = format!("{ADDRESS}/24");
     let head = ["run", "-d", "--init", "--name", POD, "--network", "bridge:br0", "--ip", &address];
-    host.pod(&[&head[..], &["--", "bash", "-c", PROGRAMS]].concat())?;
+    host.pod(&[&head[..], &["--", "bash", "-c", PROGRAMS, POD, PYTHON, POSTGRES]].concat())?;
     let client = |line: &str| bed.client().output(&["sh", "-c", line]).is_ok_and(|output| output.status.success());
     for port in [6379, 8000] {
         until_true(&format!("port {port} to answer"), SOON, || bed.client().reaches(ADDRESS, port))?;

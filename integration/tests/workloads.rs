@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use integration::bed::{Bed, Host};
 use integration::pods::{ADDRESS, Client, move_around, rounds, said, stop_and_restore};
+use integration::servers::{POSTGRES, PYTHON};
 use integration::wait::{SOON, until_true};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -89,31 +90,6 @@ fn nginx_moves_under_wrk() -> Result<()> {
     Ok(())
 }
 
-const PYTHON: &str = r#"
-import threading, time
-from http.server import ThreadingHTTPServer, BaseHTTPRequestHandler
-class Page(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        body = self.path.encode() * 300
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *args): pass
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-def tick():
-    last = time.monotonic()
-    while True:
-        time.sleep(0.01)
-        now = time.monotonic()
-        assert now >= last, "the clock went back"
-        last = now
-threading.Thread(target=tick, daemon=True).start()
-Server(("", 8000), Page).serve_forever()
-"#;
-
 #[test]
 fn a_threaded_python_server_moves_under_its_clients() -> Result<()> {
     let bed = Bed::new()?;
@@ -125,16 +101,6 @@ fn a_threaded_python_server_moves_under_its_clients() -> Result<()> {
     println!("{}", client.finish()?.text);
     Ok(())
 }
-
-/// Sets a cluster up and becomes its server.
-const POSTGRES: &str = r#"
-set -e
-cd /tmp
-bin=$(echo /usr/lib/postgresql/*/bin)
-$bin/initdb -D /tmp/pg -A trust >/tmp/initdb.log
-echo "host all all 10.77.0.0/24 trust" >>/tmp/pg/pg_hba.conf
-exec $bin/postgres -D /tmp/pg -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=off
-"#;
 
 /// A psql on the client's host that is told one line at a time.
 struct Session {

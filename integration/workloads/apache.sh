@@ -28,16 +28,12 @@ import hashlib
 from asking import *
 page = b"".join(b"%d\n" % n for n in range(1, 20001))
 
-def work(number, going):
-    web, count = Web(), 0
-    while going():
-        count += 1
-        expect(page, web.ask("GET", "/page"))
-        body = b"%d %d " % (number, count) * 3000
-        expect(hashlib.sha256(body).hexdigest(), web.ask("POST", "/cgi/sum", body).split()[0].decode())
-        answered()
+def ask(web, number, count):
+    expect(page, web.ask("GET", "/page"))
+    body = b"%d %d " % (number, count) * 3000
+    expect(hashlib.sha256(body).hexdigest(), web.ask("POST", "/cgi/sum", body).split()[0].decode())
 
-together(4, work)
+over_the_web(4, ask)
 END
 }
 

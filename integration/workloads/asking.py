@@ -55,3 +55,17 @@ class Web:
         content = answer.read()
         expect((200, self.name), (answer.status, self.one.sock and self.one.sock.getsockname()))
         return content
+
+
+def over_the_web(many, ask, port=80):
+    """Has that many kept-alive connections at once ask `ask(web, number, count)` over and over, which fails at a wrong
+    answer. `count` counts from 1."""
+
+    def work(number, going):
+        web, count = Web(port), 0
+        while going():
+            count += 1
+            ask(web, number, count)
+            answered()
+
+    together(many, work)

@@ -37,14 +37,11 @@ client() {
 from asking import *
 page = b"".join(b"%d\n" % n for n in range(1, 30001))
 
-def work(number, going):
-    web = Web()
-    while going():
-        expect(page, web.ask("GET", "/page"))
-        expect(page, web.ask("GET", "/proxied/page"))
-        answered()
+def ask(web, number, count):
+    expect(page, web.ask("GET", "/page"))
+    expect(page, web.ask("GET", "/proxied/page"))
 
-together(4, work)
+over_the_web(4, ask)
 END
 }
 

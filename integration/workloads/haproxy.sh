@@ -43,16 +43,12 @@ client() {
     exec python3 - <<'END'
 from asking import *
 
-def work(number, going):
-    web, count = Web(), 0
-    while going():
-        count += 1
-        path = f"/{number}/{count}"
-        answer = web.ask("GET", path).decode()
-        expect(True, answer in [(server + path) * 500 for server in ("8001", "8002")])
-        answered()
+def ask(web, number, count):
+    path = f"/{number}/{count}"
+    answer = web.ask("GET", path).decode()
+    expect(True, answer in [(server + path) * 500 for server in ("8001", "8002")])
 
-together(4, work)
+over_the_web(4, ask)
 END
 }
 

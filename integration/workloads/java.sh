@@ -68,18 +68,14 @@ client() {
     exec python3 - <<'END'
 from asking import *
 
-def work(number, going):
-    web, count = Web(8000), 0
-    while going():
-        count += 1
-        body = b"%d %d " % (number, count) * 300
-        total = 0
-        for byte in body:
-            total = (total * 31 + byte) & 0xffffffff
-        expect(str(total), web.ask("POST", "/", body).decode())
-        answered()
+def ask(web, number, count):
+    body = b"%d %d " % (number, count) * 300
+    total = 0
+    for byte in body:
+        total = (total * 31 + byte) & 0xffffffff
+    expect(str(total), web.ask("POST", "/", body).decode())
 
-together(3, work)
+over_the_web(3, ask, 8000)
 END
 }
 

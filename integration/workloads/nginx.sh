@@ -22,14 +22,11 @@ import gzip
 from asking import *
 page = b"".join(b"%d\n" % n for n in range(1, 30001))
 
-def work(number, going):
-    web = Web()
-    while going():
-        expect(page, web.ask("GET", "/page.html"))
-        expect(page, gzip.decompress(web.ask("GET", "/page.html", None, {"Accept-Encoding": "gzip"})))
-        answered()
+def ask(web, number, count):
+    expect(page, web.ask("GET", "/page.html"))
+    expect(page, gzip.decompress(web.ask("GET", "/page.html", None, {"Accept-Encoding": "gzip"})))
 
-together(4, work)
+over_the_web(4, ask)
 END
 }
 

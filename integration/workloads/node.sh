@@ -50,15 +50,11 @@ client() {
 import hashlib
 from asking import *
 
-def work(number, going):
-    web, count = Web(8000), 0
-    while going():
-        count += 1
-        body = b"%d %d " % (number, count) * 20000
-        expect([hashlib.sha256(body).hexdigest()] * 3, web.ask("POST", "/", body).decode().split())
-        answered()
+def ask(web, number, count):
+    body = b"%d %d " % (number, count) * 20000
+    expect([hashlib.sha256(body).hexdigest()] * 3, web.ask("POST", "/", body).decode().split())
 
-together(3, work)
+over_the_web(3, ask, 8000)
 END
 }
 

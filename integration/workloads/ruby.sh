@@ -22,15 +22,11 @@ client() {
 import hashlib
 from asking import *
 
-def work(number, going):
-    web, count = Web(8000), 0
-    while going():
-        count += 1
-        body = b"%d %d " % (number, count) * 3000
-        expect(hashlib.sha256(body).hexdigest(), web.ask("POST", "/", body).decode())
-        answered()
+def ask(web, number, count):
+    body = b"%d %d " % (number, count) * 3000
+    expect(hashlib.sha256(body).hexdigest(), web.ask("POST", "/", body).decode())
 
-together(4, work)
+over_the_web(4, ask, 8000)
 END
 }
 
