@@ -5,6 +5,7 @@
 //! kernel object, both directions in it.
 #![deny(unsafe_code)]
 
+mod apart;
 pub mod arrival;
 pub mod capture;
 pub mod check;

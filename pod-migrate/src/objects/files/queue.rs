@@ -13,13 +13,13 @@
 //! A line that was ended by an end-of-file character is told from one that waits for its end by the zero byte that the
 //! kernel keeps in its place.
 
+use crate::apart::apart;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{FlushArg, tcflush};
-use pod_runtime::sys::daemon::{self, Fork};
 use pod_runtime::sys::descriptor::{self, Termios};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::BorrowedFd;
 
 /// More than the kernel keeps in either direction.
@@ -105,25 +105,7 @@ pub(super) fn copy(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: b
     if silent && !ready(master, PollFlags::POLLIN, 0)? {
         return Ok(Queues { stopped: !ready(slave, PollFlags::POLLOUT, 0)?, ..Queues::default() });
     }
-    let (mut from, mut to) = io::pipe()?;
-    match daemon::fork()? {
-        Fork::Child => {
-            drop(from);
-            // A key pressed at the terminal of the one who dumps does not reach it.
-            let _ = nix::unistd::setsid();
-            let said = take_and_put_back(master, slave, &termios, packet_mode)
-                .and_then(|queues| to.write_all(&serde_json::to_vec(&queues)?));
-            daemon::exit_now(i32::from(said.is_err()));
-        }
-        Fork::Parent(child) => {
-            drop(to);
-            let mut bytes = Vec::new();
-            let read = from.read_to_end(&mut bytes);
-            daemon::reap(child)?;
-            read?;
-            serde_json::from_slice(&bytes).map_err(|_| io::Error::other("what is in flight could not be read"))
-        }
-    }
+    apart(|| take_and_put_back(master, slave, &termios, packet_mode))
 }
 
 fn take_and_put_back(
@@ -245,6 +227,7 @@ fn put_bytes(slave: BorrowedFd<'_>, termios: &Termios, queues: &Queues) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::os::fd::AsFd;
 
     fn pair() -> (std::fs::File, std::fs::File) {

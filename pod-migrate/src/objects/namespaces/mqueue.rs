@@ -5,17 +5,17 @@
 //! killed. A queue that somebody wants to be told of (mq_notify) is refused: putting back would tell, and what is to be
 //! told the kernel shows to nobody. Queues that were removed and are still open come with the descriptor that has them.
 
+use crate::apart::apart;
 use crate::{Doing, Problem, Result};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
-use pod_runtime::sys::daemon::{self, Fork};
 use pod_runtime::sys::{mount, mqueue};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
@@ -113,25 +113,10 @@ type Messages = Vec<(u32, ByteBuf)>;
 
 /// Takes all messages and puts them back.
 fn copy(queue: &OwnedFd, bytes: usize) -> io::Result<Messages> {
-    let (mut from, mut to) = io::pipe()?;
-    match daemon::fork()? {
-        Fork::Child => {
-            drop(from);
-            // A key pressed at the terminal of the one who dumps does not reach it.
-            let _ = nix::unistd::setsid();
-            let taken = take(queue.as_fd(), bytes);
-            let said = put(queue.as_fd(), &taken).and_then(|()| to.write_all(&serde_json::to_vec(&taken)?));
-            daemon::exit_now(i32::from(said.is_err()));
-        }
-        Fork::Parent(child) => {
-            drop(to);
-            let mut bytes = Vec::new();
-            let read = from.read_to_end(&mut bytes);
-            daemon::reap(child)?;
-            read?;
-            serde_json::from_slice(&bytes).map_err(|_| io::Error::other("its messages could not be read"))
-        }
-    }
+    apart(|| {
+        let taken = take(queue.as_fd(), bytes);
+        put(queue.as_fd(), &taken).map(|()| taken)
+    })
 }
 
 /// Until there is none; whatever stops it, what was taken is to be put back.
