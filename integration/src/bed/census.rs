@@ -167,12 +167,16 @@ fn loops(host: &Host) -> BTreeSet<String> {
 /// which volumes came from where.
 const KEPT: [&str; 2] = ["pod/jobs", "pod/volumes."];
 
+/// What it keeps below `/run` until the host is started again: where the kernel has what a dump reads of waiting calls,
+/// noted by the first dump that meets one.
+const NOTED: &str = "pod/kernel-layout";
+
 /// Everything below a folder, by path.
 fn files(top: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk(top, &mut |path, _| {
         let path = path.strip_prefix(top).unwrap_or(path).display().to_string();
-        if !KEPT.iter().any(|kept| path.starts_with(kept)) {
+        if path != NOTED && !KEPT.iter().any(|kept| path.starts_with(kept)) {
             found.insert(path);
         }
     });
