@@ -197,6 +197,13 @@ pub struct Security {
     pub seccomp: Seccomp,
 }
 
+impl Security {
+    /// Whether a process of the pod can hold a capability.
+    pub fn may(&self, capability: &str) -> bool {
+        self.privileged || self.capabilities.iter().any(|held| held == capability)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seccomp {

@@ -3,7 +3,7 @@
 
 use super::SharedMemoryKind;
 use crate::ids::HostPid;
-use nix::sched::{CloneFlags, setns};
+use crate::objects::namespaces::{Namespace, within};
 use pod_runtime::sys::ipc;
 use pod_runtime::{Doing, Problem, Result};
 use std::fs::{self, File};
@@ -11,19 +11,6 @@ use std::os::unix::fs::MetadataExt;
 
 /// The segment is gone when the last one detaches.
 const SHM_DEST: u32 = 0o1000;
-
-/// Runs `work` in a thread that has entered the IPC namespace of `pid`.
-fn inside<T: Send>(pid: HostPid, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let path = format!("/proc/{pid}/ns/ipc");
-    let namespace = File::open(&path).doing(|| format!("open {path}"))?;
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            setns(&namespace, CloneFlags::CLONE_NEWIPC).doing(|| "enter the pod's IPC namespace".into())?;
-            work()
-        });
-        thread.join().unwrap_or_else(|_| Err(Problem::new("E-SYSTEM", "reading shared memory failed")))
-    })
-}
 
 struct Segment {
     shmid: i32,
@@ -61,7 +48,7 @@ fn segment(line: &str) -> Option<Segment> {
 
 /// What a segment is like.
 pub(super) fn kind(pid: HostPid, shmid: i32) -> Result<SharedMemoryKind> {
-    let found = inside(pid, segments)?.into_iter().find(|segment| segment.shmid == shmid);
+    let found = within(pid.0, Namespace::Ipc, segments)?.into_iter().find(|segment| segment.shmid == shmid);
     let found =
         found.ok_or_else(|| Problem::new("E-SYSTEM", format!("segment {shmid} has no entry in /proc/sysvipc")))?;
     Ok(found.kind)
@@ -78,7 +65,7 @@ pub(super) struct Unattached {
 
 /// Those of the pod.
 pub(super) fn unattached(pid: HostPid) -> Result<Vec<Unattached>> {
-    inside(pid, || {
+    within(pid.0, Namespace::Ipc, || {
         let mut found = Vec::new();
         for segment in segments()?.into_iter().filter(|segment| segment.attached == 0) {
             let doing = || format!("attach segment {}", segment.shmid);

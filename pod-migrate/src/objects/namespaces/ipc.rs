@@ -7,9 +7,9 @@
 //! shared memory are kept by [`crate::objects::memory`], beside the maps that attach them.
 
 use super::mqueue::{self, PosixQueue};
+use super::{Namespace, within};
 use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
 use crate::{Doing, Problem, Result};
-use nix::sched::{CloneFlags, setns};
 use pod_runtime::sys::ipc;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -60,7 +60,7 @@ pub struct SemaphoreSet {
 /// # Errors
 /// The namespace cannot be entered, or an object changed meanwhile (it was not frozen).
 pub fn dump(pid: i32, removed: &[(Vec<u8>, OwnedFd)]) -> Result<IpcState> {
-    inside(pid, || {
+    within(pid, Namespace::Ipc, || {
         Ok(IpcState {
             queues: read_queues()?,
             semaphores: read_semaphores()?,
@@ -75,24 +75,10 @@ pub fn dump(pid: i32, removed: &[(Vec<u8>, OwnedFd)]) -> Result<IpcState> {
 /// # Errors
 /// An id or key is taken, or the kernel refuses a value: the image is damaged or the namespace was not fresh.
 pub fn restore(pid: i32, state: &IpcState) -> Result<()> {
-    inside(pid, || {
+    within(pid, Namespace::Ipc, || {
         state.queues.iter().try_for_each(make_queue)?;
         state.semaphores.iter().try_for_each(make_semaphores)?;
         mqueue::restore(&state.posix_queues, &state.posix_limits)
-    })
-}
-
-/// Runs `work` in a thread that has entered the IPC namespace of `pid`; the caller's own threads stay where they are.
-fn inside<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let namespace = File::open(format!("/proc/{pid}/ns/ipc")).doing(|| format!("open the IPC namespace of {pid}"))?;
-    std::thread::scope(|scope| {
-        scope
-            .spawn(move || {
-                setns(&namespace, CloneFlags::CLONE_NEWIPC).doing(|| "enter the IPC namespace".into())?;
-                work()
-            })
-            .join()
-            .unwrap_or_else(|_| Err(Problem::new("E-INTERNAL", "the thread in the IPC namespace panicked")))
     })
 }
 
@@ -147,7 +133,7 @@ pub fn make_segment(pid: i32, state: &SharedMemoryState) -> Result<File> {
     };
     let what = || format!("make segment {shmid} (key {key:#x}) of {} bytes", state.bytes);
     let bytes = usize::try_from(state.bytes).doing(what)?;
-    inside(pid, || {
+    within(pid, Namespace::Ipc, || {
         next_id("shm", shmid)?;
         let flags = (mode & 0o777) as i32 | libc::IPC_CREAT | libc::IPC_EXCL;
         got_id("segment", shmid, ipc::shmget(key, bytes, flags).doing(what)?)?;
@@ -165,7 +151,7 @@ pub fn make_segment(pid: i32, state: &SharedMemoryState) -> Result<File> {
 
 /// Marks the segments as removed that were; to be called when everybody has attached.
 pub fn remove_segments<'a>(pid: i32, states: impl Iterator<Item = &'a SharedMemoryState> + Send) -> Result<()> {
-    inside(pid, || {
+    within(pid, Namespace::Ipc, || {
         for state in states {
             if let SharedMemoryKind::SysV { shmid, removed: true, .. } = state.kind {
                 ipc::shm_remove(shmid).doing(|| format!("remove segment {shmid}"))?;
@@ -222,7 +208,7 @@ mod tests {
 
     /// A fresh IPC namespace for the rest of this test, which has a process of its own under nextest.
     fn fresh() {
-        nix::sched::unshare(CloneFlags::CLONE_NEWIPC).expect("needs root");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC).expect("needs root");
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! What cannot be made again by the same steps is refused before the freeze and by the dump alike: other file systems,
 //! mounts that cover others, mounts of the birth that are gone or changed, propagation.
 
+use super::{Namespace, permitted, within};
 use crate::{Doing, Problem, Result};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use pod_runtime::birth;
 use pod_runtime::proc::mountinfo::{self, Mount};
@@ -16,7 +16,7 @@ use pod_runtime::sys::mount;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -177,23 +177,8 @@ pub fn restore(init: i32, mounts: &[Inside], security: &Security) -> Result<()> 
     if mounts.is_empty() {
         return Ok(());
     }
-    if !security.privileged && !security.capabilities.iter().any(|held| held == "SYS_ADMIN") {
-        let what = "the image has mounts made inside its pod, which its pod has no right to";
-        return Err(Problem::new("E-IMAGE-RIGHTS", what)
-            .fix("restore images of a source that you trust; its spec must have --cap-add SYS_ADMIN"));
-    }
-    let path = format!("/proc/{init}/ns/mnt");
-    let namespace = File::open(&path).doing(|| format!("open {path}"))?;
-    std::thread::scope(|scope| {
-        let work = move || {
-            // A root of this thread's own, which the namespace is then entered with.
-            unshare(CloneFlags::CLONE_FS).doing(|| "leave the root of this process".into())?;
-            setns(&namespace, CloneFlags::CLONE_NEWNS).doing(|| "enter the mounts of the pod".into())?;
-            mounts.iter().try_for_each(make)
-        };
-        let done = scope.spawn(work).join();
-        done.unwrap_or_else(|_| Err(Problem::new("E-INTERNAL", "the thread among the pod's mounts panicked")))
-    })
+    permitted(security, "SYS_ADMIN", "mounts made inside its pod")?;
+    within(init, Namespace::Mount, || mounts.iter().try_for_each(make))
 }
 
 fn make(inside: &Inside) -> Result<()> {

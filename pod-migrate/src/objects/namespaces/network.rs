@@ -5,18 +5,17 @@
 //! Routes that the kernel makes by itself (of addresses) are left to it. Other devices than the pod's own and packet
 //! filters are refused. Neighbours, queueing disciplines and tracked connections come anew.
 
+use super::{Namespace, permitted, within};
 use crate::objects::files::socket::diag::messages_of;
 use crate::{Doing, Problem, Result};
 use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use pod_runtime::network::wire::inside;
-use pod_runtime::spec::{NetworkMode, Security, Spec};
+use pod_runtime::spec::{NetworkMode, Spec};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 
 /// A device or a packet filter that a program in the pod has made.
 pub const INSIDE: &str = "E-NETWORK-INSIDE";
@@ -62,21 +61,16 @@ pub struct State {
     pub own: Vec<IpAddr>,
 }
 
-/// Whether a pod can have made anything of its network.
-fn may(security: &Security) -> bool {
-    security.privileged || security.capabilities.iter().any(|held| held == "NET_ADMIN")
-}
-
 /// None for a pod that cannot have changed it.
 pub fn dump(spec: &Spec, init: i32) -> Result<Option<State>> {
-    if !may(&spec.security) || spec.network.mode == NetworkMode::Host {
+    if !spec.security.may("NET_ADMIN") || spec.network.mode == NetworkMode::Host {
         return Ok(None);
     }
     if let Some(problem) = refuse(init) {
         return Err(problem);
     }
     let own = addresses(spec);
-    within(init, || Ok(State { own, ..State::read()? })).map(Some)
+    within(init, Namespace::Network, || Ok(State { own, ..State::read()? })).map(Some)
 }
 
 fn addresses(spec: &Spec) -> Vec<IpAddr> {
@@ -103,7 +97,7 @@ fn refuse(init: i32) -> Option<Problem> {
             return refusal(format!("a program in the pod uses the packet filter table {name} (iptables)"));
         }
     }
-    match within(init, || Ok(has_filter())) {
+    match within(init, Namespace::Network, || Ok(has_filter())) {
         Ok(true) => refusal("a program in the pod has made packet filters (nftables)".into()),
         Ok(false) => None,
         Err(problem) => Some(problem),
@@ -133,12 +127,8 @@ fn is_made(route: &ByteBuf) -> bool {
 
 /// In the network of a newborn pod.
 pub fn restore(init: i32, state: &State, spec: &Spec) -> Result<()> {
-    if !may(&spec.security) {
-        let what = "the image has addresses and routes of its own, which its pod has no right to";
-        return Err(Problem::new("E-IMAGE-RIGHTS", what)
-            .fix("restore images of a source that you trust; its spec must have --cap-add NET_ADMIN"));
-    }
-    within(init, || {
+    permitted(&spec.security, "NET_ADMIN", "addresses and routes of its own")?;
+    within(init, Namespace::Network, || {
         let now = State::read()?;
         let State { addresses: had, routes, rules, own } = state;
         // A copy that was given another address: what went by the first one's is not for it.
@@ -176,12 +166,6 @@ pub fn restore(init: i32, state: &State, spec: &Spec) -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn within<T: Send>(init: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let path = format!("/proc/{init}/ns/net");
-    let namespace = File::open(&path).doing(|| format!("open {path}"))?;
-    inside(namespace.as_fd(), work)?
 }
 
 fn open() -> Result<Socket> {

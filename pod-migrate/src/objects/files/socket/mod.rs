@@ -189,7 +189,6 @@ fn options(state: &State) -> Option<&options::Options> {
 /// Whether a pod with these rights could have made the socket itself: an image can be anybody's, and the opener has
 /// more rights than the pod.
 pub fn permitted(state: &State, security: &Security) -> Result<()> {
-    let may = |name: &str| security.privileged || security.capabilities.iter().any(|held| held == name);
     let options = options(state);
     let set = |name: &str| options.and_then(|o| o.values.get(name)).is_some_and(|value| value.iter().any(|b| *b != 0));
     let needs = match state {
@@ -200,10 +199,7 @@ pub fn permitted(state: &State, security: &Security) -> Result<()> {
         _ => None,
     };
     match needs {
-        Some(what) if !may("NET_RAW") && !may("NET_ADMIN") => {
-            Err(Problem::new("E-IMAGE-RIGHTS", format!("the image has {what}, which its pod has no right to"))
-                .fix("restore images of a source that you trust; its spec must have --cap-add NET_RAW"))
-        }
+        Some(what) if !security.may("NET_ADMIN") => crate::objects::namespaces::permitted(security, "NET_RAW", what),
         _ => Ok(()),
     }
 }
