@@ -1,9 +1,12 @@
-//! A checkpoint that is not what it was: it is refused, nothing of it runs and nothing is left.
+//! Checkpoints as files: what can be seen in one, and one that is not what it was: it is refused, nothing of it runs and
+//! nothing is left.
 
 use anyhow::{Context, Result, ensure};
 use integration::bed::{self, Bed};
 use integration::pods::said;
+use integration::wait::{SOON, until_true};
 use pod_migrate::image::{Owner, PageRun, Reader, Writer};
+use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -94,4 +97,105 @@ fn rewrite(from: &Path, to: &Path, mut place: impl FnMut(PageRun) -> PageRun) ->
     }
     writer.finish()?;
     Ok(())
+}
+
+/// One that changes, when it is told to, everything that a difference is shown of.
+const CHANGING: &str = r#"
+import os, signal, socket, subprocess, time
+listener = socket.create_server(('127.0.0.1', 8000))
+client = socket.create_connection(('127.0.0.1', 8000))
+server, _ = listener.accept()
+client.send(b'x' * 100)
+memory = bytearray(os.urandom(1 << 20)) * 4
+open('/var/tmp/mine', 'w').write('before')
+first = subprocess.Popen(['sleep', '1000'])
+def change(*_):
+    global second, other
+    memory[0 : 1 << 20] = os.urandom(1 << 20)
+    memory[2 << 20 : 3 << 20] = bytes(1 << 20)
+    other = socket.create_server(('127.0.0.1', 8001))
+    server.recv(100)
+    first.kill()
+    first.wait()
+    second = subprocess.Popen(['sleep', '2000'])
+    open('/var/tmp/mine', 'w').write('afterwards')
+    open('/var/tmp/new', 'w').write('new')
+    print('changed', flush=True)
+signal.signal(signal.SIGUSR1, change)
+print('ready', flush=True)
+while True: time.sleep(1000)
+"#;
+
+#[test]
+fn what_is_in_a_checkpoint_is_shown_without_restoring_it() -> Result<()> {
+    let bed = Bed::new()?;
+    let host = bed.a();
+    host.pod(&[
+        "run",
+        "-d",
+        "--name",
+        "one",
+        "--network",
+        "none",
+        "-e",
+        "TOKEN=s3cret",
+        "--",
+        "python3",
+        "-c",
+        CHANGING,
+    ])?;
+    said(host, "one", "ready")?;
+    host.pod(&["checkpoint", "create", "one", "before"])?;
+    host.pod(&["kill", "-s", "USR1", "one"])?;
+    said(host, "one", "changed")?;
+    host.pod(&["checkpoint", "create", "one", "after"])?;
+    let look = |args: &[&str]| -> Result<Value> {
+        Ok(serde_json::from_str(&host.pod(&[&["--json", "checkpoint"], args].concat())?)?)
+    };
+    let seen = look(&["inspect", "before"])?;
+    let python = &seen["processes"][0];
+    ensure!(python["args"][0] == "python3" && python["args"][2] == CHANGING, "{}", python["args"]);
+    ensure!(seen["processes"][1]["args"] == serde_json::json!(["sleep", "1000"]), "{}", seen["processes"]);
+    ensure!(seen["processes"][1]["parent"] == 1);
+    let has = |list: &Value, what: &dyn Fn(&Value) -> bool| list.as_array().is_some_and(|list| list.iter().any(what));
+    let tcp = |local: &str, state: &str| {
+        let (local, state) = (local.to_owned(), state.to_owned());
+        move |one: &Value| one["protocol"] == "tcp" && one["local"] == *local && one["state"] == *state
+    };
+    ensure!(has(&seen["sockets"], &tcp("127.0.0.1:8000", "listen")), "{}", seen["sockets"]);
+    let unread = |one: &Value| tcp("127.0.0.1:8000", "established")(one) && one["unread_bytes"] == 100;
+    ensure!(has(&seen["sockets"], &unread), "{}", seen["sockets"]);
+    ensure!(python["stored_bytes"].as_u64() > Some(4 << 20), "{}", python["stored_bytes"]);
+    let mine = |one: &Value| one["path"].as_str().is_some_and(|path| path.ends_with("var/tmp/mine"));
+    ensure!(has(&seen["layers"][0]["entries"], &mine), "{}", seen["layers"]);
+    // Neither the environment that it was started with nor the one in its memory.
+    for args in [&["checkpoint", "inspect", "before"][..], &["--json", "checkpoint", "inspect", "before"]] {
+        let text = host.pod(args)?;
+        ensure!(text.contains("TOKEN") && !text.contains("s3cret"), "{text}");
+        let text = host.pod(&[args, &["--show-env"]].concat())?;
+        ensure!(text.contains("TOKEN=s3cret"), "{text}");
+    }
+    let text = host.pod(&["checkpoint", "inspect", "before", "--fds", "--files"])?;
+    ensure!(text.contains("var/tmp/mine") && text.contains("127.0.0.1:8000") && text.contains("sleep 1000"), "{text}");
+
+    let found = look(&["diff", "before", "after"])?;
+    let command = |list: &Value| list[0]["command"].clone();
+    ensure!(command(&found["processes_come"]) == "sleep 2000", "{}", found["processes_come"]);
+    ensure!(command(&found["processes_gone"]) == "sleep 1000", "{}", found["processes_gone"]);
+    ensure!(has(&found["sockets_come"], &tcp("127.0.0.1:8001", "listen")), "{}", found["sockets_come"]);
+    ensure!(found["sockets_gone"] == serde_json::json!([]), "{}", found["sockets_gone"]);
+    ensure!(found["sockets_changed"].as_array().is_some_and(|all| all.len() == 1), "{}", found["sockets_changed"]);
+    let memory = &found["memory"][0];
+    let pages = |name: &str| memory[name].as_u64().unwrap_or(0);
+    ensure!(memory["pid"] == 1 && pages("changed") >= 255 && pages("removed") >= 255, "{memory}");
+    ensure!(pages("same") >= 512, "{memory}");
+    let change = |end: &'static str, how: &'static str| {
+        move |one: &Value| one["path"].as_str().is_some_and(|path| path.ends_with(end)) && one["change"] == how
+    };
+    ensure!(has(&found["files"], &change("tmp/mine", "changed")), "{}", found["files"]);
+    ensure!(has(&found["files"], &change("tmp/new", "added")), "{}", found["files"]);
+    let text = host.pod(&["checkpoint", "diff", "before", "before"])?;
+    ensure!(text.matches("no difference").count() == 5, "{text}");
+    host.pod(&["rm", "-f", "one"])?;
+    until_true("the pod to be gone", SOON, || !host.runs("one"))
 }

@@ -23,6 +23,7 @@ mod plan;
 mod tree;
 
 pub use ahead::Ahead;
+pub(crate) use ahead::latest;
 
 use crate::crew;
 use crate::ids::{MmId, PodPid, SharedMemoryId};

@@ -106,6 +106,11 @@ impl Table {
         data(&self.text())
     }
 
+    /// As a part of a longer text, two columns in.
+    pub fn indented(&self) -> String {
+        self.text().lines().map(|line| format!("  {line}\n")).collect()
+    }
+
     fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
@@ -121,6 +126,16 @@ impl Table {
         }
         text
     }
+}
+
+/// What comes from elsewhere and goes to a terminal, as one line: nothing in it has the terminal do something.
+pub fn plain(text: &str) -> String {
+    let safe = |c: char| match c {
+        '\n' | '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(safe).collect()
 }
 
 /// Bytes as a person reads them: "412 MiB".
@@ -161,6 +176,12 @@ mod tests {
         assert_eq!(age(59), "59s");
         assert_eq!(age(7200), "2h");
         assert_eq!(age(200_000), "2d");
+    }
+
+    #[test]
+    fn an_escape_sequence_stays_text() {
+        assert_eq!(plain("a\x1b[2J\nb\u{9b}c"), "a\u{fffd}[2J b\u{fffd}c");
+        assert_eq!(plain("größe.txt"), "größe.txt");
     }
 
     #[test]

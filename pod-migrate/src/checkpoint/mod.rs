@@ -4,25 +4,29 @@
 //! checkpoint is ever seen and a killed `pod` leaves none ([`nameless`]). Files are 0600: they hold the memory of the
 //! programs.
 
+mod describe;
+mod diff;
+mod inspect;
+mod look;
+mod memory;
 mod nameless;
 pub mod restore;
 mod room;
 
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
-use crate::image::{Kind, Reader, Writer, verify, verify_but_pages};
-use crate::objects::memory::MmState;
-use crate::objects::task::{ProcessState, Tree};
+use crate::image::{Reader, Writer, verify_but_pages};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
+pub use describe::Socket;
+pub use diff::{Differences, diff};
+pub use inspect::{Inspected, Process, inspect};
 use nameless::Nameless;
 use pod_runtime::store::{Pod, Store, check_name};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Seek;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -211,114 +215,6 @@ pub fn find(store: &Store, name: &str) -> Result<PathBuf> {
 pub fn remove(store: &Store, name: &str) -> Result<()> {
     let path = find(store, name)?;
     fs::remove_file(&path).doing(|| format!("remove {}", path.display()))
-}
-
-/// What a checkpoint holds, as far as its records tell.
-#[derive(Debug, Clone, Serialize)]
-pub struct Inspected {
-    pub path: PathBuf,
-    pub bytes: u64,
-    pub pod: String,
-    pub id: String,
-    pub host: String,
-    pub version: String,
-    pub written: u64,
-    pub command: Vec<String>,
-    pub processes: Vec<Process>,
-    /// Open file descriptions by what they are.
-    pub open_files: BTreeMap<String, u64>,
-    pub memory_bytes: u64,
-    pub files: u64,
-    pub file_bytes: u64,
-    /// Others than the owner may read it.
-    pub exposed: bool,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Process {
-    pub pid: i32,
-    pub parent: i32,
-    pub command: String,
-    pub threads: usize,
-    pub mapped_bytes: u64,
-}
-
-/// Reads a checkpoint through: whether it is whole, and what is in it. Pages are passed over.
-pub fn inspect(path: &Path) -> Result<Inspected> {
-    let open = || File::open(path).doing(|| format!("open {}", path.display()));
-    let contents = verify(open()?)?;
-    let mut reader = Reader::new(open()?)?;
-    let origin = origin(&mut reader)?;
-    let (mut tree, mut commands, mut mapped) = (None, BTreeMap::new(), BTreeMap::new());
-    let mut open_files: BTreeMap<String, u64> = BTreeMap::new();
-    while let Some(record) = reader.next()? {
-        match record.kind {
-            Kind::TREE => tree = Some(record.state::<Tree>()?),
-            Kind::PROCESS => {
-                let state: ProcessState = record.state()?;
-                let comm = state.threads.first().map(|t| String::from_utf8_lossy(&t.comm).into_owned());
-                commands.insert(state.pid, (comm.unwrap_or_default(), state.mm));
-            }
-            Kind::MM => {
-                let state: MmState = record.state()?;
-                mapped.insert(state.id, state.maps.iter().map(|m| m.end.saturating_sub(m.start)).sum::<u64>());
-            }
-            Kind::FILE => {
-                let kind = kind_of_file(record.payload());
-                *open_files.entry(kind).or_default() += 1;
-            }
-            _ => {}
-        }
-    }
-    let processes = tree
-        .map(|tree| tree.processes)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|node| {
-            let (command, mm) = commands.get(&node.pid).cloned().unzip();
-            Process {
-                pid: node.pid.0,
-                parent: node.parent.0,
-                command: command.unwrap_or_else(|| "(ended)".into()),
-                threads: node.threads.len(),
-                mapped_bytes: mm.and_then(|mm| mapped.get(&mm).copied()).unwrap_or(0),
-            }
-        })
-        .collect();
-    let of =
-        |kinds: &[Kind]| kinds.iter().filter_map(|k| contents.kinds.get(k)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    let mode = fs::metadata(path).map_or(0, |m| m.permissions().mode());
-    Ok(Inspected {
-        path: path.to_owned(),
-        bytes: contents.bytes,
-        pod: origin.spec.name,
-        id: origin.spec.id,
-        host: origin.host,
-        version: origin.version,
-        written: origin.written,
-        command: origin.spec.process.args,
-        processes,
-        open_files,
-        memory_bytes: of(&[Kind::PAGES, Kind::AHEAD_PAGES, Kind::SHARED_PAGES]).1,
-        files: of(&[Kind::STORAGE_ENTRY]).0,
-        file_bytes: of(&[Kind::STORAGE_DATA, Kind::FILE_DATA]).1,
-        exposed: mode & 0o077 != 0,
-    })
-}
-
-/// The kind that a FILE record names: the key of its `state`.
-fn kind_of_file(payload: &[u8]) -> String {
-    let value: Option<ciborium::Value> =
-        ciborium::de::from_reader_with_recursion_limit(payload, crate::image::MAX_DEPTH).ok();
-    let field = |value: &ciborium::Value, name: &str| {
-        let map = value.as_map()?;
-        map.iter().find(|(k, _)| k.as_text() == Some(name)).map(|(_, v)| v.clone())
-    };
-    let kind = value.and_then(|v| field(&v, "state")).and_then(|state| {
-        let first = state.as_map()?.first()?.0.as_text()?.to_lowercase();
-        Some(first)
-    });
-    kind.unwrap_or_else(|| "other".into())
 }
 
 /// Opens a checkpoint and reads it through once, but for the bytes of memory: nothing of it is used before. Those are

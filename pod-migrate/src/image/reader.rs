@@ -82,6 +82,12 @@ impl Waiting {
         self.bytes
     }
 
+    /// Some of them as they are, from `at` on: for who has compared all of the file before.
+    pub fn read_part(&self, file: &File, at: u64, into: &mut [u8]) -> Result<()> {
+        debug_assert!(at + into.len() as u64 <= self.bytes);
+        file.read_exact_at(into, self.offset + at).map_err(cut_short)
+    }
+
     /// Reads them through `buffer`; `take` gets each piece and how far into the run it begins. The last piece is handed
     /// out only if the checksum fits.
     pub fn read(&self, file: &File, buffer: &mut [u8], mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {

@@ -272,7 +272,7 @@ impl Sources<'_> {
 }
 
 /// Of runs in order, of which a later one replaces what it covers of earlier ones: which parts of each are left.
-fn latest(runs: impl DoubleEndedIterator<Item = Range<u64>> + ExactSizeIterator) -> Vec<(usize, Ranges)> {
+pub fn latest(runs: impl DoubleEndedIterator<Item = Range<u64>> + ExactSizeIterator) -> Vec<(usize, Ranges)> {
     let mut covered: BTreeMap<u64, u64> = BTreeMap::new();
     let mut found = Vec::new();
     for (index, run) in runs.enumerate().rev() {

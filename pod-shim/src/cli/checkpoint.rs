@@ -1,8 +1,11 @@
 //! `pod checkpoint`: saving pods in files.
 
+mod diff;
+mod inspect;
+
 use super::{Context, Exit};
 use crate::output::{self, Table};
-use pod_migrate::checkpoint::{self, Inspected, Made};
+use pod_migrate::checkpoint::{self, Made};
 use pod_runtime::Result;
 use pod_runtime::status::now;
 use serde_json::{Value, json};
@@ -21,15 +24,10 @@ enum Verb {
     /// List the saved pods
     #[command(visible_alias = "list")]
     Ls,
-    /// Show what a checkpoint holds
-    Inspect {
-        /// Its name
-        #[arg(required_unless_present = "import")]
-        name: Option<String>,
-        /// A file instead
-        #[arg(short = 'i', long, value_name = "FILE")]
-        import: Option<PathBuf>,
-    },
+    /// Show what a checkpoint holds, without restoring it
+    Inspect(inspect::Args),
+    /// Show what is different between two checkpoints
+    Diff(diff::Args),
     /// Remove checkpoints
     Rm {
         #[arg(required = true)]
@@ -58,7 +56,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     match args.verb {
         Verb::Create(args) => create(args, context),
         Verb::Ls => list(context),
-        Verb::Inspect { name, import } => inspect(name, import, context),
+        Verb::Inspect(args) => inspect::run(args, context),
+        Verb::Diff(args) => diff::run(args, context),
         Verb::Rm { names } => {
             let store = context.store()?;
             for name in names {
@@ -118,46 +117,9 @@ fn list(context: &Context) -> Result<Exit> {
     Ok(Exit::OK)
 }
 
-fn inspect(name: Option<String>, import: Option<PathBuf>, context: &Context) -> Result<Exit> {
-    let path = match (import, name) {
-        (Some(path), _) => path,
-        (None, name) => checkpoint::find(&context.store()?, &name.unwrap_or_default())?,
-    };
-    let inspected = checkpoint::inspect(&path)?;
-    if context.json {
-        output::json(&with_version(json!(inspected)))?;
-    } else {
-        output::data(&description(&inspected))?;
-    }
-    Ok(Exit::OK)
-}
-
-fn description(of: &Inspected) -> String {
-    let mut text = format!(
-        "{}: whole, {}\npod      {} ({}) of {}, saved {} ago by pod {}\ncommand  {}\nmemory   {}\nfiles    {}, {}\n",
-        of.path.display(),
-        output::size(of.bytes),
-        of.pod,
-        of.id,
-        of.host,
-        output::age(now().saturating_sub(of.written)),
-        of.version,
-        of.command.join(" "),
-        output::size(of.memory_bytes),
-        of.files,
-        output::size(of.file_bytes),
-    );
-    let open: Vec<String> = of.open_files.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
-    text.push_str(&format!("open     {}\n", open.join(", ")));
-    if of.exposed {
-        text.push_str("warning  others can read this file, and it holds the programs' memory: chmod 600\n");
-    }
-    text.push_str("    PID  PARENT  THREADS     MAPPED  COMMAND\n");
-    for p in &of.processes {
-        let mapped = output::size(p.mapped_bytes);
-        text.push_str(&format!("{:>7} {:>7} {:>8} {mapped:>10}  {}\n", p.pid, p.parent, p.threads, p.command));
-    }
-    text
+/// The file of a checkpoint: what has a slash is one, all else is a name in the store.
+fn file(name: &str, context: &Context) -> Result<PathBuf> {
+    if name.contains('/') { Ok(PathBuf::from(name)) } else { checkpoint::find(&context.store()?, name) }
 }
 
 pub fn with_version(mut value: Value) -> Value {

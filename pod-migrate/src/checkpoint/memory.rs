@@ -1,0 +1,115 @@
+//! Where the memory that an image holds lies in its file, for who looks at it without restoring it.
+
+use crate::ids::MmId;
+use crate::image::{Owner, PageRun, Waiting};
+use crate::objects::memory::ranges::Ranges;
+use crate::restore::latest;
+use pod_runtime::Result;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+
+pub(super) const PAGE: u64 = 4096;
+/// Pages are read through so much at once.
+const PIECE: u64 = 256 << 10;
+
+/// The bytes of memory of an image that was read through before.
+#[derive(Debug)]
+pub(super) struct Memory {
+    file: File,
+    /// By address, without overlaps.
+    runs: BTreeMap<Owner, Vec<Run>>,
+}
+
+/// A part of a record.
+#[derive(Debug, Clone)]
+struct Run {
+    range: Range<u64>,
+    /// Address of the record's first byte.
+    from: u64,
+    record: Waiting,
+}
+
+impl Memory {
+    /// Of all runs in the order of the stream; of what came ahead, `kept` holds.
+    pub fn new(file: File, all: Vec<(PageRun, Waiting)>, kept: &BTreeMap<MmId, Ranges>) -> Memory {
+        let mut runs: BTreeMap<Owner, Vec<Run>> = BTreeMap::new();
+        let mut ahead: BTreeMap<MmId, Vec<(PageRun, Waiting)>> = BTreeMap::new();
+        for (run, record) in all {
+            match run.owner {
+                Owner::Ahead(mm) => ahead.entry(mm).or_default().push((run, record)),
+                owner => {
+                    let range = run.address..run.address + run.bytes;
+                    runs.entry(owner).or_default().push(Run { range, from: run.address, record });
+                }
+            }
+        }
+        for (mm, all) in ahead {
+            let Some(kept) = kept.get(&mm) else { continue };
+            let list = runs.entry(Owner::Mm(mm)).or_default();
+            let ranges = all.iter().map(|(run, _)| run.address..run.address + run.bytes);
+            for (index, parts) in latest(ranges) {
+                let (run, record) = all[index];
+                let here = kept.both(&parts);
+                list.extend(here.iter().map(|range| Run { range, from: run.address, record }));
+            }
+        }
+        for list in runs.values_mut() {
+            list.sort_by_key(|run| run.range.start);
+            // An image that has a page twice is strange but readable: the later one is not looked at.
+            list.dedup_by(|later, earlier| later.range.start < earlier.range.end);
+        }
+        Memory { file, runs }
+    }
+
+    /// What there is of something, and of something in a range.
+    pub fn stored(&self, owner: Owner) -> u64 {
+        self.list(owner).iter().map(|run| run.range.end - run.range.start).sum()
+    }
+
+    pub fn stored_in(&self, owner: Owner, range: &Range<u64>) -> u64 {
+        self.over(owner, range).map(|run| run.range.end.min(range.end) - run.range.start.max(range.start)).sum()
+    }
+
+    /// The bytes of a range; what the image does not hold is zeros.
+    pub fn read(&self, owner: Owner, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        for run in self.over(owner, &range) {
+            let part = run.range.start.max(range.start)..run.range.end.min(range.end);
+            let into = &mut bytes[(part.start - range.start) as usize..(part.end - range.start) as usize];
+            run.record.read_part(&self.file, part.start - run.from, into)?;
+        }
+        Ok(bytes)
+    }
+
+    /// All pages of something that are not zeros, in order, each with its address.
+    pub fn each_page(&self, owner: Owner, mut see: impl FnMut(u64, &[u8])) -> Result<()> {
+        let mut buffer = vec![0; PIECE as usize];
+        for run in self.list(owner) {
+            let mut at = run.range.start;
+            while at < run.range.end {
+                let end = run.range.end.min(at + PIECE);
+                let piece = &mut buffer[..(end - at) as usize];
+                run.record.read_part(&self.file, at - run.from, piece)?;
+                for (number, page) in piece.chunks(PAGE as usize).enumerate() {
+                    if page.iter().any(|byte| *byte != 0) {
+                        see(at + number as u64 * PAGE, page);
+                    }
+                }
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, owner: Owner) -> &[Run] {
+        self.runs.get(&owner).map_or(&[], |list| list)
+    }
+
+    fn over(&self, owner: Owner, range: &Range<u64>) -> impl Iterator<Item = &Run> {
+        let list = self.list(owner);
+        let first = list.partition_point(|run| run.range.end <= range.start);
+        let end = range.end;
+        list[first..].iter().take_while(move |run| run.range.start < end)
+    }
+}
