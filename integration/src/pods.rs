@@ -7,7 +7,9 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 /// Above any command of `pod` here; one that hangs is killed and told apart from one that fails.
-const DEADLINE: &str = "100";
+fn deadline() -> String {
+    (100 * wait::patience()).to_string()
+}
 
 /// The address on the LAN that workloads have, with the prefix of the LAN.
 pub const ADDRESS: &str = "10.77.0.100";
@@ -15,12 +17,12 @@ pub const ADDRESS: &str = "10.77.0.100";
 impl Host {
     /// `pod ARGS…` on this host: what it printed, or an error with all that it said.
     pub fn pod(&self, args: &[&str]) -> Result<String> {
-        self.run(&[&["timeout", "-s", "KILL", DEADLINE, "pod"], args].concat())
+        self.run(&[&["timeout", "-s", "KILL", &deadline(), "pod"], args].concat())
     }
 
     /// `pod ARGS…` that is expected to fail: its exit code and what it said on stderr.
     pub fn pod_fails(&self, args: &[&str]) -> Result<(i32, String)> {
-        let output = self.output(&[&["timeout", "-s", "KILL", DEADLINE, "pod"], args].concat())?;
+        let output = self.output(&[&["timeout", "-s", "KILL", &deadline(), "pod"], args].concat())?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(!output.status.success(), "pod {} worked", args.join(" "));
         Ok((output.status.code().unwrap_or(-1), said))

@@ -9,8 +9,14 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// How often a condition is looked at; short beside anything measured with it.
 const STEP: Duration = Duration::from_millis(3);
 
+/// How many times slower than usual this machine is: `$PATIENCE`, for one that is emulated.
+pub fn patience() -> u32 {
+    std::env::var("PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Calls `look` until it gives something. `what` names the condition in the error.
 pub fn until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = deadline * patience();
     let end = Instant::now() + deadline;
     loop {
         if let Some(found) = look() {

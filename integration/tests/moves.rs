@@ -1,12 +1,21 @@
-//! Every guest × every way to move: a table of tests, each on hosts of its own, each followed by the leak check.
+//! Every guest × every way to be saved or moved: a table of tests, each on hosts of its own, each followed by the leak
+//! check. `TIMES` says how often a guest goes each way in a row (once in CI, twenty times for the table in
+//! `docs/guests.md`, which `integration/guests` writes).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use integration::bed::{self, Bed, Host};
 use integration::hugepages::HugePages;
 use integration::pods::{kill_and_restore, move_around, said};
 
+fn times() -> usize {
+    std::env::var("TIMES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// MiB beside the guest, with which its memory goes ahead of it.
+const BALLAST: &str = "40";
+
 /// A guest in a pod on the first host, asked once already.
-fn start(bed: &Bed, kind: &str) -> Result<()> {
+fn start(bed: &Bed, kind: &str, ballast: &str) -> Result<()> {
     let guest = bed::beside_us("guest").context("guest is built with us")?;
     let run = ["run", "-d", "--name", kind, "--network", "none"];
     let rights: &[&str] = match kind {
@@ -14,7 +23,7 @@ fn start(bed: &Bed, kind: &str) -> Result<()> {
         "routes" => &["--cap-add", "NET_ADMIN"],
         _ => &[],
     };
-    bed.a().pod(&[&run, rights, &["--", &guest.to_string_lossy(), kind]].concat())?;
+    bed.a().pod(&[&run, rights, &["--", &guest.to_string_lossy(), kind, ballast]].concat())?;
     said(bed.a(), kind, "ready")?;
     ask(bed.a(), kind, 1)
 }
@@ -24,31 +33,58 @@ fn ask(host: &Host, kind: &str, round: usize) -> Result<()> {
     said(host, kind, &format!("ok {round}"))
 }
 
-/// After each restore it must also be possible to save it again.
-fn checkpoint_and_restore_twice(kind: &str) -> Result<()> {
+/// A pod with the guest goes a way: two steps, each followed by a question, as often as it is to; nothing is left of it.
+fn way(kind: &str, ballast: &str, step: impl Fn(&Bed, usize) -> Result<Host>) -> Result<()> {
     let _pages = HugePages::of(kind)?;
     let bed = Bed::new()?;
     let before = bed.census()?;
-    start(&bed, kind)?;
-    for round in 2..=3 {
-        kill_and_restore(bed.a(), kind)?;
-        ask(bed.a(), kind, round)?;
+    start(&bed, kind, ballast)?;
+    let mut host = bed.a().clone();
+    for round in 2..2 + 2 * times() {
+        host = step(&bed, round)?;
+        ask(&host, kind, round)?;
     }
-    bed.a().pod(&["rm", "-f", kind])?;
+    host.pod(&["rm", "-f", kind])?;
     bed.nothing_left(&before)
 }
 
-fn there_and_back(kind: &str) -> Result<()> {
-    let _pages = HugePages::of(kind)?;
-    let bed = Bed::new()?;
-    let before = bed.census()?;
-    start(&bed, kind)?;
-    move_around(&bed, kind, 1)?;
-    ask(bed.b(), kind, 2)?;
-    move_around(&bed, kind, 1)?;
-    ask(bed.a(), kind, 3)?;
-    bed.a().pod(&["rm", "-f", kind])?;
-    bed.nothing_left(&before)
+/// Saved, killed and restored. After each restore it must also be possible to save it again.
+fn restored(kind: &str) -> Result<()> {
+    way(kind, "0", |bed, _| kill_and_restore(bed.a(), kind).map(|()| bed.a().clone()))
+}
+
+/// Saved in a file, with which another host that knows nothing of it starts anew, in another directory.
+fn restored_elsewhere(kind: &str) -> Result<()> {
+    const ROOT: &str = "/var/lib/elsewhere";
+    way(kind, "0", |bed, round| {
+        let elsewhere = bed.b().with("POD_ROOT", ROOT);
+        let (from, to) = if round % 2 == 0 { (bed.a(), &elsewhere) } else { (&elsewhere, bed.a()) };
+        let file = bed.shared().join("saved");
+        let file = file.to_string_lossy();
+        from.pod(&["checkpoint", "create", kind, "--export", &file])?;
+        from.pod(&["rm", "-f", kind])?;
+        if round % 2 == 1 {
+            from.run(&["rm", "-r", ROOT])?;
+        }
+        to.pod(&["restore", "--import", &file])?;
+        std::fs::remove_file(&*file)?;
+        Ok(to.clone())
+    })
+}
+
+fn move_on(bed: &Bed, kind: &str) -> Result<Host> {
+    move_around(bed, kind, 1)?;
+    Ok(if bed.a().runs(kind) { bed.a() } else { bed.b() }.clone())
+}
+
+/// Moved to the other host, and back.
+fn moved(kind: &str) -> Result<()> {
+    way(kind, "0", |bed, _| move_on(bed, kind))
+}
+
+/// The same, with so much memory that it goes ahead while the guest runs.
+fn moved_with_memory_ahead(kind: &str) -> Result<()> {
+    way(kind, BALLAST, |bed, _| move_on(bed, kind))
 }
 
 macro_rules! ways {
@@ -58,10 +94,61 @@ macro_rules! ways {
     } )* };
 }
 
-ways! { checkpoint_and_restore_twice there_and_back: [
+ways! { restored restored_elsewhere moved moved_with_memory_ahead: [
     churn clocks counter credentials epoll eventfd fifo files flow headless inotify limits lockedmem locks memfds memory
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
     mqueues mounts routes hugepages names
 ] }
+
+/// All guests in one pod: none is in the way of another, and the pod goes there and back, is saved and restored.
+#[test]
+fn all_guests_in_one_pod() -> Result<()> {
+    let _pages = HugePages::take()?;
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let guest = bed::beside_us("guest").context("guest is built with us")?;
+    let guest = guest.to_string_lossy();
+    let refused = ["covering", "filtered", "keyring", "landlock", "notified", "sharedtable"];
+    let list = bed.a().run(&[&guest, "--list"])?;
+    let kinds: Vec<&str> = list.lines().filter(|kind| !refused.contains(kind)).collect();
+    ensure!(kinds.len() > 45, "{} guests", kinds.len());
+
+    let line = format!("for kind; do {guest} $kind >/tmp/$kind.log 2>&1 & done; wait");
+    let run = ["run", "-d", "--name", "all", "--privileged", "--", "sh", "-c", &line, "sh"];
+    bed.a().pod(&[&run[..], &kinds].concat())?;
+    let all_say = |host: &Host, what: &str| -> Result<()> {
+        let mut missing = Vec::new();
+        let ended = format!("cd /tmp; for kind; do grep -qx '{what}' $kind.log || tail -n 1 $kind.log /dev/null; done");
+        integration::wait::until_true(&format!("every guest to say {what:?}"), integration::wait::SOON, || {
+            let said = host.pod(&[&["exec", "all", "sh", "-c", &ended, "sh"], &kinds[..]].concat());
+            missing =
+                said.map_or_else(|error| vec![format!("{error:#}")], |said| said.lines().map(str::to_owned).collect());
+            missing.is_empty() || missing.iter().any(|line| line.contains("FAIL"))
+        })
+        .with_context(|| missing.join("\n"))?;
+        ensure!(missing.is_empty(), "on {}: {}", host.name(), missing.join("\n"));
+        Ok(())
+    };
+    all_say(bed.a(), "ready")?;
+    let ask = |host: &Host, round: usize| -> Result<()> {
+        // At once, for a guest that finds the file empty counts that as a question.
+        let line = format!("echo {round} >/tmp/verify.new && mv /tmp/verify.new /tmp/verify");
+        host.pod(&["exec", "all", "sh", "-c", &line])?;
+        all_say(host, &format!("ok {round}"))
+    };
+    ask(bed.a(), 1)?;
+    let mut round = 2;
+    for _ in 0..times() {
+        for _ in 0..2 {
+            ask(&move_on(&bed, "all")?, round)?;
+            round += 1;
+        }
+        kill_and_restore(bed.a(), "all")?;
+        ask(bed.a(), round)?;
+        round += 1;
+    }
+    bed.a().pod(&["rm", "-f", "all"])?;
+    bed.nothing_left(&before)
+}

@@ -22,11 +22,19 @@ pub struct Host {
     name: String,
     dir: PathBuf,
     index: usize,
+    environment: Vec<(String, String)>,
 }
 
 impl Host {
     pub(super) fn new(bed: &Path, name: &str, index: usize) -> Host {
-        Host { name: name.into(), dir: bed.join(name), index }
+        Host { name: name.into(), dir: bed.join(name), index, environment: Vec::new() }
+    }
+
+    /// The same host, whose commands have a variable set.
+    pub fn with(&self, variable: &str, value: &str) -> Host {
+        let mut host = self.clone();
+        host.environment.push((variable.into(), value.into()));
+        host
     }
 
     pub fn name(&self) -> &str {
@@ -65,6 +73,7 @@ impl Host {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(bed_program().expect("the bed was made with it"));
         command.arg("__enter").arg(&self.dir).arg(program);
+        command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command
     }
 

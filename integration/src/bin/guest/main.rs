@@ -1,8 +1,9 @@
-//! `guest KIND`: sets one kind of kernel object up, says "ready", and verifies it whenever it is asked to.
+//! `guest KIND [BALLAST]`: sets one kind of kernel object up, says "ready", and verifies it whenever it is asked to.
 //!
 //! Asked by SIGUSR1, or by a new number in the file `/tmp/verify`: it prints "ok N", or "FAIL N: why" and exits 1. N
 //! counts the rounds. SIGTERM ends it with status 0. A guest leaves its objects as it set them up, so that it can be
-//! moved and asked again any number of times. `guest --list` prints the kinds.
+//! moved and asked again any number of times. `guest --list` prints the kinds. BALLAST, in MiB, is memory that it has
+//! beside, filled and written to now and then: so much makes memory go ahead of a pod.
 //!
 //! One module a kind, one line in [`GUESTS`]; `integration/tests/guests.rs` has a line for each too.
 
@@ -57,7 +58,7 @@ mod udp;
 mod unix;
 mod unixends;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::time::Duration;
 
@@ -135,14 +136,15 @@ fn main() {
         GUESTS.iter().for_each(|(name, _)| println!("{name}"));
         return;
     }
-    if let Err(error) = run(&kind) {
+    let ballast = std::env::args().nth(2).map_or(Ok(0), |text| text.parse());
+    if let Err(error) = ballast.context("a number of MiB").and_then(|ballast| run(&kind, ballast)) {
         // Anything that goes wrong outside of a question is a wrong answer too.
         println!("FAIL: {error:#}");
         std::process::exit(1);
     }
 }
 
-fn run(kind: &str) -> Result<()> {
+fn run(kind: &str, ballast: usize) -> Result<()> {
     let Some((_, set_up)) = GUESTS.iter().find(|(name, _)| *name == kind) else {
         bail!("no guest {kind:?}; --list prints them")
     };
@@ -150,24 +152,69 @@ fn run(kind: &str) -> Result<()> {
     sys::no_altstack()?;
     sys::handle(libc::SIGUSR1, libc::SA_RESTART | libc::SA_ONSTACK)?;
     sys::count_signals(libc::SIGTERM)?;
+    // Before the guest has children, who are to have it too.
+    let mut ballast = Ballast::of(ballast);
     let mut guest = set_up()?;
     say("ready");
     let (mut rounds, mut signals, mut file) = (0, 0, asked_by_file());
     while sys::signals(libc::SIGTERM) == 0 {
         guest.step()?;
+        ballast.write();
         let (now_signals, now_file) = (sys::signals(libc::SIGUSR1), asked_by_file());
         if now_signals == signals && now_file == file {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         }
         (signals, file, rounds) = (now_signals, now_file, rounds + 1);
-        if let Err(error) = guest.verify() {
+        if let Err(error) = guest.verify().and_then(|()| ballast.verify()) {
             say(&format!("FAIL {rounds}: {error:#}"));
             std::process::exit(1);
         }
         say(&format!("ok {rounds}"));
     }
     Ok(())
+}
+
+/// Memory whose every page is known: it has its number and how often it was written.
+struct Ballast {
+    words: Vec<u64>,
+    written: Vec<u64>,
+    turn: usize,
+}
+
+/// Words a page.
+const PAGE: usize = 512;
+
+impl Ballast {
+    fn of(mebibytes: usize) -> Ballast {
+        let pages = mebibytes * 256;
+        let words = (0..pages * PAGE).map(|word| Ballast::word(word, 0)).collect();
+        Ballast { words, written: vec![0; pages], turn: 0 }
+    }
+
+    fn word(at: usize, written: u64) -> u64 {
+        (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ written
+    }
+
+    /// One page anew, another each time.
+    fn write(&mut self) {
+        if self.written.is_empty() {
+            return;
+        }
+        self.turn = (self.turn + 257) % self.written.len();
+        self.written[self.turn] += 1;
+        let (first, written) = (self.turn * PAGE, self.written[self.turn]);
+        (first..first + PAGE).for_each(|at| self.words[at] = Ballast::word(at, written));
+    }
+
+    fn verify(&self) -> Result<()> {
+        let wrong =
+            self.words.iter().enumerate().find(|(at, word)| **word != Ballast::word(*at, self.written[at / PAGE]));
+        match wrong {
+            None => Ok(()),
+            Some((at, word)) => bail!("word {} of page {} of the ballast is {word:#x}", at % PAGE, at / PAGE),
+        }
+    }
 }
 
 /// Waits for a condition of the set-up, or of a verification.
