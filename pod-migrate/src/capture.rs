@@ -292,8 +292,9 @@ impl Still {
         self.capture.pass(w, &mapped)?;
         self.capture.log(w, self.hold.log)?;
         let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
-        w.put(Kind::MOMENT, 0, &moment(self.capture.init, sessions)?)?;
-        self.frozen.passed(self.since.elapsed());
+        let moment = moment(self.capture.init, sessions)?;
+        self.frozen.clock_stands(Instant::now());
+        w.put(Kind::MOMENT, 0, &moment)?;
         if let Some(network) = network::dump(&self.capture.spec, self.capture.init.0)? {
             w.put(Kind::NETWORK, 0, &network)?;
         }

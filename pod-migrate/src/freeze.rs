@@ -248,11 +248,13 @@ impl Frozen {
         self.since
     }
 
-    /// The clock of the pod has gone on by so much since it was stopped: for as long waits have waited.
-    pub fn passed(&mut self, time: Duration) {
+    /// The clock of the pod has gone on up to here since its tasks were stopped, one after the other: for as long their
+    /// waits have waited.
+    pub fn clock_stands(&mut self, here: Instant) {
         let threads = self.processes.iter_mut().flat_map(|process| &mut process.threads);
-        for waiting in threads.filter_map(|thread| thread.interrupted.waiting.as_mut()) {
-            waiting.remaining_ns = waiting.remaining_ns.saturating_sub(time.as_nanos() as u64);
+        for (waiting, then) in threads.filter_map(|thread| thread.interrupted.waiting.as_mut()) {
+            let waited = here.saturating_duration_since(*then).as_nanos() as u64;
+            (waiting.remaining_ns, *then) = (waiting.remaining_ns.saturating_sub(waited), here);
         }
     }
 

@@ -299,7 +299,7 @@ fn dump_thread(
             .dump(tid, status, std::ptr::eq(thread, process.leader()).then_some(process.pid))
             .doing(doing)?,
         switches: ThreadSwitches::new(&calls[6..], dispatch(tid)),
-        waiting: thread.interrupted.waiting,
+        waiting: thread.interrupted.waiting.map(|(waiting, _)| waiting),
         ended: None,
     })
 }

@@ -19,6 +19,7 @@ use pod_runtime::sys::memory;
 use pod_runtime::sys::ptrace::{self, Regs};
 use pod_runtime::{Doing, Result};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 const EINTR: i64 = -4;
 const ERESTARTSYS: i64 = -512;
@@ -70,8 +71,8 @@ pub(crate) struct Healed {
 pub struct Interrupted {
     /// The call that the kernel restarts by way of restart_syscall(2).
     restarting: Option<i64>,
-    /// That call, if it has a time-out and what remains of it is known.
-    pub waiting: Option<Waiting>,
+    /// That call, if it has a time-out and what remains of it is known, and when so much remained.
+    pub waiting: Option<(Waiting, Instant)>,
     /// A call that begins with its whole time again.
     anew: Option<i64>,
 }
@@ -174,7 +175,7 @@ pub(crate) fn look(tid: i32, healed: &Healed, waits: &Waits, status: &status::St
     };
     if call_of(number, regs).time_out().is_some() {
         let left = rest_in_memory(tid, number, regs).or_else(|| waits.remaining(HostPid(tid), status));
-        found.waiting = left.map(|remaining_ns| Waiting { number, remaining_ns });
+        found.waiting = left.map(|remaining_ns| (Waiting { number, remaining_ns }, Instant::now()));
         found.anew = if left.is_none() { Some(number) } else { None };
     }
     found
