@@ -85,17 +85,27 @@ pub fn attach(mount: impl AsFd, onto: BorrowedFd<'_>) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// fsopen, fsconfig, fsmount: a new instance of a file system, detached.
-pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> nix::Result<OwnedFd> {
-    const SET_FLAG: u32 = 0;
-    const SET_STRING: u32 = 1;
-    const CREATE: u32 = 6;
+/// fsopen(2): a file system that is to be. A kernel that has the kind as a module loads it now.
+fn open_filesystem(kind: &CStr) -> nix::Result<OwnedFd> {
     // SAFETY: the string is terminated; the result is a new descriptor that nobody else owns.
     let fd = Errno::result(unsafe {
         libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1 /* FSOPEN_CLOEXEC */)
     })?;
     // SAFETY: as above.
-    let context = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether the kernel can mount file systems of a kind.
+pub fn has_filesystem(kind: &CStr) -> nix::Result<()> {
+    open_filesystem(kind).map(drop)
+}
+
+/// fsopen, fsconfig, fsmount: a new instance of a file system, detached.
+pub fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> nix::Result<OwnedFd> {
+    const SET_FLAG: u32 = 0;
+    const SET_STRING: u32 = 1;
+    const CREATE: u32 = 6;
+    let context = open_filesystem(kind)?;
     let configure = |command: u32, key: *const libc::c_char, value: *const libc::c_char| {
         // SAFETY: key and value are null or terminated strings that outlive the call.
         let done = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) };

@@ -165,7 +165,9 @@ fn cgroups() -> Finding {
 fn storage() -> Vec<Finding> {
     let root = std::env::var_os("POD_ROOT").map_or("/var/lib/pod".into(), std::path::PathBuf::from);
     let there = root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
-    let overlay = fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\toverlay"));
+    // Asked for, it is loaded; /proc/filesystems has only what is there already, which is all that others may ask.
+    let listed = || fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\toverlay"));
+    let overlay = pod_runtime::sys::mount::has_filesystem(c"overlay").is_ok() || listed();
     let free = nix::sys::statvfs::statvfs(&there).map_or(0, |s| s.blocks_available() * s.fragment_size());
     let kind = nix::sys::statfs::statfs(&there).map(|s| s.filesystem_type()).ok();
     let on_overlay = kind == Some(nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
