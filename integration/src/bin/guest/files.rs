@@ -34,8 +34,10 @@ fn options() -> std::fs::OpenOptions {
 }
 
 fn temporary() -> Result<File> {
-    let home = "/var/tmp/guest-files";
-    let mut temporary = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(home)?;
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+    // Overlays have none before Linux 6.3.
+    let mut temporary = options.open("/var/tmp/guest-files").or_else(|_| options.open("/dev/shm"))?;
     temporary.write_all(b"no name")?;
     Ok(temporary)
 }
@@ -108,10 +110,11 @@ impl Files {
         self.temporary.read_to_string(&mut text)?;
         ensure!(text == "no name", "the temporary file holds {text:?}");
         // Once it has had a name it cannot get another.
-        let (open, name) = (format!("/proc/self/fd/{}", self.temporary.as_raw_fd()), "/var/tmp/guest-files/named");
-        linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW).context("give it a name")?;
-        ensure!(std::fs::read_to_string(name)? == "no name", "it holds something else by its name");
-        std::fs::remove_file(name)?;
+        let open = format!("/proc/self/fd/{}", self.temporary.as_raw_fd());
+        let name = std::fs::read_link(&open)?.with_file_name("named");
+        linkat(AT_FDCWD, open.as_str(), AT_FDCWD, &name, AtFlags::AT_SYMLINK_FOLLOW).context("give it a name")?;
+        ensure!(std::fs::read_to_string(&name)? == "no name", "it holds something else by its name");
+        std::fs::remove_file(&name)?;
         self.temporary = temporary()?;
         Ok(())
     }
