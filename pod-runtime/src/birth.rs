@@ -6,8 +6,8 @@
 //! until the engine has turned it into something else. A birth that fails leaves no process, mount, namespace or cgroup
 //! behind; from a [`Born`] on, that is up to the caller.
 
-use crate::cgroup::Cgroup;
-use crate::init::first::{CLOCKS, First, GO, JOINED, News, PLACES};
+use crate::cgroup::{self, Cgroup};
+use crate::init::first::{CLOCKS, First, GO, News, PLACES};
 use crate::namespaces;
 use crate::problem::{Doing, Problem, Result};
 use crate::proc;
@@ -146,12 +146,12 @@ pub fn conceive<T>(
         let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
         let outer_pid_max = fs::read_to_string("/proc/sys/kernel/pid_max").ok().map(|text| text.trim().to_owned());
         let clone = || clone_first(spec, &cgroup);
-        let cloned = clocks.map_or_else(clone, |clocks| in_time_namespace(clocks, clone))?;
+        let (cloned, place) = clocks.map_or_else(clone, |clocks| in_time_namespace(clocks, clone))?;
         match cloned {
             Cloned::Child => {
                 drop(ours);
-                let waits = clocks.is_none();
-                First { spec, pod, purpose, stdio, sync: theirs, device_nodes, outer_pid_max, waits }.live()
+                let (waits, cgroup) = (clocks.is_none(), (&cgroup, place));
+                First { spec, pod, cgroup, purpose, stdio, sync: theirs, device_nodes, outer_pid_max, waits }.live()
             }
             Cloned::Parent { pid, pidfd } => {
                 drop((theirs, stdio));
@@ -169,7 +169,7 @@ pub fn conceive<T>(
     })?;
     let conceived = Conceived { born: Some(born) };
     let born = conceived.born.as_ref().expect("it is there until birth or drop");
-    let done = join_and(born, meanwhile)??;
+    let done = meanwhile(born.init)?;
     if clocks.is_none() {
         match hear(&born.sync)?.0 {
             News::Waiting => {}
@@ -268,28 +268,6 @@ fn raise(born: &mut Born, pod: &Pod) -> Result<()> {
     fs::write(mounts_path(pod), mounts).doing(|| "write down the pod's mounts".into())
 }
 
-/// Puts the first process into the cgroups that it was not born into, and runs `meanwhile`, both at once: to move a
-/// process is to wait until the whole kernel has noticed (RCU, 5 to 10 ms).
-fn join_and<T>(born: &Born, meanwhile: impl FnOnce(i32) -> Result<T>) -> Result<Result<T>> {
-    let join = || {
-        match born.cgroup.unified() {
-            Some(_) => born.cgroup.add_v1(born.init)?,
-            None => born.cgroup.add(born.init)?,
-        }
-        // A process that has died meanwhile has said why.
-        let _ = (&born.sync).write_all(&[JOINED]);
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let joining = scope.spawn(join);
-        let attached = meanwhile(born.init);
-        match joining.join() {
-            Ok(joined) => joined.map(|()| attached),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
 /// One line, and the descriptor that came with it.
 fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
     let doing = || "hear from the pod's first process".to_owned();
@@ -317,27 +295,14 @@ fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
     Ok((serde_json::from_slice(&line).doing(doing)?, console))
 }
 
-/// The clone: all namespaces but the cgroup one (which takes its root from the cgroup of the moment, so the child makes
-/// it later), into the v2 cgroup at once where the kernel can.
-fn clone_first(spec: &Spec, cgroup: &Cgroup) -> Result<Cloned> {
+/// The clone: all namespaces but the cgroup one, which takes its root from the cgroups of the moment: the child enters
+/// those and makes it.
+fn clone_first(spec: &Spec, cgroup: &Cgroup) -> Result<(Cloned, cgroup::Born)> {
     let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if spec.network.mode != NetworkMode::Host {
         flags |= libc::CLONE_NEWNET;
     }
-    let flags = flags as u64;
-    let doing = || "make the pod's namespaces".to_owned();
-    let Some(folder) = cgroup.unified_dir() else { return clone::clone3(flags, None, None).doing(doing) };
-    match clone::clone3(flags, Some(folder.as_fd()), None) {
-        // Linux 5.5 and 5.6 have clone3 and not this flag.
-        Err(Errno::EINVAL | Errno::E2BIG) => {
-            let cloned = clone::clone3(flags, None, None).doing(doing)?;
-            if let Cloned::Parent { pid, .. } = &cloned {
-                cgroup.add(*pid)?;
-            }
-            Ok(cloned)
-        }
-        other => other.doing(doing),
-    }
+    cgroup.fork(flags as u64).doing(|| "make the pod's namespaces".into())
 }
 
 /// Takes the calling process, which is single-threaded, into a new time namespace with these clocks.
@@ -352,14 +317,14 @@ pub(crate) fn enter_time_namespace(clocks: Clocks) -> Result<()> {
 
 /// Clones by `clone`, the child in a new time namespace with these clocks. The caller itself and its later children
 /// stay in the one that they were in.
-fn in_time_namespace(clocks: Clocks, clone: impl FnOnce() -> Result<Cloned>) -> Result<Cloned> {
+fn in_time_namespace<T>(clocks: Clocks, clone: impl FnOnce() -> Result<(Cloned, T)>) -> Result<(Cloned, T)> {
     let doing = || "make the pod's time namespace".to_owned();
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let own = open("/proc/self/ns/time", flags, Mode::empty()).map_err(namespaces::no_time_namespace)?;
     clone::unshare(CLONE_NEWTIME as i32).map_err(namespaces::no_time_namespace)?;
     let shifted = fs::write("/proc/self/timens_offsets", namespaces::time_offsets(clocks)).doing(doing);
     let cloned = shifted.and_then(|()| clone());
-    if !matches!(cloned, Ok(Cloned::Child)) {
+    if !matches!(cloned, Ok((Cloned::Child, _))) {
         clone::setns(own.as_fd(), CLONE_NEWTIME as i32).doing(doing)?;
     }
     cloned
@@ -398,11 +363,12 @@ pub fn enter(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl F
     let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
     // setns changes the pid namespace of children only, and of the caller for good everything else: so a helper goes
     // in, and the child that it makes there becomes its sibling.
-    match daemon::fork().doing(|| "fork".into())? {
-        daemon::Fork::Child => {
+    let (cloned, place) = cgroup.fork(0).doing(|| "fork".into())?;
+    match cloned {
+        Cloned::Child => {
             drop(ours);
             let hidden = process::set_dumpable(false).doing(|| "hide from the pod's processes".into());
-            let joined = hidden.and_then(|()| cgroup.add(0));
+            let joined = hidden.and_then(|()| cgroup.enter(place));
             let told = joined.and_then(|()| go_in(init, pid_in_pod)).and_then(|cloned| match cloned {
                 Cloned::Child => {
                     daemon::close_number(theirs.as_raw_fd());
@@ -414,7 +380,7 @@ pub fn enter(init: &OwnedFd, cgroup: &Cgroup, pid_in_pod: Option<i32>, f: impl F
             let _ = serde_json::to_writer(&theirs, &told);
             daemon::exit_now(0)
         }
-        daemon::Fork::Parent(helper) => {
+        Cloned::Parent { pid: helper, .. } => {
             drop(theirs);
             let mut told = Vec::new();
             let heard = (&ours).take(BOUND).read_to_end(&mut told);

@@ -1,17 +1,15 @@
 //! The usher: a process of ours that joins a pod's control groups while the pod is being born, and later makes another
-//! process inside the pod.
+//! process inside the pod, which is born there.
 //!
-//! To join is to wait for the whole kernel (RCU, 5 to 15 ms); a process that is made by one who has joined is born there.
 //! [`birth::enter`](crate::birth::enter) does the same in one step, for whoever comes later.
 //!
 //! It ends when it has done that, when nobody can ask for it any more, or with the thread that made it.
 
 use crate::birth;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Born, Cgroup};
 use crate::problem::{Doing, Problem, Report, Result};
 use crate::sys::clone::Cloned;
-use crate::sys::daemon::{self, Fork};
-use crate::sys::process;
+use crate::sys::{daemon, process};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -32,14 +30,15 @@ impl Usher {
     /// The caller is single-threaded.
     pub(crate) fn start(init: &OwnedFd, cgroup: &Cgroup, inside: Inside) -> Result<Usher> {
         let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
-        match daemon::fork().doing(|| "fork".into())? {
-            Fork::Child => {
+        let (cloned, place) = cgroup.fork(0).doing(|| "fork".into())?;
+        match cloned {
+            Cloned::Child => {
                 daemon::end_with_parent();
                 daemon::set_comm(c"pod-usher");
                 daemon::close_all_but(&[theirs.as_raw_fd(), init.as_raw_fd()]);
-                daemon::exit_now(serve(init, cgroup, theirs, inside))
+                daemon::exit_now(serve(init, (cgroup, place), theirs, inside))
             }
-            Fork::Parent(host) => Ok(Usher { host, link: Some(ours) }),
+            Cloned::Parent { pid: host, .. } => Ok(Usher { host, link: Some(ours) }),
         }
     }
 
@@ -72,9 +71,9 @@ impl Drop for Usher {
 }
 
 /// The usher's life.
-fn serve(init: &OwnedFd, cgroup: &Cgroup, mut link: UnixStream, inside: Inside) -> i32 {
+fn serve(init: &OwnedFd, (cgroup, place): (&Cgroup, Born), mut link: UnixStream, inside: Inside) -> i32 {
     let hidden = process::set_dumpable(false).doing(|| "hide from the pod's processes".into());
-    let ready = hidden.and_then(|()| cgroup.add(0));
+    let ready = hidden.and_then(|()| cgroup.enter(place));
     let mut pid = [0; 4];
     if link.read_exact(&mut pid).is_err() {
         return 0;

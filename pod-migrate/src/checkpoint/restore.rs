@@ -11,7 +11,6 @@ use crate::image::{Reader, Record, damaged};
 use crate::objects::files::opener;
 use crate::restore::Ahead;
 use pod_runtime::birth::{Clocks, Conceived};
-use pod_runtime::cgroup;
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::{self, Claim};
@@ -48,7 +47,6 @@ pub struct Restored {
 
 pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored> {
     let began = Instant::now();
-    let _early = cgroup::early::begin();
     let file = open_verified(path)?;
     let mut reader = Reader::of_file(file)?;
     let origin = origin(&mut reader)?;

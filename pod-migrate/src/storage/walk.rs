@@ -238,7 +238,9 @@ impl<W: Write> Pass<'_, W> {
 
     fn extent(&mut self, id: u64, path: &[u8], file: &File, start: i64, end: i64) -> Result<i64> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(RUN, 0);
+        // Most files are small, and a page that is touched costs more than what is read into it.
+        let longest = RUN.min(usize::try_from(end - start).unwrap_or(RUN));
+        buffer.resize(longest.max(buffer.len()), 0);
         let mut at = start;
         while at < end {
             let most = RUN.min(usize::try_from(end - at).unwrap_or(RUN));

@@ -137,7 +137,9 @@ impl Writing {
         if owner != Owner::Storage(*id) || offset.checked_add(bytes).is_none_or(|end| end > size) {
             return Err(damaged(format!("contents that do not belong to {}", lossy(&entry.path))));
         }
-        self.buffer.resize(PIECE, 0);
+        // Most files are small, and a page that is touched costs more than what is read into it.
+        let piece = PIECE.min(bytes as usize);
+        self.buffer.resize(piece.max(self.buffer.len()), 0);
         let mut at = offset;
         loop {
             let n = reader.read_pages(&mut self.buffer)?;

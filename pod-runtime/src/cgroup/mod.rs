@@ -7,7 +7,6 @@
 //! limits. A controller that the host does not have is a warning that names it.
 
 mod devices;
-pub mod early;
 mod hierarchy;
 mod limits;
 
@@ -15,6 +14,7 @@ pub use hierarchy::{Hierarchies, visible};
 
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::{Device, Resources};
+use crate::sys::clone::{self, Cloned};
 use crate::sys::{daemon, process};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +30,15 @@ pub struct Cgroup {
     hierarchies: Hierarchies,
     /// Below each hierarchy's mount.
     path: PathBuf,
+}
+
+/// Where the kernel has put a child that is to be in a pod's groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Born {
+    /// In that of v2.
+    Inside,
+    /// Where its parent is.
+    Elsewhere,
 }
 
 /// What the pod uses now. `None` where the host has no controller that counts it.
@@ -82,8 +91,8 @@ impl Cgroup {
         self.hierarchies.unified.as_ref().map(|mount| mount.join(&self.path))
     }
 
-    /// A descriptor of that, to be born into.
-    pub(crate) fn unified_dir(&self) -> Option<OwnedFd> {
+    /// A descriptor of that.
+    fn unified_dir(&self) -> Option<OwnedFd> {
         fs::File::open(self.unified()?).ok().map(OwnedFd::from)
     }
 
@@ -124,9 +133,26 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Puts process `pid` (host; 0 is the caller) into all groups.
-    pub fn add(&self, pid: i32) -> Result<()> {
-        self.folders().try_for_each(|folder| join(&folder, pid))
+    /// A fork by clone3, with these flags, for a child that is to be in the pod's groups: born into the one of v2
+    /// where the kernel can, it must call [`Cgroup::enter`] with what comes back. The caller is single-threaded.
+    pub(crate) fn fork(&self, flags: u64) -> nix::Result<(Cloned, Born)> {
+        let apart = || clone::clone3(flags, None, None).map(|cloned| (cloned, Born::Elsewhere));
+        let Some(folder) = self.unified_dir() else { return apart() };
+        match clone::clone3(flags, Some(folder.as_fd()), None) {
+            // Linux 5.5 and 5.6 have clone3 and not this flag.
+            Err(Errno::EINVAL | Errno::E2BIG) => apart(),
+            cloned => Ok((cloned?, Born::Inside)),
+        }
+    }
+
+    /// Puts the caller, which must be single-threaded, into all groups that it was not born into.
+    pub(crate) fn enter(&self, born: Born) -> Result<()> {
+        if let Some(folder) = self.unified().filter(|_| born == Born::Elsewhere) {
+            join(&folder, 0)?;
+        }
+        // A thread that moves itself needs nobody's promise that its process stays as it is. For a process the kernel
+        // (5.4 and later) waits until all CPUs have heard of it, 5 to 15 ms.
+        self.hierarchies.v1.iter().try_for_each(|v1| write(&v1.mount.join(&self.path).join("tasks"), 0))
     }
 
     /// Takes a helper of ours out of the group by which the pod is frozen and into the caller's own, so that it can work
@@ -140,11 +166,6 @@ impl Cgroup {
         let left = join(&mount.join(own.trim_start_matches('/')), pid);
         // The caller's group is not to be seen from its own namespace: then the root of the hierarchy.
         left.or_else(|_| join(mount, pid))
-    }
-
-    /// The same without v2, for a process that was born into that one.
-    pub(crate) fn add_v1(&self, pid: i32) -> Result<()> {
-        self.hierarchies.v1.iter().try_for_each(|v1| join(&v1.mount.join(&self.path), pid))
     }
 
     /// Allows exactly the usual devices and `devices`; everything when `privileged`. The strings are what this host
@@ -289,9 +310,14 @@ fn own_group(controller: &str) -> Option<String> {
     })
 }
 
+/// 0 is the caller.
 fn join(folder: &Path, pid: i32) -> Result<()> {
-    fs::write(folder.join("cgroup.procs"), pid.to_string())
-        .doing(|| format!("put process {pid} into the cgroup {}", folder.display()))
+    write(&folder.join("cgroup.procs"), pid)
+}
+
+fn write(members: &Path, pid: i32) -> Result<()> {
+    let folder = members.parent().unwrap_or(members).display();
+    fs::write(members, pid.to_string()).doing(|| format!("put process {pid} into the cgroup {folder}"))
 }
 
 fn collect(folder: &Path, pids: &mut Vec<i32>) -> io::Result<()> {

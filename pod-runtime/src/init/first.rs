@@ -1,11 +1,12 @@
 //! The first process of a pod, from the clone to the moment when it becomes a program or parks.
 //!
-//! It and the monitor talk over one stream socket: the monitor sends a letter a step ([`JOINED`], [`GO`]), the process
+//! It and the monitor talk over one stream socket: the monitor sends a letter a step ([`CLOCKS`], [`GO`]), the process
 //! answers with lines of JSON ([`News`]), the console going along with "ready". When the monitor dies, the read fails
 //! and the process ends, and the pod with it.
 
 use super::{Tell, become_program, exit_code};
 use crate::birth::{self, Clocks, Purpose, Stdio};
+use crate::cgroup::{self, Cgroup};
 use crate::namespaces::{self, Settings};
 use crate::problem::{Doing, Problem, Report, Result};
 use crate::rootfs::{Beginning, Rootfs};
@@ -21,8 +22,6 @@ use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// The process is in its cgroups.
-pub const JOINED: u8 = b'c';
 /// The files are there; what the clocks show follows.
 pub const CLOCKS: u8 = b'k';
 /// Memory comes before the files: how many places follows, then each with its start and its end.
@@ -52,6 +51,8 @@ pub enum News {
 pub struct First<'a> {
     pub spec: &'a Spec,
     pub pod: &'a Pod,
+    /// To be entered.
+    pub cgroup: (&'a Cgroup, cgroup::Born),
     pub purpose: Purpose,
     pub stdio: Stdio,
     pub sync: UnixStream,
@@ -93,6 +94,10 @@ impl First<'_> {
     /// Builds the pod's inside and says so. What 0, 1 and 2 will be comes back.
     fn prepare(&mut self) -> Result<Option<[OwnedFd; 3]>> {
         let spec = self.spec;
+        // First of all, for the root of a cgroup namespace is the group that it is made in.
+        let (cgroup, born) = self.cgroup;
+        cgroup.enter(born)?;
+        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
         process::reset_signals();
         // A session of its own, which the terminal of whoever started the pod does not control.
         nix::unistd::setsid().doing(|| "begin a session".into())?;
@@ -100,15 +105,11 @@ impl First<'_> {
         let _ = process::new_session_keyring();
         let beginning = Beginning::make(spec)?;
         if self.waits {
-            self.joined()?;
             self.say(&News::Waiting, None)?;
             birth::enter_time_namespace(self.clocks())?;
         }
         let mut rootfs = Rootfs::build(beginning, spec, self.pod, self.device_nodes)?;
         namespaces::settle(spec, &Settings { proc: &rootfs.proc }, self.outer_pid_max.as_deref())?;
-        if !self.waits {
-            self.joined()?;
-        }
         let warnings = std::mem::take(&mut rootfs.warnings);
         let (stdio, console) = match self.purpose {
             Purpose::Run => self.make_stdio(&rootfs.pts)?,
@@ -121,14 +122,6 @@ impl First<'_> {
         };
         self.say(&News::Ready { warnings }, console.as_ref())?;
         Ok(stdio)
-    }
-
-    /// Waits until the process is in its cgroups: the root of a cgroup namespace is the one that it is made in.
-    fn joined(&mut self) -> Result<()> {
-        if !self.told(JOINED) {
-            daemon::exit_now(125);
-        }
-        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())
     }
 
     /// Waits until the files are there. Memory may come before them.

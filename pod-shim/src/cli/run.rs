@@ -4,7 +4,6 @@ use super::{Context, Exit, options};
 use crate::output;
 use crate::terminal::{self, View};
 use nix::sys::stat::{SFlag, major, minor, stat};
-use pod_runtime::cgroup;
 use pod_runtime::monitor::{self, Beginning, Launch, Started};
 use pod_runtime::security::{capabilities, user};
 use pod_runtime::spec::{self, Base, NetworkMode, Seccomp, Spec};
@@ -178,7 +177,6 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     if args.tty && args.interactive && !args.detach && !std::io::stdin().is_terminal() {
         return Err(Problem::new("E-USAGE", "-t needs a terminal, and stdin is none").fix("leave -t away, or add -d"));
     }
-    let _early = cgroup::early::begin();
     let spec = spec_of(&args, &store)?;
     let (attach, input) = (!args.detach, args.interactive && !args.detach);
     let (pod, started) = launch(&store, spec, attach)?;
