@@ -62,7 +62,9 @@ impl Reservation {
         let pod = store.reserve(&spec)?;
         let mut reservation = Reservation { pod: Some(pod.clone()), spec: spec.clone(), volumes };
         network::lease(&store.network_dir()?, &mut spec, claim)?;
-        pod.set_spec(&spec)?;
+        if spec.network != reservation.spec.network {
+            pod.set_spec(&spec)?;
+        }
         reservation.spec = spec;
         Ok(reservation)
     }
@@ -221,5 +223,5 @@ pub fn filled(running: Running, sessions: Vec<About>, awaited: bool) -> Filled {
     let Running { external: External { stdin, stdout, stderr, console, sessions: mut ends, others }, roots } = running;
     let arrived = |about: About| ArrivedSession { fds: ends.remove(&about.id).unwrap_or_default(), about };
     let sessions = sessions.into_iter().map(arrived).collect();
-    Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others }
+    Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others, remains: None }
 }

@@ -29,7 +29,7 @@ use crate::crew;
 use crate::ids::{MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Reader, Record, damaged};
 use crate::objects::files::opener::External;
-use crate::objects::files::{self, Files, Opener};
+use crate::objects::files::{self, Files, Opener, Opening};
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Kept, MmState, SharedMemoryState};
 use crate::objects::namespaces::ipc::{self, IpcState};
@@ -160,10 +160,10 @@ pub fn restore<R: Read>(
     outliving: bool,
     mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
+    let opening = Opening::begin(born, plan::free_pid(&image, 0))?;
     let laid = ahead.settle(&image)?;
     ipc::restore(born.init, &image.ipc)?;
-    let mut opener = Opener::start(born, plan::free_pid(&image, 0), &image.files)?;
-    let mut grown = tree::grow(&image, born, &laid, &opener)?;
+    let (mut grown, mut opener) = tree::grow(&image, born, &laid, opening)?;
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
@@ -210,15 +210,12 @@ impl Restored {
     }
 
     /// Lets the pod run, which `frozen` holds besides us, if it does. From the first line on there is no way back:
-    /// connections speak again. Who must not end a pod that does not get to run must not drop this after an error.
+    /// connections speak again. Who must not end a pod that does not get to run must not drop this after an error. The
+    /// opener, which has nothing left to do, ends when this is dropped.
     pub fn go(&mut self, frozen: Option<&Cgroup>) -> Result<Running> {
         self.opener.release()?;
         let roots = self.grown.detach(&self.image)?;
         frozen.map_or(Ok(()), Cgroup::thaw)?;
-        if let Err(problem) = self.opener.finish() {
-            // It has nothing left to do, and is ended when it is dropped.
-            tracing::warn!(problem = problem.chain(), "the process that opened the pod's files did not end by itself");
-        }
         Ok(Running { external: std::mem::take(&mut self.external), roots })
     }
 }

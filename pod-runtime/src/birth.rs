@@ -6,13 +6,13 @@
 //! until the engine has turned it into something else. A birth that fails leaves no process, mount, namespace or cgroup
 //! behind; from a [`Born`] on, that is up to the caller.
 
-use crate::cgroup::{self, Cgroup};
-use crate::init::first::{CLOCKS, First, GO, News, PLACES};
+use crate::cgroup::Cgroup;
+use crate::init::first::{CLOCKS, First, GO, GROUPS, News, PLACES};
 use crate::namespaces;
 use crate::problem::{Doing, Problem, Result};
 use crate::proc;
 use crate::proc::mountinfo::{self, Mount};
-use crate::spec::{NetworkMode, Spec};
+use crate::spec::Spec;
 use crate::store::Pod;
 use crate::sys::clone::{self, CLONE_NEWTIME, Cloned};
 use crate::sys::{daemon, process};
@@ -20,7 +20,7 @@ use crate::usher::{Inside, Usher};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
 use nix::sys::stat::Mode;
 use std::fs;
 use std::io::{IoSliceMut, Read, Write};
@@ -88,7 +88,7 @@ impl Born {
         }
         match serde_json::from_slice(&said).doing(doing)? {
             News::Problem(report) => Err(report.into()),
-            News::Ready { .. } | News::Waiting | News::Laid { .. } => Err(unexpected()),
+            _ => Err(unexpected()),
         }
     }
 }
@@ -139,53 +139,58 @@ pub fn conceive<T>(
     if clocks.is_none() && !Path::new("/proc/self/ns/time_for_children").exists() {
         return Err(namespaces::no_time_namespace(Errno::ENOSYS));
     }
-    let (cgroup, mut warnings) = Cgroup::create(pod.id(), &spec.resources)?;
-    let born = cgroup.allow_devices(&spec.devices, spec.security.privileged).and_then(|unguarded| {
-        let device_nodes = unguarded.is_empty();
-        warnings.extend(unguarded);
-        let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
-        let outer_pid_max = fs::read_to_string("/proc/sys/kernel/pid_max").ok().map(|text| text.trim().to_owned());
-        let clone = || clone_first(spec, &cgroup);
-        let (cloned, place) = clocks.map_or_else(clone, |clocks| in_time_namespace(clocks, clone))?;
-        match cloned {
-            Cloned::Child => {
-                drop(ours);
-                let (waits, cgroup) = (clocks.is_none(), (&cgroup, place));
-                First { spec, pod, cgroup, purpose, stdio, sync: theirs, device_nodes, outer_pid_max, waits }.live()
-            }
-            Cloned::Parent { pid, pidfd } => {
-                drop((theirs, stdio));
-                let cgroup = cgroup.clone();
-                let mut born = Born { init: pid, pidfd, sync: ours, cgroup, console: None, usher: None, warnings };
-                if let Purpose::Fill(Some(inside)) = purpose {
-                    born.usher = Some(call_usher(&born, inside)?);
-                }
-                Ok(born)
-            }
-        }
+    let outer_pid_max = fs::read_to_string("/proc/sys/kernel/pid_max").ok().map(|text| text.trim().to_owned());
+    let cgroup = Cgroup::begin(pod.id())?;
+    let cloned = UnixStream::pair().doing(|| "make a socket pair".into()).and_then(|pair| {
+        let clone = || cgroup.fork(NAMESPACES).doing(|| "make the pod's namespaces".into());
+        Ok((pair, clocks.map_or_else(clone, |clocks| in_time_namespace(clocks, clone))?))
     });
-    let born = born.inspect_err(|_| {
+    let ((ours, theirs), (cloned, place)) = cloned.inspect_err(|_| {
         let _ = cgroup.remove(Duration::ZERO);
     })?;
-    let conceived = Conceived { born: Some(born) };
-    let born = conceived.born.as_ref().expect("it is there until birth or drop");
+    let (init, pidfd) = match cloned {
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Child => {
+            drop(ours);
+            let (waits, cgroup) = (clocks.is_none(), (&cgroup, place));
+            First { spec, pod, cgroup, purpose, stdio, sync: theirs, outer_pid_max, waits }.live()
+        }
+    };
+    drop((theirs, stdio));
+    let born = Born { init, pidfd, sync: ours, cgroup, console: None, usher: None, warnings: Vec::new() };
+    let mut conceived = Conceived { born: Some(born) };
+    let born = conceived.born.as_mut().expect("it is there until birth or drop");
+    // While the first process makes what it can without them.
+    let device_nodes = complete_groups(born, spec)?;
+    // A process that has died meanwhile has said why.
+    let _ = (&born.sync).write_all(&[GROUPS, device_nodes.into()]);
+    if let Purpose::Fill(Some(inside)) = purpose {
+        born.usher = Some(Usher::start(&born.pidfd, &born.cgroup, inside)?);
+    }
+    match hear(&born.sync)?.0 {
+        News::Apart => {}
+        News::Problem(report) => return Err(report.into()),
+        _ => return Err(unexpected()),
+    }
     let done = meanwhile(born.init)?;
     if clocks.is_none() {
         match hear(&born.sync)?.0 {
             News::Waiting => {}
             News::Problem(report) => return Err(report.into()),
-            News::Ready { .. } | News::Laid { .. } => return Err(unexpected()),
+            _ => return Err(unexpected()),
         }
     }
     Ok((conceived, done))
 }
 
-/// When it fails, the first process ends with it.
-fn call_usher(born: &Born, inside: Inside) -> Result<Usher> {
-    Usher::start(&born.pidfd, &born.cgroup, inside).inspect_err(|_| {
-        let _ = process::kill_by_pidfd(born.pidfd.as_fd(), libc::SIGKILL);
-        let _ = daemon::reap(born.init);
-    })
+/// The groups that the first process will enter, its limits and its devices. Whether device nodes may work on the pod's
+/// own storage.
+fn complete_groups(born: &mut Born, spec: &Spec) -> Result<bool> {
+    born.warnings.extend(born.cgroup.complete(&spec.resources)?);
+    let unguarded = born.cgroup.allow_devices(&spec.devices, spec.security.privileged)?;
+    let device_nodes = unguarded.is_empty();
+    born.warnings.extend(unguarded);
+    Ok(device_nodes)
 }
 
 impl Conceived {
@@ -260,7 +265,7 @@ fn raise(born: &mut Born, pod: &Pod) -> Result<()> {
     match news {
         News::Problem(report) => return Err(report.into()),
         News::Ready { warnings } => born.warnings.extend(warnings),
-        News::Waiting | News::Laid { .. } => return Err(unexpected()),
+        _ => return Err(unexpected()),
     }
     born.console = console;
     let mounts = serde_json::to_vec(&mounts_of(born.init)?).doing(|| "write down the pod's mounts".into())?;
@@ -274,7 +279,13 @@ fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
     let (mut line, mut console) = (Vec::new(), None);
     while !line.ends_with(b"\n") {
         let mut buffer = [0; 4096];
-        let mut slices = [IoSliceMut::new(&mut buffer)];
+        // The next line may be there already, and it may come with a descriptor.
+        let there = match recv(sync.as_raw_fd(), &mut buffer, MsgFlags::MSG_PEEK) {
+            Err(Errno::EINTR) => continue,
+            other => other.doing(doing)?,
+        };
+        let most = buffer[..there].iter().position(|byte| *byte == b'\n').map_or(there, |at| at + 1);
+        let mut slices = [IoSliceMut::new(&mut buffer[..most])];
         let mut space = nix::cmsg_space!([i32; 1]);
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = match recvmsg::<()>(sync.as_raw_fd(), &mut slices, Some(&mut space), flags) {
@@ -295,15 +306,9 @@ fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
     Ok((serde_json::from_slice(&line).doing(doing)?, console))
 }
 
-/// The clone: all namespaces but the cgroup one, which takes its root from the cgroups of the moment: the child enters
-/// those and makes it.
-fn clone_first(spec: &Spec, cgroup: &Cgroup) -> Result<(Cloned, cgroup::Born)> {
-    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if spec.network.mode != NetworkMode::Host {
-        flags |= libc::CLONE_NEWNET;
-    }
-    cgroup.fork(flags as u64).doing(|| "make the pod's namespaces".into())
-}
+/// What the first process is cloned into. The rest it makes itself: the network one because it takes longest, and the
+/// monitor has something else to do; the cgroup one because its root is the group that it is made in.
+const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
 
 /// Takes the calling process, which is single-threaded, into a new time namespace with these clocks.
 pub(crate) fn enter_time_namespace(clocks: Clocks) -> Result<()> {

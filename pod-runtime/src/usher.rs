@@ -42,12 +42,15 @@ impl Usher {
         }
     }
 
-    /// Makes a child of the caller inside the pod, with exactly this pid there. Its pid on this host, and the stream to
-    /// it.
-    pub fn lead(mut self, pid: i32) -> Result<(i32, UnixStream)> {
-        let gone = || "enter the pod: the helper died".to_owned();
-        let mut link = self.link.take().ok_or_else(|| Problem::new("E-INTERNAL", "an usher without a link"))?;
-        link.write_all(&pid.to_ne_bytes()).doing(gone)?;
+    /// Asks for a child of the caller inside the pod, with exactly this pid there. [`Usher::led`] is to follow.
+    pub fn lead(&mut self, pid: i32) -> Result<()> {
+        let mut link = self.link.as_ref().ok_or_else(unlinked)?;
+        link.write_all(&pid.to_ne_bytes()).doing(gone)
+    }
+
+    /// When the child is there: its pid on this host, and the stream to it.
+    pub fn led(mut self) -> Result<(i32, UnixStream)> {
+        let mut link = self.link.take().ok_or_else(unlinked)?;
         // The process says nothing before it is spoken to: a line is all that can be there.
         let mut line = Vec::new();
         while !line.ends_with(b"\n") && line.len() < BOUND {
@@ -61,6 +64,14 @@ impl Usher {
         let told: std::result::Result<i32, Report> = serde_json::from_slice(&line).doing(gone)?;
         Ok((told.map_err(Problem::from)?, link))
     }
+}
+
+fn gone() -> String {
+    "enter the pod: the helper died".to_owned()
+}
+
+fn unlinked() -> Problem {
+    Problem::new("E-INTERNAL", "an usher without a link")
 }
 
 impl Drop for Usher {

@@ -136,7 +136,8 @@ fn bear(spec: &Spec, pod: &Pod, purpose: Purpose, stdio: Stdio) -> Result<Born> 
 #[test]
 fn a_pod_has_namespaces_of_its_own() {
     let bed = Bed::new(
-        "echo $$; hostname; for n in pid net mnt ipc uts cgroup time; do readlink /proc/self/ns/$n; done; ls /proc | grep -c '^[0-9]'",
+        "echo $$; hostname; for n in pid net mnt ipc uts cgroup time; do readlink /proc/self/ns/$n; done; ls /proc | grep -c '^[0-9]'; \
+         ping -c1 -W2 127.0.0.1 | grep -c 'bytes from'",
     );
     let said = bed.see();
     let lines: Vec<_> = said.lines().collect();
@@ -146,6 +147,7 @@ fn a_pod_has_namespaces_of_its_own() {
         assert_ne!(lines[2 + at], ours.to_str().unwrap(), "{name}");
     }
     assert!(lines[9].parse::<u32>().unwrap() <= 4, "{said}");
+    assert_eq!(lines[10], "1", "its loopback is up: {said}");
 }
 
 #[test]

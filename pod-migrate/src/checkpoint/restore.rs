@@ -139,7 +139,8 @@ fn fill(mut reader: Reader<File>, sessions: Vec<About>, ahead: Ahead, newborn: &
         attachment.announce()?;
     }
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
-    let filled = arrival::filled(restored.go(None)?, sessions, false);
+    let mut filled = arrival::filled(restored.go(None)?, sessions, false);
+    filled.remains = Some(Box::new(restored));
     let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
     newborn.pod.update_quickly(|status| {
         status.state = State::Running;

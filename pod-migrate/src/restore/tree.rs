@@ -13,7 +13,7 @@ use super::plan::{Made, free_pid, plan};
 use super::{Image, no_room};
 use crate::crew;
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
-use crate::objects::files::{ControllingTerminal, Opener};
+use crate::objects::files::{ControllingTerminal, Opener, Opening};
 use crate::objects::task::{Filter, Life, Node, seccomp, signals};
 use crate::remote::plain::{OPTIONS, Stub};
 use crate::remote::{Arg, RemoteCall};
@@ -124,10 +124,11 @@ impl Grown {
     }
 }
 
-/// Makes all processes, each nothing but the stub.
-pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opener: &Opener) -> Result<Grown> {
-    let own: BTreeMap<String, (u64, u64)> = kernel_maps(born.init)?;
-    let base = find_base(image, born.init)?;
+/// Makes all processes, each nothing but the stub, beside the opener.
+pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opening: Opening) -> Result<(Grown, Opener)> {
+    let maps = read_maps(born.init)?;
+    let base = find_base(image, &maps)?;
+    let own = kernel_maps(maps);
     let chains = image.processes.values().flat_map(|process| &process.threads);
     let chains = chains.map(|thread| image.filters(&thread.seccomp)).collect::<Result<Vec<_>>>()?;
     let filters = seccomp::common(chains);
@@ -145,6 +146,7 @@ pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opener: &Opener) -> 
         stopped: false,
     };
     grown.kernel_maps = places(&own, base);
+    let mut opener = opening.open(born, &image.files)?;
     let mut children: BTreeMap<PodPid, Vec<&Node>> = BTreeMap::new();
     for node in image.nodes() {
         children.entry(node.parent).or_default().push(node);
@@ -154,7 +156,7 @@ pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opener: &Opener) -> 
         terminals: image.files.controlling_terminals(),
         children,
         filters,
-        opener,
+        opener: &mut opener,
         helper: free_pid(image, 1),
         groups: BTreeMap::new(),
         own,
@@ -169,7 +171,8 @@ pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opener: &Opener) -> 
     growing.all_made()?;
     growing.groups()?;
     growing.verify()?;
-    Ok(growing.grown)
+    let grown = growing.grown;
+    Ok((grown, opener))
 }
 
 struct Growing<'a> {
@@ -179,7 +182,7 @@ struct Growing<'a> {
     children: BTreeMap<PodPid, Vec<&'a Node>>,
     /// Installed in the roots before they have children.
     filters: &'a [Filter],
-    opener: &'a Opener,
+    opener: &'a mut Opener,
     born: &'a Born,
     /// Memory of the first process that stays.
     laid: &'a Laid,
@@ -207,6 +210,7 @@ impl Growing<'_> {
             HostPid(host)
         };
         let stub = self.adopt(task)?;
+        self.opener.opened()?;
         // The first one has begun a session, the others are in the monitor's group.
         self.groups.insert(node.pid, if first { node.pid } else { PodPid(0) });
         stub.run(&mut seccomp::install(self.filters))?;
@@ -539,10 +543,9 @@ fn read_maps(pid: i32) -> Result<Vec<maps::Map>> {
     Ok(maps::parse(&String::from_utf8_lossy(&text)))
 }
 
-/// vdso and vvar maps of a process by name.
-fn kernel_maps(pid: i32) -> Result<BTreeMap<String, (u64, u64)>> {
-    let maps = read_maps(pid)?;
-    Ok(maps.into_iter().filter(|map| is_kernel_map(&map.name)).map(|map| (map.name, (map.start, map.end))).collect())
+/// Those of vdso and vvar, by name.
+fn kernel_maps(maps: Vec<maps::Map>) -> BTreeMap<String, (u64, u64)> {
+    maps.into_iter().filter(|map| is_kernel_map(&map.name)).map(|map| (map.name, (map.start, map.end))).collect()
 }
 
 pub(super) fn is_kernel_map(name: &str) -> bool {
@@ -575,14 +578,14 @@ fn gaps_between(maps: &[maps::Map], keep: &std::ops::Range<u64>) -> Vec<(u64, u6
 }
 
 /// An address at which nothing is in any address space of the image, nor in the parked process.
-fn find_base(image: &Image, init: i32) -> Result<RemoteAddress> {
+fn find_base(image: &Image, parked: &[maps::Map]) -> Result<RemoteAddress> {
     const LOWEST: u64 = 1 << 20;
     const HIGHEST: u64 = 0x7fff_0000_0000;
     /// Room for the stub and for vdso and vvar behind it.
     const NEEDED: u64 = Stub::BYTES + (1 << 20);
     let mut taken: Vec<(u64, u64)> =
         image.spaces.values().flat_map(|space| space.maps.iter().map(|map| (map.start, map.end))).collect();
-    taken.extend(read_maps(init)?.iter().map(|map| (map.start, map.end)));
+    taken.extend(parked.iter().map(|map| (map.start, map.end)));
     taken.sort_unstable();
     let mut free_from = LOWEST;
     for (start, end) in taken {

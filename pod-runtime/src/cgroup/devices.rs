@@ -5,8 +5,10 @@ use super::Cgroup;
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::Device;
 use crate::sys::bpf::{self, EbpfInstruction};
-use cgroups_rs::fs::devices::{DevicePermissions, DeviceType, DevicesController};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 /// One line of the list; -1 is any number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +19,17 @@ struct Rule {
     read: bool,
     write: bool,
     make: bool,
+}
+
+impl Rule {
+    /// As "c 1:3 rwm"; the kernel refuses a rule of nothing.
+    fn line(&self) -> String {
+        let number = |number: i64| if number < 0 { "*".to_owned() } else { number.to_string() };
+        let letters = [(self.read, 'r'), (self.write, 'w'), (self.make, 'm')];
+        let access: String = letters.into_iter().filter(|(has, _)| *has).map(|(_, letter)| letter).collect();
+        let kind = if self.block { 'b' } else { 'c' };
+        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
 }
 
 /// Every node may be made (using it is what is checked), and those of a pod's /dev used: null, zero, full, random,
@@ -46,7 +59,7 @@ pub fn allow(cgroup: &Cgroup, devices: &[Device], privileged: bool) -> Result<Ve
         rules.push(Rule { block, major, minor, read: has('r'), write: has('w'), make: has('m') });
     }
     if let Some(folder) = cgroup.v1("devices") {
-        by_v1(&DevicesController::new(folder.clone(), folder), &rules)?;
+        by_v1(&folder, &rules)?;
         return Ok(Vec::new());
     }
     let Some(folder) = cgroup.unified_dir() else {
@@ -60,24 +73,14 @@ pub fn allow(cgroup: &Cgroup, devices: &[Device], privileged: bool) -> Result<Ve
     })
 }
 
-fn by_v1(controller: &DevicesController, rules: &[Rule]) -> Result<()> {
-    let all = DevicePermissions::all();
-    controller.deny_device(DeviceType::All, -1, -1, &all).doing(|| "deny all devices".into())?;
+/// The kernel takes a line a write.
+fn by_v1(folder: &Path, rules: &[Rule]) -> Result<()> {
+    fs::write(folder.join("devices.deny"), "a").doing(|| "deny all devices".into())?;
+    let path = folder.join("devices.allow");
+    let mut allow = OpenOptions::new().write(true).open(&path).doing(|| format!("open {}", path.display()))?;
     for rule in rules {
-        let kind = if rule.block { DeviceType::Block } else { DeviceType::Char };
-        let mut access = Vec::new();
-        if rule.read {
-            access.push(DevicePermissions::Read);
-        }
-        if rule.write {
-            access.push(DevicePermissions::Write);
-        }
-        if rule.make {
-            access.push(DevicePermissions::MkNod);
-        }
-        controller
-            .allow_device(kind, rule.major, rule.minor, &access)
-            .doing(|| format!("allow device {}:{}", rule.major, rule.minor))?;
+        let line = rule.line();
+        allow.write_all(line.as_bytes()).doing(|| format!("allow device {line}"))?;
     }
     Ok(())
 }
@@ -163,6 +166,13 @@ mod tests {
                 other => panic!("opcode {other:#x}"),
             }
         }
+    }
+
+    #[test]
+    fn rules_as_v1_takes_them() {
+        let lines: Vec<String> = usual().iter().map(Rule::line).collect();
+        assert_eq!(lines[..3], ["c *:* m", "b *:* m", "c 1:3 rwm"]);
+        assert_eq!(lines.last().unwrap(), "c 136:* rwm");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use cgroups_rs::fs::cpuacct::CpuAcctController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Microseconds; the kernel's own default.
 const CPU_PERIOD: u64 = 100_000;
@@ -18,7 +18,11 @@ const CPU_PERIOD: u64 = 100_000;
 const UNLIMITED: u64 = 0x7000_0000_0000_0000;
 
 pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<Vec<String>> {
-    let offered = offer(cgroup);
+    let offered = |controller: &str| {
+        let folder = cgroup.unified()?;
+        let given = fs::read_to_string(folder.join("cgroup.controllers")).ok()?;
+        given.split_whitespace().any(|c| c == controller).then_some(folder)
+    };
     let mut warnings = Vec::new();
     let mut missing = |controller: &str, asked: bool| {
         if asked {
@@ -57,9 +61,8 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Asks v2 to hand the controllers down to the pod's group, and says where it did: the group's folder.
-fn offer(cgroup: &Cgroup) -> impl Fn(&str) -> Option<PathBuf> {
-    let folder = cgroup.unified();
+/// Asks v2 to hand the controllers down to the pod's group.
+pub(super) fn offer(cgroup: &Cgroup) {
     if let Some(mount) = &cgroup.hierarchies.unified {
         let offered = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
         for controller in offered.split_whitespace().filter(|c| ["memory", "cpu", "pids"].contains(c)) {
@@ -68,11 +71,6 @@ fn offer(cgroup: &Cgroup) -> impl Fn(&str) -> Option<PathBuf> {
             let _ = fs::write(mount.join("cgroup.subtree_control"), format!("+{controller}"));
             let _ = fs::write(mount.join("pod/cgroup.subtree_control"), format!("+{controller}"));
         }
-    }
-    move |controller: &str| {
-        let folder = folder.as_ref()?;
-        let given = fs::read_to_string(folder.join("cgroup.controllers")).ok()?;
-        given.split_whitespace().any(|c| c == controller).then(|| folder.clone())
     }
 }
 

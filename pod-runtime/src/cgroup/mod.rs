@@ -58,22 +58,34 @@ pub struct Stats {
 impl Cgroup {
     /// Makes the pod's groups and sets its limits. The strings are what this host cannot limit.
     pub fn create(id: &str, resources: &Resources) -> Result<(Cgroup, Vec<String>)> {
-        let cgroup = Self::open(id)?;
-        let mut made = Ok(());
-        for folder in cgroup.folders() {
-            made = make(&folder).doing(|| format!("make the cgroup {}", folder.display()));
-            if made.is_err() {
-                break;
-            }
-        }
-        cgroup.copy_cpusets();
-        match made.and_then(|()| cgroup.apply_limits(resources)) {
+        let cgroup = Self::begin(id)?;
+        match cgroup.complete(resources) {
             Ok(warnings) => Ok((cgroup, warnings)),
             Err(problem) => {
                 let _ = cgroup.remove(Duration::ZERO);
                 Err(problem)
             }
         }
+    }
+
+    /// The first half of [`Cgroup::create`]: the group of v2, to be born into.
+    pub(crate) fn begin(id: &str) -> Result<Cgroup> {
+        let cgroup = Self::open(id)?;
+        if let Some(folder) = cgroup.unified() {
+            make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
+            // While nobody is in it: the kernel waits for all CPUs before it moves who is.
+            limits::offer(&cgroup);
+        }
+        Ok(cgroup)
+    }
+
+    /// The second half: what a process enters later, and the limits.
+    pub(crate) fn complete(&self, resources: &Resources) -> Result<Vec<String>> {
+        for folder in self.folders() {
+            make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
+        }
+        self.copy_cpusets();
+        limits::apply(self, resources)
     }
 
     /// The groups of a pod that was made earlier; never fails for one that is gone (it is then empty).
@@ -172,11 +184,6 @@ impl Cgroup {
     /// cannot keep away.
     pub fn allow_devices(&self, devices: &[Device], privileged: bool) -> Result<Vec<String>> {
         devices::allow(self, devices, privileged)
-    }
-
-    /// Sets the limits anew. The strings are what this host cannot limit.
-    pub fn apply_limits(&self, resources: &Resources) -> Result<Vec<String>> {
-        limits::apply(self, resources)
     }
 
     pub fn stats(&self) -> Result<Stats> {

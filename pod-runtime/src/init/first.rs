@@ -1,6 +1,6 @@
 //! The first process of a pod, from the clone to the moment when it becomes a program or parks.
 //!
-//! It and the monitor talk over one stream socket: the monitor sends a letter a step ([`CLOCKS`], [`GO`]), the process
+//! It and the monitor talk over one stream socket: the monitor sends a letter a step ([`GROUPS`], [`GO`]), the process
 //! answers with lines of JSON ([`News`]), the console going along with "ready". When the monitor dies, the read fails
 //! and the process ends, and the pod with it.
 
@@ -9,8 +9,8 @@ use crate::birth::{self, Clocks, Purpose, Stdio};
 use crate::cgroup::{self, Cgroup};
 use crate::namespaces::{self, Settings};
 use crate::problem::{Doing, Problem, Report, Result};
-use crate::rootfs::{Beginning, Rootfs};
-use crate::spec::Spec;
+use crate::rootfs::{self, Beginning, Rootfs};
+use crate::spec::{NetworkMode, Spec};
 use crate::store::Pod;
 use crate::sys::{clone, daemon, memory, process, tty, userfault};
 use nix::fcntl::{OFlag, openat};
@@ -22,6 +22,8 @@ use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+/// The groups that it was not born into are there. Whether device nodes may work on the pod's storage follows.
+pub const GROUPS: u8 = b'c';
 /// The files are there; what the clocks show follows.
 pub const CLOCKS: u8 = b'k';
 /// Memory comes before the files: how many places follows, then each with its start and its end.
@@ -37,6 +39,8 @@ pub enum News {
     Ready {
         warnings: Vec<String>,
     },
+    /// The network namespace is there, with its settings.
+    Apart,
     /// Files and clocks can come, and memory before them.
     Waiting,
     /// These places are mapped. With a userfaultfd.
@@ -56,7 +60,6 @@ pub struct First<'a> {
     pub purpose: Purpose,
     pub stdio: Stdio,
     pub sync: UnixStream,
-    pub device_nodes: bool,
     pub outer_pid_max: Option<String>,
     /// Whether files and clocks are still to come.
     pub waits: bool,
@@ -94,22 +97,26 @@ impl First<'_> {
     /// Builds the pod's inside and says so. What 0, 1 and 2 will be comes back.
     fn prepare(&mut self) -> Result<Option<[OwnedFd; 3]>> {
         let spec = self.spec;
-        // First of all, for the root of a cgroup namespace is the group that it is made in.
-        let (cgroup, born) = self.cgroup;
-        cgroup.enter(born)?;
-        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
+        if spec.network.mode != NetworkMode::Host {
+            clone::unshare(nix::libc::CLONE_NEWNET).doing(|| "make a network namespace".into())?;
+        }
+        let proc = rootfs::proc()?;
+        // Before there are devices, which take theirs from them.
+        namespaces::settle(spec, &Settings { proc: &proc }, self.outer_pid_max.as_deref())?;
+        self.say(&News::Apart, None)?;
         process::reset_signals();
         // A session of its own, which the terminal of whoever started the pod does not control.
         nix::unistd::setsid().doing(|| "begin a session".into())?;
         nix::sys::stat::umask(Mode::empty());
         let _ = process::new_session_keyring();
-        let beginning = Beginning::make(spec)?;
+        let beginning = Beginning::make(spec, proc)?;
+        let device_nodes = self.enter_groups()?;
+        let cgroups = beginning.cgroups(spec)?;
         if self.waits {
             self.say(&News::Waiting, None)?;
             birth::enter_time_namespace(self.clocks())?;
         }
-        let mut rootfs = Rootfs::build(beginning, spec, self.pod, self.device_nodes)?;
-        namespaces::settle(spec, &Settings { proc: &rootfs.proc }, self.outer_pid_max.as_deref())?;
+        let mut rootfs = Rootfs::build((beginning, cgroups), spec, self.pod, device_nodes)?;
         let warnings = std::mem::take(&mut rootfs.warnings);
         let (stdio, console) = match self.purpose {
             Purpose::Run => self.make_stdio(&rootfs.pts)?,
@@ -122,6 +129,18 @@ impl First<'_> {
         };
         self.say(&News::Ready { warnings }, console.as_ref())?;
         Ok(stdio)
+    }
+
+    /// Waits until they are there. The root of a cgroup namespace is the group that it is made in.
+    fn enter_groups(&mut self) -> Result<bool> {
+        let mut device_nodes = [0];
+        if !self.told(GROUPS) || self.sync.read_exact(&mut device_nodes).is_err() {
+            daemon::exit_now(125);
+        }
+        let (cgroup, born) = self.cgroup;
+        cgroup.enter(born)?;
+        clone::unshare(nix::libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
+        Ok(device_nodes != [0])
     }
 
     /// Waits until the files are there. Memory may come before them.

@@ -15,6 +15,7 @@ use crate::problem::{Problem, Result};
 use crate::spec::Spec;
 use crate::store::Pod;
 use crate::usher::Inside;
+use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -108,6 +109,8 @@ pub struct Filled {
     pub awaited: bool,
     /// Read ends of pipes that nobody listens to any more: read and thrown away.
     pub others: Vec<OwnedFd>,
+    /// Dropped when nobody waits for the pod any more.
+    pub remains: Option<Box<dyn Any>>,
 }
 
 /// A session of `pod exec` that came with the pod.

@@ -10,7 +10,7 @@ use super::stdio::Stdio;
 use super::{Arrived, Beginning, Filled, Launch, Newborn, Started};
 use crate::birth::{self, Born, Clocks, Purpose};
 use crate::lifecycle;
-use crate::network;
+use crate::network::{self, Attachment};
 use crate::problem::{Doing, Problem, Report, Result};
 use crate::spec::Spec;
 use crate::status::{self, ProcessKey, State, Status};
@@ -18,6 +18,7 @@ use crate::store::Pod;
 use crate::sys::daemon::{self, Fork};
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -107,9 +108,9 @@ fn live(launch: Launch, tell: UnixStream, watched: Option<UnixStream>) {
         Ok((monitor, rest))
     });
     match began {
-        Ok((monitor, rest)) => {
-            let warnings = rest.warnings.clone();
+        Ok((monitor, Rest { warnings, remains, _sync })) => {
             say(&News::Started { init: monitor.init, monitor: std::process::id() as i32, warnings });
+            drop(remains);
             monitor.run();
         }
         Err(problem) => {
@@ -161,6 +162,9 @@ fn identity(fd: RawFd) -> Option<Inherited> {
 /// What came with the birth besides.
 struct Rest {
     warnings: Vec<String>,
+    /// Put away when nobody waits any more. The attachment holds the pod's network namespace, and is found again by name
+    /// when it is needed.
+    remains: (Option<Attachment>, Option<Box<dyn Any>>),
     /// The first process may still hold the other end.
     _sync: UnixStream,
 }
@@ -168,8 +172,6 @@ struct Rest {
 /// Brings the pod to life.
 fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest)> {
     let Launch { pod, spec, mut beginning, size, .. } = launch;
-    let listener = listen(&pod)?;
-    let log = Log::open(&pod.dir(), spec.log).doing(|| format!("open the log {}", pod.log_path().display()))?;
     let user = &spec.process.user;
     let run = matches!(beginning, Beginning::Run);
     let (stdio, given) = if run && !spec.process.terminal {
@@ -178,14 +180,12 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
     } else {
         (Stdio::default(), birth::Stdio::Terminal { rows: size.rows, columns: size.columns })
     };
-    let mut newborn = bear(pod, spec, &mut beginning, given)?;
+    let (mut newborn, (listener, log)) = bear(pod, spec, &mut beginning, given)?;
     let begun = match beginning {
         Beginning::Run => set_off(&mut newborn, stdio),
-        Beginning::Fill(filling) => write_down(&newborn, State::Creating)
-            .and_then(|()| filling.fill(&mut newborn))
-            .map(|filled| fill_in(&newborn, filled, foreign)),
+        Beginning::Fill(filling) => filling.fill(&mut newborn).map(|filled| fill_in(&newborn, filled, foreign)),
     };
-    let Begun { stdio, roots, others, sessions, ended: unheard, unwritten } = match begun {
+    let Begun { stdio, roots, others, sessions, ended: unheard, unwritten, remains } = match begun {
         Ok(begun) => begun,
         Err(problem) => {
             end_it(&newborn.born);
@@ -198,8 +198,6 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         tracing::error!(%error, "the log that arrived cannot be opened");
         log
     });
-    // It holds the pod's network namespace; found again by name when it is needed.
-    drop(attachment);
     let Born { init, pidfd, cgroup, sync, warnings, .. } = born;
     let monitor = Monitor {
         pod,
@@ -224,36 +222,50 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         farewell: None,
         remains: None,
     };
-    Ok((monitor, Rest { warnings, _sync: sync }))
+    Ok((monitor, Rest { warnings, remains: (attachment, remains), _sync: sync }))
 }
 
-/// The birth. One that is to be filled takes its files in while it is only half born.
-fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) -> Result<Newborn> {
+/// What else a monitor needs: where it listens, and the log.
+type Equipment = (UnixListener, Log);
+
+/// The birth, and what the monitor can do while the first process is at work. One that is to be filled takes its files
+/// in while it is only half born.
+fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) -> Result<(Newborn, Equipment)> {
+    let equip = || -> Result<Equipment> {
+        let log = Log::open(&pod.dir(), spec.log).doing(|| format!("open the log {}", pod.log_path().display()))?;
+        Ok((listen(&pod)?, log))
+    };
     let born = pod.store().network_dir().and_then(|dir| match beginning {
         Beginning::Run => {
-            let attach = |init| network::attach(&dir, &spec, pod.id(), init, false);
+            let meanwhile = |init| Ok((network::attach(&dir, &spec, pod.id(), init, false)?, equip()?));
             let clocks = Some(Clocks::default());
-            let (conceived, attachment) = birth::conceive(&spec, &pod, clocks, Purpose::Run, given, attach)?;
-            Ok((conceived.birth(&pod, None)?, attachment))
+            let (conceived, (attachment, equipment)) =
+                birth::conceive(&spec, &pod, clocks, Purpose::Run, given, meanwhile)?;
+            Ok((conceived.birth(&pod, None)?, attachment, equipment))
         }
         Beginning::Fill(filling) => {
             let purpose = Purpose::Fill(filling.inside());
             let meanwhile = |init| {
                 let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
+                let equipment = equip()?;
+                write_who(&pod, init, State::Creating)?;
                 let clocks = filling.at_rest().then(|| filling.files(&pod, &spec, None)).transpose()?;
-                Ok((attachment, clocks))
+                Ok((attachment, equipment, clocks))
             };
-            let (conceived, (attachment, clocks)) = birth::conceive(&spec, &pod, None, purpose, given, meanwhile)?;
+            let (conceived, (attachment, equipment, clocks)) =
+                birth::conceive(&spec, &pod, None, purpose, given, meanwhile)?;
             let clocks = match clocks {
                 Some(clocks) => clocks,
                 // Not before: whoever hears of this freezes the pod where it is.
                 None => filling.files(&pod, &spec, Some(&conceived))?,
             };
-            Ok((conceived.birth(&pod, Some(clocks))?, attachment))
+            Ok((conceived.birth(&pod, Some(clocks))?, attachment, equipment))
         }
     });
     match (born, beginning) {
-        (Ok((born, attachment)), _) => Ok(Newborn { pod, spec, born, attachment: Some(attachment) }),
+        (Ok((born, attachment, equipment)), _) => {
+            Ok((Newborn { pod, spec, born, attachment: Some(attachment) }, equipment))
+        }
         (Err(problem), Beginning::Fill(filling)) => {
             filling.failed(&problem);
             Err(problem)
@@ -272,6 +284,7 @@ struct Begun {
     ended: Vec<Ended>,
     /// Its status says that the pod does not run yet.
     unwritten: bool,
+    remains: Option<Box<dyn Any>>,
 }
 
 /// Lets the program begin.
@@ -304,7 +317,7 @@ fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> 
     for old in foreign.iter().filter(|old| identity(old.0).as_ref() == Some(old) && !taken.contains(&old.0)) {
         daemon::close_number(old.0);
     }
-    let Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others } = filled;
+    let Filled { console, stdin, stdout, stderr, roots, sessions, awaited, others, remains } = filled;
     let stdio = Stdio::new([console, stdin, stdout, stderr]).unwrap_or_else(|problem| {
         tracing::error!(problem = problem.chain(), "the pod's terminal or pipes are lost");
         Stdio::default()
@@ -318,7 +331,7 @@ fn fill_in(newborn: &Newborn, filled: Filled, foreign: &BTreeSet<Inherited>) -> 
         _ => write_down(newborn, State::Running).is_err(),
     };
     newborn.pod.store().event(&newborn.pod, "restore", &[]);
-    Begun { stdio, roots, others, sessions, ended, unwritten }
+    Begun { stdio, roots, others, sessions, ended, unwritten, remains }
 }
 
 /// The sessions that came, each with its process out of `roots`; and those that have ended unheard.

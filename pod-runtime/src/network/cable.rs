@@ -59,11 +59,10 @@ pub fn attach(dir: &Path, spec: &Spec, pod_id: &str, init_pid: i32, quiet: bool)
     if matches!(spec.network.mode, NetworkMode::Host) {
         return Ok(Attachment { host_link: None, bridge: None, mac, addresses, control, speaker: None });
     }
-    let netns = netns_of(init_pid)?;
     let Some(bridge) = bridge else {
-        inside(netns.as_fd(), || prepare_namespace(None))??;
         return Ok(Attachment { host_link: None, bridge: None, mac, addresses, control, speaker: None });
     };
+    let netns = netns_of(init_pid)?;
     let link = link_name(pod_id);
     let mtu = match spec.network.mtu {
         Some(mtu) => mtu,
@@ -71,7 +70,7 @@ pub fn attach(dir: &Path, spec: &Spec, pod_id: &str, init_pid: i32, quiet: bool)
     };
     make_pair(&link, &mac, mtu, &netns)?;
     let made = (|| {
-        let (mut wire, device, socket) = inside(netns.as_fd(), || prepare_namespace(Some(INSIDE)))??;
+        let (mut wire, device, socket) = inside(netns.as_fd(), prepare_namespace)??;
         wire.batch(configure(spec, device, &mac))?;
         drop(socket);
         // A pod that arrives has neighbours to tell, and so has one on the LAN: its address may have been another's a
@@ -175,30 +174,19 @@ pub fn cut(link: &str) -> Result<()> {
     }
 }
 
-/// Inside the pod's namespace: sockets to configure it by, and the settings that have no netlink message.
-fn prepare_namespace(device: Option<&str>) -> Result<(Wire, u32, OwnedFd)> {
+/// Inside the pod's namespace: sockets to configure it by, and the settings of the device that have no netlink message.
+/// Those of the namespace are the first process's affair.
+fn prepare_namespace() -> Result<(Wire, u32, OwnedFd)> {
     let control = netdev::control_socket().doing(|| "open a socket in the pod".into())?;
     netdev::set_up(control.as_fd(), "lo", true).doing(|| "bring the pod's loopback up".into())?;
-    // As docker: a pod may bind low ports and ping without privilege, since nothing in it is the host's. Hosts without
-    // the setting (or without IPv6) lose nothing by its absence.
-    let mut settings = vec![
-        ("ipv4/ip_unprivileged_port_start".to_string(), "0"),
-        ("ipv4/ping_group_range".to_string(), "0 2147483647"),
-    ];
-    if let Some(device) = device {
-        // Addresses come from the lease only: one that a router gave would be lost by a move.
-        settings.push((format!("ipv6/conf/{device}/accept_ra"), "0"));
-        settings.push((format!("ipv6/conf/{device}/autoconf"), "0"));
-    }
-    for (name, value) in settings {
-        if let Err(error) = std::fs::write(format!("/proc/sys/net/{name}"), value) {
-            tracing::debug!("net/{name} in the pod: {error}");
+    // Addresses come from the lease only: one that a router gave would be lost by a move. A host without IPv6 loses
+    // nothing by the absence of the settings.
+    for name in ["accept_ra", "autoconf"] {
+        if let Err(error) = std::fs::write(format!("/proc/sys/net/ipv6/conf/{INSIDE}/{name}"), "0") {
+            tracing::debug!("{name} of {INSIDE} in the pod: {error}");
         }
     }
-    let index = match device {
-        None => 0,
-        Some(device) => netdev::index(control.as_fd(), device).doing(|| format!("find {device} in the pod"))?,
-    };
+    let index = netdev::index(control.as_fd(), INSIDE).doing(|| format!("find {INSIDE} in the pod"))?;
     Ok((Wire::open()?, index, control))
 }
 

@@ -12,12 +12,13 @@ pub use files::TINY_INIT;
 
 use crate::cgroup;
 use crate::problem::{Doing, Problem, Result};
-use crate::proc::{self, mountinfo};
+use crate::proc::{bytes, mountinfo};
 use crate::spec::{Spec, Volume};
 use crate::store::Pod;
 use crate::sys::mount::{self, MOUNT_ATTR_RDONLY};
 use layers::{Layer, Layers};
 use nix::mount::{MntFlags, MsFlags, umount2};
+pub use special::{CgroupView, proc};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -29,18 +30,15 @@ pub struct Rootfs {
     tree: Tree,
     staging: PathBuf,
     null: OwnedFd,
-    /// Root of the pod's procfs, for settings.
-    pub proc: OwnedFd,
     /// Root of the pod's devpts.
     pub pts: OwnedFd,
     /// What of the host could not be shown as it should.
     pub warnings: Vec<String>,
     layers: Vec<PathBuf>,
-    visible: Vec<(String, String)>,
-    unified: bool,
+    cgroups: CgroupView,
 }
 
-/// What of a tree does not depend on its files.
+/// What of a tree depends neither on its files nor on the pod's groups.
 #[derive(Debug)]
 pub struct Beginning {
     null: OwnedFd,
@@ -50,25 +48,35 @@ pub struct Beginning {
 }
 
 impl Beginning {
-    /// The caller is alone in its mount and pid namespaces.
-    pub fn make(spec: &Spec) -> Result<Beginning> {
+    /// The caller is alone in its mount and pid namespaces; `proc` is from [`proc`](special::proc).
+    pub fn make(spec: &Spec, proc: OwnedFd) -> Result<Beginning> {
         let none: Option<&str> = None;
         nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
             .doing(|| "make the pod's mounts private".into())?;
         let null = special::host_null()?;
-        let text = proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
+        let text = bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
         let mounts = mountinfo::parse(&text).unwrap_or_default();
         let unified = mounts.iter().any(|mount| mount.kind == "cgroup2");
         let visible = cgroup::visible(&mounts);
-        Ok(Beginning { null, fresh: special::Fresh::make(spec)?, visible, unified })
+        Ok(Beginning { null, fresh: special::Fresh::make(spec, proc)?, visible, unified })
+    }
+
+    /// The view of the pod's groups. Must run in the pod's cgroup namespace.
+    pub fn cgroups(&self, spec: &Spec) -> Result<CgroupView> {
+        CgroupView::make(&self.visible, self.unified, !spec.security.privileged)
     }
 }
 
 impl Rootfs {
-    /// Builds everything but what needs the cgroup namespace. Unless `device_nodes`, device nodes on the pod's storage
-    /// do not work: for a host that cannot keep a list of allowed devices.
-    pub fn build(beginning: Beginning, spec: &Spec, pod: &Pod, device_nodes: bool) -> Result<Rootfs> {
-        let Beginning { null, fresh, visible, unified } = beginning;
+    /// Builds everything but what lies over all of it. Unless `device_nodes`, device nodes on the pod's storage do not
+    /// work: for a host that cannot keep a list of allowed devices.
+    pub fn build(
+        (beginning, cgroups): (Beginning, CgroupView),
+        spec: &Spec,
+        pod: &Pod,
+        device_nodes: bool,
+    ) -> Result<Rootfs> {
+        let Beginning { null, fresh, .. } = beginning;
         let own = [pod.store().data(), pod.store().run()];
         let layers = Layers::decide(&spec.root.base, &pod.upper_dir(), &pod.work_dir(), &own)?;
         layers.make()?;
@@ -86,20 +94,19 @@ impl Rootfs {
         for (path, copy) in &bound {
             bind(&tree, copy, path, true)?;
         }
-        let (proc, pts) = fresh.mount(&tree)?;
+        let pts = fresh.mount(&tree)?;
         for (volume, copy) in spec.volumes.iter().zip(&volumes) {
             bind(&tree, copy, &volume.destination, volume.read_only)?;
         }
         special::make_devices(&tree, &spec.devices)?;
         let layers = layers.overlays.into_iter().map(|layer| layer.at).collect();
-        Ok(Rootfs { tree, staging, null, proc, pts, warnings, layers, visible, unified })
+        Ok(Rootfs { tree, staging, null, pts, warnings, layers, cgroups })
     }
 
-    /// Adds the cgroup view and the protections, and makes the tree the root of the calling process. Must run in the
-    /// pod's cgroup namespace, after all settings in /proc were written.
+    /// Adds the cgroup view and the protections, and makes the tree the root of the calling process.
     pub fn become_root(self, spec: &Spec) -> Result<()> {
         let privileged = spec.security.privileged;
-        special::mount_cgroups(&self.tree, &self.visible, self.unified, !privileged)?;
+        self.cgroups.mount(&self.tree)?;
         if !privileged {
             special::protect(&self.tree, &self.null)?;
         }

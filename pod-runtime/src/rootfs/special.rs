@@ -6,9 +6,9 @@ use crate::problem::{Doing, Problem, Result};
 use crate::spec::{Base, Device, Spec};
 use crate::sys::mount::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use nix::errno::Errno;
-use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, major, makedev, minor, mkdirat, mknodat};
 use nix::unistd::symlinkat;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -45,10 +45,14 @@ pub struct Fresh {
     others: Vec<(&'static str, OwnedFd)>,
 }
 
+/// The pod's /proc, not mounted yet. The caller is in its pid namespace.
+pub fn proc() -> Result<OwnedFd> {
+    tree::new("/proc", c"proc", &[], QUIET)
+}
+
 impl Fresh {
     /// The caller is in the pod's namespaces.
-    pub fn make(spec: &Spec) -> Result<Fresh> {
-        let proc = tree::new("/proc", c"proc", &[], QUIET)?;
+    pub fn make(spec: &Spec, proc: OwnedFd) -> Result<Fresh> {
         let read_only = if spec.security.privileged { 0 } else { MOUNT_ATTR_RDONLY };
         let sys = tree::new("/sys", c"sysfs", &[], QUIET | read_only)?;
         let dev = tree::new("/dev", c"tmpfs", &[(c"mode", c"755"), (c"size", c"65536k")], MOUNT_ATTR_NOSUID)?;
@@ -73,12 +77,12 @@ impl Fresh {
         Ok(Fresh { proc, sys, dev, pts, others })
     }
 
-    /// Mounts them. The roots of the procfs and of the devpts come back.
-    pub fn mount(self, tree: &Tree) -> Result<(OwnedFd, OwnedFd)> {
+    /// Mounts them. The root of the devpts comes back.
+    pub fn mount(self, tree: &Tree) -> Result<OwnedFd> {
         let first = [("/proc", &self.proc), ("/sys", &self.sys), ("/dev", &self.dev), ("/dev/pts", &self.pts)];
         first.into_iter().try_for_each(|(path, made)| tree.mount(path, made))?;
         self.others.iter().try_for_each(|(path, made)| tree.mount(path, made))?;
-        Ok((self.proc, self.pts))
+        Ok(self.pts)
     }
 }
 
@@ -179,39 +183,66 @@ pub fn make_devices(tree: &Tree, devices: &[Device]) -> Result<()> {
     Ok(())
 }
 
-/// The pod's own groups in /sys/fs/cgroup, read-only, on a v2 host as one hierarchy, otherwise as a folder each. Must
-/// run in the pod's cgroup namespace.
-pub fn mount_cgroups(tree: &Tree, visible: &[(String, String)], unified: bool, read_only: bool) -> Result<()> {
-    let at = tree.own_folder(Path::new("/sys/fs/cgroup"))?;
-    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let flags = if read_only { quiet | MsFlags::MS_RDONLY } else { quiet };
-    if visible.is_empty() {
-        if !unified {
-            return Ok(());
+/// The pod's own groups as they are seen in /sys/fs/cgroup, made and not mounted yet: on a v2 host one hierarchy,
+/// otherwise a folder each.
+#[derive(Debug)]
+pub struct CgroupView {
+    /// A tmpfs with their folders, where there are several.
+    folder: Option<OwnedFd>,
+    /// With their names in it.
+    hierarchies: Vec<(String, OwnedFd)>,
+    read_only: bool,
+}
+
+impl CgroupView {
+    /// Must run in the pod's cgroup namespace.
+    pub fn make(visible: &[(String, String)], unified: bool, read_only: bool) -> Result<CgroupView> {
+        let attributes = if read_only { QUIET | MOUNT_ATTR_RDONLY } else { QUIET };
+        let own = |kind, options: &[(&CStr, &CStr)], name: &str| {
+            mount::new_filesystem(kind, options, attributes).doing(|| format!("make the view of the cgroup {name}"))
+        };
+        let mut hierarchies = Vec::new();
+        for (name, options) in visible {
+            let flags = options.split(',').map(CString::new).collect::<std::result::Result<Vec<_>, _>>();
+            let flags = flags.doing(|| format!("name the cgroup {name}"))?;
+            let flags = flags.iter().map(|flag| (flag.as_c_str(), c"")).collect::<Vec<_>>();
+            hierarchies.push((name.clone(), own(c"cgroup", &flags, name)?));
         }
-        return tree::mount_on("cgroup2", "cgroup", &at, flags, "").doing(|| "mount the pod's cgroup".into());
-    }
-    let folder = mount::new_filesystem(c"tmpfs", &[(c"mode", c"755")], QUIET).doing(|| "make a tmpfs".into())?;
-    mount::attach(&folder, at.as_fd()).doing(|| "mount /sys/fs/cgroup".into())?;
-    let place = |name: &str| {
-        mkdirat(&folder, name, Mode::from_bits_truncate(0o755)).doing(|| format!("make /sys/fs/cgroup/{name}"))?;
-        tree.own_folder(&Path::new("/sys/fs/cgroup").join(name))
-    };
-    for (name, options) in visible {
-        let onto = place(name)?;
-        tree::mount_on("cgroup", "cgroup", &onto, flags, options).doing(|| format!("mount the cgroup {name}"))?;
-        for single in name.split(',').filter(|single| *single != name) {
-            symlinkat(name.as_str(), &folder, single).doing(|| format!("name the cgroup {single}"))?;
+        if unified {
+            hierarchies.push(("unified".to_owned(), own(c"cgroup2", &[(c"source", c"cgroup")], "unified")?));
         }
+        if visible.is_empty() {
+            return Ok(CgroupView { folder: None, hierarchies, read_only });
+        }
+        let folder = mount::new_filesystem(c"tmpfs", &[(c"mode", c"755")], QUIET).doing(|| "make a tmpfs".into())?;
+        for (name, _) in &hierarchies {
+            let name = name.as_str();
+            mkdirat(&folder, name, Mode::from_bits_truncate(0o755)).doing(|| format!("make /sys/fs/cgroup/{name}"))?;
+            for single in name.split(',').filter(|single| *single != name) {
+                symlinkat(name, &folder, single).doing(|| format!("name the cgroup {single}"))?;
+            }
+        }
+        Ok(CgroupView { folder: Some(folder), hierarchies, read_only })
     }
-    if unified {
-        let onto = place("unified")?;
-        tree::mount_on("cgroup2", "cgroup", &onto, flags, "").doing(|| "mount the pod's v2 cgroup".into())?;
+
+    pub fn mount(&self, tree: &Tree) -> Result<()> {
+        let at = Path::new("/sys/fs/cgroup");
+        let Some(folder) = &self.folder else {
+            let Some((_, only)) = self.hierarchies.first() else { return Ok(()) };
+            let onto = tree.own_folder(at)?;
+            return mount::attach(only, onto.as_fd()).doing(|| "mount the pod's cgroup".into());
+        };
+        mount::attach(folder, tree.own_folder(at)?.as_fd()).doing(|| "mount /sys/fs/cgroup".into())?;
+        for (name, hierarchy) in &self.hierarchies {
+            let onto = tree.own_folder(&at.join(name))?;
+            mount::attach(hierarchy, onto.as_fd()).doing(|| format!("mount the cgroup {name}"))?;
+        }
+        if self.read_only {
+            mount::set_attributes(folder.as_fd(), MOUNT_ATTR_RDONLY, false)
+                .doing(|| "protect /sys/fs/cgroup".into())?;
+        }
+        Ok(())
     }
-    if read_only {
-        mount::set_attributes(folder.as_fd(), MOUNT_ATTR_RDONLY, false).doing(|| "protect /sys/fs/cgroup".into())?;
-    }
-    Ok(())
 }
 
 /// Masks and write-protects what the lists above name. `null` is the host's /dev/null, held since before anything of

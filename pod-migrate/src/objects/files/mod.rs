@@ -34,7 +34,7 @@ pub mod view;
 
 pub use classify::check;
 pub use dump::FilesDump;
-pub use opener::{Opener, task_work};
+pub use opener::{Opener, Opening, task_work};
 pub use view::{Holder, Outside, Task, View};
 
 use crate::ids::{FdTableId, FileId, PodPid, TaskFd};

@@ -2,7 +2,7 @@
 //! copies.
 //!
 //! Order of a restore:
-//! 1. [`Opener::start`] before the tree is made: everything that needs no other process is open then, terminals too, so
+//! 1. [`Opening`] before the tree is made: everything that needs no other process is open then, terminals too, so
 //!    that session leaders can take theirs (see [`super::Files::controlling_terminals`]).
 //! 2. The tree is made. [`Opener::connect`]: what refers to processes or to other files (pidfds, /proc files, epoll
 //!    registrations, unix sockets, owners).
@@ -21,6 +21,7 @@ use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::birth::{self, Born};
 use pod_runtime::problem::Report;
 use pod_runtime::sys::{daemon, descriptor, pidfd};
+use pod_runtime::usher::Usher;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -103,10 +104,19 @@ pub enum Deed {
     },
 }
 
+/// An opener that is on its way into the pod.
+#[derive(Debug)]
+pub struct Opening {
+    pid: PodPid,
+    usher: Option<Usher>,
+}
+
 #[derive(Debug)]
 pub struct Opener {
     pid: PodPid,
     process: Process,
+    /// It has not said yet that all is open.
+    opening: bool,
     to: UnixStream,
     from: BufReader<UnixStream>,
     holding: Holding,
@@ -120,18 +130,35 @@ struct Process {
     reaped: bool,
 }
 
-impl Opener {
+impl Opening {
     /// `free_pid` is one that no restored task has. Called in the monitor, whose child the opener is.
-    pub fn start(born: &mut Born, free_pid: PodPid, files: &Files) -> Result<Opener> {
-        let Some(usher) = born.usher.take() else {
-            let enter = |f: Box<dyn FnOnce() -> i32 + '_>| birth::enter(&born.pidfd, &born.cgroup, Some(free_pid.0), f);
-            return Opener::start_by(free_pid, files, enter);
+    pub fn begin(born: &mut Born, free_pid: PodPid) -> Result<Opening> {
+        let mut usher = born.usher.take();
+        usher.as_mut().map_or(Ok(()), |usher| usher.lead(free_pid.0))?;
+        Ok(Opening { pid: free_pid, usher })
+    }
+
+    /// Has it open the files, for which [`Opener::opened`] waits.
+    pub fn open(self, born: &Born, files: &Files) -> Result<Opener> {
+        let pid = self.pid;
+        let Some(usher) = self.usher else {
+            let enter = |f: Box<dyn FnOnce() -> i32 + '_>| birth::enter(&born.pidfd, &born.cgroup, Some(pid.0), f);
+            return Opener::start_by(pid, files, enter);
         };
-        let (host, link) = usher.lead(free_pid.0)?;
-        let mut opener = Opener::of(free_pid, host, link)?;
+        let (host, link) = usher.led()?;
+        let opener = Opener { opening: true, ..Opener::of(pid, host, link)? };
         hand_over(files, &opener.to)?;
-        opener.holding = opener.answer()?;
         Ok(opener)
+    }
+}
+
+impl Opener {
+    /// Returns when everything is open that needs no process of the pod.
+    pub fn opened(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.opening) {
+            self.holding = self.answer()?;
+        }
+        Ok(())
     }
 
     /// `spawn` runs the closure in a child and returns its pid on this host.
@@ -156,7 +183,7 @@ impl Opener {
         let pidfd = pidfd::open(host).doing(|| "open a pidfd of the opener".into())?;
         let process = Process { host, pidfd, reaped: false };
         let from = BufReader::new(to.try_clone().doing(|| "copy a socket".into())?);
-        Ok(Opener { pid, process, to, from, holding: Holding::default() })
+        Ok(Opener { pid, process, opening: false, to, from, holding: Holding::default() })
     }
 
     /// Its pid on this host.
