@@ -11,6 +11,7 @@ use crate::freeze::Frozen;
 use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
+use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::namespaces::{mounts, network, uts};
@@ -189,8 +190,9 @@ impl Capture {
     pub fn freeze(self, leaving: bool) -> Result<Still> {
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
         let unwritten = Unwritten::begin(self.init);
-        let hold = client::hold(&self.pod, false)?;
         let cgroup = Cgroup::open(self.pod.id())?;
+        Survey::prepare(&cgroup.procs()?);
+        let hold = client::hold(&self.pod, false)?;
         let run_root = self.run_root();
         let mut servers = BTreeSet::new();
         let frozen = loop {

@@ -1,9 +1,11 @@
 //! Open files there and back without a pod: a child sets objects up and stops, its table is dumped from outside, and the
 //! image is opened in a fresh process. What only exists in namespaces of its own is tested by the guests.
 
-use pod_migrate::ids::{FdTableId, FileId, HostPid, PodPid};
+use pod_migrate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use pod_migrate::image::{Kind, Reader, Writer};
-use pod_migrate::objects::files::{File, FileState, Files, FilesDump, Opener, Outside, Task, View};
+use pod_migrate::objects::files::socket;
+use pod_migrate::objects::files::survey::{self, Survey};
+use pod_migrate::objects::files::{Fd, File, FileState, Files, FilesDump, Opener, Outside, Task, View};
 use pod_runtime::proc::{stat, status};
 use pod_runtime::sys::daemon::{self, Fork};
 use pod_runtime::sys::{descriptor, pidfd, unix};
@@ -61,12 +63,20 @@ struct Dumped {
     files: Files,
     table: FdTableId,
     raw: Vec<(FileId, OwnedFd, u64)>,
+    /// Descriptors of which only the task knows whether they are closed by exec.
+    unsure: Vec<TaskFd>,
 }
 
 fn dump(child: &Child) -> Dumped {
+    dump_as(child, false)
+}
+
+fn dump_as(child: &Child, one_by_one: bool) -> Dumped {
     let view = View::new(HostPid(std::process::id() as i32), Outside::default()).unwrap();
-    let mut dump = FilesDump::new(&view);
+    let dump = FilesDump::new(&view);
+    let mut dump = if one_by_one { dump.one_by_one() } else { dump };
     let table = dump.table(child.task()).unwrap();
+    let unsure = dump.unsure(table);
     let mut writer = Writer::new(Vec::new());
     let contents = dump.finish(&mut writer).unwrap().contents;
     let image = writer.finish().unwrap();
@@ -79,7 +89,7 @@ fn dump(child: &Child) -> Dumped {
             other => panic!("unexpected {other}"),
         }
     }
-    Dumped { files, table, raw: contents.into_iter().map(|c| (c.file, c.fd, c.bytes)).collect() }
+    Dumped { files, table, unsure, raw: contents.into_iter().map(|c| (c.file, c.fd, c.bytes)).collect() }
 }
 
 impl Dumped {
@@ -182,6 +192,72 @@ fn small_kinds() {
     assert!(text.contains(&format!("tfd: {:8} events:", event.as_raw_fd())), "{text}");
     let _ = (null, status);
     opener.finish().unwrap();
+}
+
+/// The clock of a connection goes on.
+fn timeless(file: &File) -> File {
+    let mut file = file.clone();
+    if let FileState::Socket(socket::State::Tcp(state)) = &mut file.state
+        && let socket::tcp::Phase::Connected(connection) = &mut state.phase
+    {
+        connection.timestamp = connection.timestamp.map(|_| 0);
+    }
+    file
+}
+
+/// A table that is large enough to be asked for at once has in the image what it has when each descriptor is.
+#[test]
+fn many_descriptors_are_the_same_as_each_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(|| {
+        let mut kept: Vec<OwnedFd> = Vec::new();
+        let file = |name: &str| std::fs::File::create(folder.path().join(name)).unwrap();
+        let (mut written, locked, owned) = (file("written"), file("locked"), file("owned"));
+        written.write_all(b"to here").unwrap();
+        descriptor::set_flock(locked.as_fd(), true).unwrap();
+        descriptor::set_record_lock(locked.as_fd(), false, true, 5, 10).unwrap();
+        let me = descriptor::AsyncOwner { kind: 1, pid: std::process::id() as i32 };
+        descriptor::set_async_owner(owned.as_fd(), me).unwrap();
+        kept.extend([written, locked, owned].map(OwnedFd::from));
+        let (reader, writer) = std::io::pipe().unwrap();
+        kept.extend([OwnedFd::from(reader), writer.into()]);
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = listener.accept().unwrap().0;
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        kept.extend([OwnedFd::from(one), other.into(), listener.into(), client.into(), server.into(), udp.into()]);
+        let epoll = descriptor::epoll().unwrap();
+        for count in 0..40u64 {
+            let event = descriptor::eventfd(count % 2 == 0).unwrap();
+            nix::unistd::write(&event, &count.to_ne_bytes()).unwrap();
+            descriptor::epoll_add(epoll.as_fd(), event.as_raw_fd(), 1, count).unwrap();
+            kept.push(event);
+        }
+        let asynchronous = kept.last().unwrap();
+        descriptor::set_async_signal(asynchronous.as_fd(), 12).unwrap();
+        kept.extend([epoll, descriptor::timerfd(1).unwrap(), descriptor::signalfd(0x202).unwrap()]);
+        kept.push(std::fs::File::open("/dev/null").unwrap().into());
+        kept.push(descriptor::memfd(c"name", 0).unwrap());
+        kept.extend(kept.iter().step_by(2).map(|fd| fd.try_clone().unwrap()).collect::<Vec<_>>());
+        descriptor::set_close_on_exec(kept[8].as_fd(), false).unwrap();
+        kept
+    });
+    let (at_once, each) = (dump(&child), dump_as(&child, true));
+    let (table, told) = (&each.files.tables[&each.table], &at_once.files.tables[&at_once.table]);
+    assert!(table.fds.len() > survey::MANY);
+    for (id, file) in &each.files.files {
+        assert_eq!(at_once.files.files.get(id).map(timeless), Some(timeless(file)));
+    }
+    assert_eq!(at_once.files.files.len(), each.files.files.len());
+    assert_eq!((told.fds.len(), &told.locks), (table.fds.len(), &table.locks));
+    for (told, fd) in told.fds.iter().zip(&table.fds) {
+        let close_on_exec = if each.unsure.contains(&fd.fd) { told.close_on_exec } else { fd.close_on_exec };
+        assert_eq!(*told, Fd { close_on_exec, ..*fd });
+    }
+    if Survey::get().is_some() {
+        assert!(at_once.unsure.is_empty(), "nothing is left to ask the task for");
+    }
 }
 
 #[test]

@@ -26,6 +26,86 @@ pub struct EbpfInstruction {
     pub immediate: i32,
 }
 
+/// Of those that programs here are made of. Registers by number: 1 is what a program is called with, 10 ends its stack.
+impl EbpfInstruction {
+    pub fn new(code: u8, to: u8, from: u8, offset: i32, immediate: i32) -> EbpfInstruction {
+        EbpfInstruction { code, registers: to | from << 4, offset: offset as i16, immediate }
+    }
+
+    /// Eight bytes from where `from` points.
+    pub fn load(to: u8, from: u8, offset: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x79, to, from, offset, 0)
+    }
+
+    /// Four bytes.
+    pub fn load_half(to: u8, from: u8, offset: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x61, to, from, offset, 0)
+    }
+
+    /// Eight bytes to where `to` points.
+    pub fn store(to: u8, from: u8, offset: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x7b, to, from, offset, 0)
+    }
+
+    pub fn copy(to: u8, from: u8) -> EbpfInstruction {
+        EbpfInstruction::new(0xbf, to, from, 0, 0)
+    }
+
+    pub fn set(to: u8, value: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0xb7, to, 0, 0, value)
+    }
+
+    pub fn add(to: u8, value: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x07, to, 0, 0, value)
+    }
+
+    pub fn add_register(to: u8, from: u8) -> EbpfInstruction {
+        EbpfInstruction::new(0x0f, to, from, 0, 0)
+    }
+
+    pub fn shift_left(to: u8, bits: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x67, to, 0, 0, bits)
+    }
+
+    pub fn shift_right(to: u8, bits: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x77, to, 0, 0, bits)
+    }
+
+    /// Leaves out so many instructions when a register has this value.
+    pub fn skip_if(register: u8, value: i32, count: usize) -> EbpfInstruction {
+        EbpfInstruction::new(0x15, register, 0, count as i32, value)
+    }
+
+    /// The same when it has another.
+    pub fn skip_unless(register: u8, value: i32, count: usize) -> EbpfInstruction {
+        EbpfInstruction::new(0x55, register, 0, count as i32, value)
+    }
+
+    pub fn call(helper: i32) -> EbpfInstruction {
+        EbpfInstruction::new(0x85, 0, 0, 0, helper)
+    }
+
+    pub fn exit() -> EbpfInstruction {
+        EbpfInstruction::new(0x95, 0, 0, 0, 0)
+    }
+
+    /// Copies bytes from a place of the kernel to the stack. What cannot be read is all zeros.
+    pub fn read_kernel(to: i32, bytes: i32, from: u8, offset: i32) -> [EbpfInstruction; 6] {
+        const READ_KERNEL: i32 = 113;
+        let (copy, add) = (EbpfInstruction::copy, EbpfInstruction::add);
+        [copy(1, 10), add(1, to), EbpfInstruction::set(2, bytes), copy(3, from), add(3, offset), {
+            EbpfInstruction::call(READ_KERNEL)
+        }]
+    }
+
+    /// Writes bytes of the stack to the output of a walk.
+    pub fn write_out(output: u8, from: i32, bytes: i32) -> [EbpfInstruction; 5] {
+        const SEQ_WRITE: i32 = 127;
+        let (copy, add) = (EbpfInstruction::copy, EbpfInstruction::add);
+        [copy(1, output), copy(2, 10), add(2, from), EbpfInstruction::set(3, bytes), EbpfInstruction::call(SEQ_WRITE)]
+    }
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttributes {
@@ -167,9 +247,19 @@ pub fn load_task_walk(program: &[EbpfInstruction], function: u32) -> nix::Result
 
 /// Runs such a program for every thread of a process, and returns what it wrote.
 pub fn walk_tasks(program: BorrowedFd<'_>, process: i32) -> std::io::Result<Vec<u8>> {
+    walk(program, [0, process as u32, 0, 0])
+}
+
+/// Runs it for one thread.
+pub fn walk_task(program: BorrowedFd<'_>, thread: i32) -> std::io::Result<Vec<u8>> {
+    walk(program, [thread as u32, 0, 0, 0])
+}
+
+/// `info` is `union bpf_iter_link_info` of tasks: tid, pid, pidfd.
+fn walk(program: BorrowedFd<'_>, info: [u32; 4]) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
-    // `union bpf_iter_link_info`, of tasks: tid, pid, pidfd.
-    let info = [0u32, process as u32, 0, 0];
+    /// The kernel makes as much at a time.
+    const ROOM: usize = 32 << 10;
     let attributes = WalkLinkAttributes {
         program: program.as_raw_fd() as u32,
         kind: TRACE_ITERATOR,
@@ -183,7 +273,7 @@ pub fn walk_tasks(program: BorrowedFd<'_>, process: i32) -> std::io::Result<Vec<
     let fd = bpf(ITER_CREATE, &[link.as_raw_fd() as u32, 0])?;
     // SAFETY: as above.
     let mut walk = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(ROOM);
     walk.read_to_end(&mut bytes)?;
     Ok(bytes)
 }

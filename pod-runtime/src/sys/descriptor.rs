@@ -37,6 +37,11 @@ pub fn close_on_exec(fd: BorrowedFd<'_>) -> nix::Result<bool> {
     Ok(fcntl_number(fd, libc::F_GETFD, 0)? & libc::FD_CLOEXEC != 0)
 }
 
+/// F_SETFD.
+pub fn set_close_on_exec(fd: BorrowedFd<'_>, close: bool) -> nix::Result<()> {
+    fcntl_number(fd, libc::F_SETFD, if close { libc::FD_CLOEXEC } else { 0 }).map(drop)
+}
+
 /// F_GET_RW_HINT.
 pub fn write_hint(fd: BorrowedFd<'_>) -> nix::Result<u64> {
     let mut hint = 0u64;

@@ -45,15 +45,27 @@ pub enum Class {
 
 impl Look {
     pub fn at(fd: BorrowedFd<'_>) -> Result<Look> {
+        Look::with(fd, fstat(fd).doing(|| "stat an open file".into())?, None)
+    }
+
+    /// With what is known of it already: `info` may be that of another descriptor of the same description, which shows the
+    /// locks of its table too.
+    pub fn with(fd: BorrowedFd<'_>, stat: FileStat, info: Option<FdInfo>) -> Result<Look> {
         let number = fd.as_raw_fd();
         let link = std::fs::read_link(format!("/proc/self/fd/{number}")).doing(|| "read the name of a file".into())?;
-        let text = pod_runtime::proc::bytes(format!("/proc/self/fdinfo/{number}"))
-            .doing(|| "read the fdinfo of a file".into())?;
+        let info = match info {
+            Some(info) => info,
+            None => {
+                let text = pod_runtime::proc::bytes(format!("/proc/self/fdinfo/{number}"));
+                let text = text.doing(|| "read the fdinfo of a file".into())?;
+                fdinfo::parse(&String::from_utf8_lossy(&text))
+            }
+        };
         Ok(Look {
-            stat: fstat(fd).doing(|| "stat an open file".into())?,
+            stat,
             link: link.into_os_string().into_vec(),
             flags: descriptor::status_flags(fd).doing(|| "read the flags of a file".into())?,
-            info: fdinfo::parse(&String::from_utf8_lossy(&text)),
+            info,
         })
     }
 

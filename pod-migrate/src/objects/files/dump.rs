@@ -5,6 +5,7 @@
 //! in [`FilesDump::finish`].
 
 use super::classify::{Class, Look, classify};
+use super::survey::{self, Seen, Survey};
 use super::{
     Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, mqueue,
     pidfd, pipe, pty, regular, signalfd, socket, timerfd,
@@ -15,7 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::fstat;
-use pod_runtime::proc::fdinfo;
+use pod_runtime::proc::fdinfo::{self, FdInfo};
 use pod_runtime::sys::kcmp::{self, Shared};
 use pod_runtime::sys::{descriptor, pidfd as sys_pidfd};
 use pod_runtime::{Doing, Problem, Result};
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 /// Collects the files of a frozen pod.
 #[derive(Debug)]
@@ -34,8 +36,10 @@ pub struct FilesDump<'v> {
     pub(super) warnings: Vec<String>,
     /// By id less one.
     entries: Vec<Entry>,
-    /// By device and inode: indices into `entries` in the order of kcmp.
-    by_inode: HashMap<(u64, u64), Vec<usize>>,
+    by_inode: HashMap<(u64, u64), Alike>,
+    /// By the address of the kernel's struct, where it is known.
+    by_identity: HashMap<u64, FileId>,
+    one_by_one: bool,
     /// References without a descriptor, by inode and access: these share one description.
     by_path: HashMap<(u64, u64, i32), FileId>,
     /// Inodes that several descriptions share: the number each has in the image.
@@ -56,11 +60,20 @@ pub struct FilesDump<'v> {
 
 #[derive(Debug)]
 struct Entry {
-    fd: OwnedFd,
+    fd: Rc<OwnedFd>,
     subject: String,
     /// None while its kind is being dumped.
     file: Option<File>,
     inode: u64,
+}
+
+/// Descriptions of one inode: indices into `entries`.
+#[derive(Debug, Default)]
+struct Alike {
+    /// In the order of kcmp.
+    sorted: Vec<usize>,
+    /// Known by their identity, so they need not be compared before one comes that is not.
+    known: Vec<usize>,
 }
 
 /// What is known of one pty while the walk goes on.
@@ -107,6 +120,8 @@ impl<'v> FilesDump<'v> {
             warnings: Vec::new(),
             entries: Vec::new(),
             by_inode: HashMap::new(),
+            by_identity: HashMap::new(),
+            one_by_one: false,
             by_path: HashMap::new(),
             shared: HashMap::new(),
             tables: Vec::new(),
@@ -119,6 +134,11 @@ impl<'v> FilesDump<'v> {
             unix_sockets: socket::unix::Sockets::default(),
             diag: None,
         }
+    }
+
+    /// As where the kernel does not tell of all descriptors of a task at once.
+    pub fn one_by_one(self) -> Self {
+        FilesDump { one_by_one: true, ..self }
     }
 
     /// The descriptor table of this task; tasks that share a table get the same id.
@@ -134,11 +154,17 @@ impl<'v> FilesDump<'v> {
         let id = FdTableId(self.tables.len() as u64 + 1);
         self.tables.insert(place, (task.host, id));
         let mut table = FdTable::default();
-        let entries = std::fs::read_dir(format!("/proc/{}/fd", task.host)).doing(doing)?;
-        let mut numbers: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
-        numbers.sort_unstable();
-        for number in numbers {
-            self.descriptor(task, id, number, &mut table)?;
+        match seen(task.host).filter(|_| !self.one_by_one) {
+            Some(all) => {
+                for seen in all {
+                    self.seen(task, seen, &mut table)?;
+                }
+            }
+            None => {
+                for number in numbers(task.host).doing(doing)? {
+                    self.descriptor(task, id, number, &mut table)?;
+                }
+            }
         }
         self.records.insert(id, table);
         Ok(id)
@@ -193,9 +219,7 @@ impl<'v> FilesDump<'v> {
     fn descriptor(&mut self, task: Task<'_>, id: FdTableId, number: i32, table: &mut FdTable) -> Result<()> {
         let subject = format!("pid {} ({}), fd {number}", task.pid, task.comm);
         let fd = sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?;
-        let path = format!("/proc/{}/fdinfo/{number}", task.host);
-        let text = pod_runtime::proc::bytes(&path).doing(|| format!("read {path}"))?;
-        let info = fdinfo::parse(&String::from_utf8_lossy(&text));
+        let info = info(task, number)?;
         // fdinfo(5) shows the flag also when the file was once opened with it and this descriptor of it is another.
         let close_on_exec = info.flags & libc::O_CLOEXEC != 0;
         if close_on_exec
@@ -203,9 +227,31 @@ impl<'v> FilesDump<'v> {
         {
             self.unsure.entry(id).or_default().push(TaskFd(number));
         }
-        let file = self.add(fd, &subject)?;
-        table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec });
         table.locks.extend(locks::of_table(TaskFd(number), &info));
+        let file = self.add(fd, &subject, Some(info))?;
+        table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec });
+        Ok(())
+    }
+
+    /// The same of one that was told of with all others.
+    fn seen(&mut self, task: Task<'_>, mut seen: Seen, table: &mut FdTable) -> Result<()> {
+        let Seen { number, identity, close_on_exec, .. } = seen;
+        let mut look = seen.info.take();
+        if look.is_none() {
+            let more = info(task, number)?;
+            table.locks.extend(locks::of_table(TaskFd(number), &more));
+            look = Some(more);
+        }
+        let file = match self.by_identity.get(&identity) {
+            Some(file) => *file,
+            None => {
+                let subject = format!("pid {} ({}), fd {number}", task.pid, task.comm);
+                let fd = sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?;
+                seen.info = look;
+                self.add_seen(fd, &subject, seen)?
+            }
+        };
+        table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec });
         Ok(())
     }
 
@@ -219,49 +265,89 @@ impl<'v> FilesDump<'v> {
         if let Some(id) = self.by_path.get(&key) {
             return Ok(*id);
         }
-        let id = self.insert(fd, stat.st_ino, used_as)?;
+        let look = Look::with(fd.as_fd(), stat, None).doing(|| used_as.to_owned())?;
+        let id = self.insert(fd, look, used_as, None)?;
         self.by_path.insert(key, id);
         Ok(id)
     }
 
-    /// The id of a description of which we hold a copy, dumping it when it is new.
-    pub(super) fn add(&mut self, fd: OwnedFd, subject: &str) -> Result<FileId> {
+    /// The id of a description of which we hold a copy, dumping it when it is new. `info` is what the fdinfo of one of its
+    /// descriptors says, if that was read.
+    pub(super) fn add(&mut self, fd: OwnedFd, subject: &str, info: Option<FdInfo>) -> Result<FileId> {
         let stat = fstat(&fd).doing(|| format!("{subject}: stat"))?;
-        let key = (stat.st_dev, stat.st_ino);
-        let known = self.by_inode.entry(key).or_default();
-        let entries = &self.entries;
-        let me = std::process::id() as i32;
-        let place = search(known, |index| kcmp::compare_files(me, fd.as_fd(), entries[*index].fd.as_fd()))
-            .doing(|| format!("{subject}: compare it"))?;
+        let place = self.place(&fd, (stat.st_dev, stat.st_ino)).doing(|| format!("{subject}: compare it"))?;
         match place {
-            Ok(found) => Ok(FileId(known[found] as u64 + 1)),
+            Ok(found) => Ok(FileId(found as u64 + 1)),
             Err(place) => {
-                known.insert(place, entries.len());
-                self.insert(fd, stat.st_ino, subject)
+                let index = self.entries.len();
+                self.by_inode.entry((stat.st_dev, stat.st_ino)).or_default().sorted.insert(place, index);
+                let look = Look::with(fd.as_fd(), stat, info).doing(|| subject.to_owned())?;
+                self.insert(fd, look, subject, None)
             }
         }
     }
 
-    fn insert(&mut self, fd: OwnedFd, inode: u64, subject: &str) -> Result<FileId> {
+    /// The index of a description among those of its inode, or where it belongs in the order of kcmp.
+    fn place(&mut self, fd: &OwnedFd, inode: (u64, u64)) -> nix::Result<std::result::Result<usize, usize>> {
+        let Some(alike) = self.by_inode.get_mut(&inode) else { return Ok(Err(0)) };
+        let entries = &self.entries;
+        let me = std::process::id() as i32;
+        let search = |sorted: &[usize], fd: BorrowedFd<'_>| {
+            search(sorted, |index| kcmp::compare_files(me, fd, entries[*index].fd.as_fd()))
+        };
+        for index in std::mem::take(&mut alike.known) {
+            if let Err(place) = search(&alike.sorted, entries[index].fd.as_fd())? {
+                alike.sorted.insert(place, index);
+            }
+        }
+        Ok(search(&alike.sorted, fd.as_fd())?.map(|found| alike.sorted[found]))
+    }
+
+    /// The same of one whose identity is known, and is new. Another table may have it, that could not be told of so.
+    fn add_seen(&mut self, fd: OwnedFd, subject: &str, seen: Seen) -> Result<FileId> {
+        let identity = seen.identity;
+        let stat = match &seen.plain {
+            Some((stat, _)) => *stat,
+            None => fstat(&fd).doing(|| format!("{subject}: stat"))?,
+        };
+        let inode = (stat.st_dev, stat.st_ino);
+        let file = if self.by_inode.get(&inode).is_some_and(|alike| !alike.sorted.is_empty()) {
+            self.add(fd, subject, seen.info)?
+        } else {
+            self.by_inode.entry(inode).or_default().known.push(self.entries.len());
+            let Seen { plain, info, flags, unowned, eventfd, .. } = seen;
+            let look = match (plain, info) {
+                (Some((stat, link)), Some(info)) => Look { stat, link, flags, info },
+                (_, info) => Look::with(fd.as_fd(), stat, info).doing(|| subject.to_owned())?,
+            };
+            self.insert(fd, look, subject, Some(Told { unowned, eventfd }))?
+        };
+        self.by_identity.insert(identity, file);
+        Ok(file)
+    }
+
+    fn insert(&mut self, fd: OwnedFd, look: Look, subject: &str, told: Option<Told>) -> Result<FileId> {
         let index = self.entries.len();
-        self.entries.push(Entry { fd, subject: subject.to_owned(), file: None, inode });
-        let file = self.describe(index)?;
+        let fd = Rc::new(fd);
+        self.entries.push(Entry { fd: fd.clone(), subject: subject.to_owned(), file: None, inode: look.stat.st_ino });
+        let file = self.describe(index, &fd, look, subject, told)?;
         self.entries[index].file = Some(file);
         Ok(FileId(index as u64 + 1))
     }
 
-    fn describe(&mut self, index: usize) -> Result<File> {
-        let fd = self.copy_of(index)?;
-        let subject = self.entries[index].subject.clone();
-        let look = Look::at(fd.as_fd()).doing(|| subject.clone())?;
-        let class = classify(fd.as_fd(), &look, &subject)?;
-        let state = self.state(index, class, fd.as_fd(), &look, &subject)?;
+    fn describe(&mut self, index: usize, fd: &OwnedFd, look: Look, subject: &str, told: Option<Told>) -> Result<File> {
+        let Told { unowned, eventfd } = told.unwrap_or_default();
+        let class = classify(fd.as_fd(), &look, subject)?;
+        let state = match eventfd {
+            Some(state) => FileState::Eventfd(state),
+            None => self.state(index, class, fd.as_fd(), &look, subject)?,
+        };
         let path_only = look.is_path_only();
         let position = match class {
             Class::Regular | Class::Memfd if !path_only => look.info.position,
             _ => 0,
         };
-        let (owner, signal) = if path_only { (None, 0) } else { self.owner(fd.as_fd(), &subject)? };
+        let (owner, signal) = if path_only || unowned { (None, 0) } else { self.owner(fd.as_fd(), subject)? };
         if owner.is_some() && look.format() == libc::S_IFDIR {
             // The kernel sets one for F_NOTIFY, and nobody else does for a directory.
             let what = "directory notifications (F_NOTIFY) are not kept";
@@ -322,10 +408,6 @@ impl<'v> FilesDump<'v> {
                 FileState::Socket(socket::dump(fd, &mut context)?)
             }
         })
-    }
-
-    fn copy_of(&self, index: usize) -> Result<OwnedFd> {
-        self.entries[index].fd.try_clone().doing(|| "copy a descriptor".into())
     }
 
     /// The number that an inode has in the image, and whether it is new.
@@ -445,7 +527,7 @@ impl<'v> FilesDump<'v> {
                 continue;
             };
             let mut state = state.clone();
-            let (fd, subject) = (self.copy_of(index)?, self.entries[index].subject.clone());
+            let (fd, subject) = (self.entries[index].fd.clone(), self.entries[index].subject.clone());
             let mut context = socket::DumpContext { inode: self.entries[index].inode, subject: &subject, files: self };
             socket::finish(&mut state, fd.as_fd(), &mut context)?;
             if let Some(file) = &mut self.entries[index].file {
@@ -508,7 +590,7 @@ impl<'v> FilesDump<'v> {
                 let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
                 let fd = descriptor::pty_slave(master, flags).doing(|| format!("open terminal {index}"))?;
                 let subject = format!("controlling terminal {index}");
-                slave = Some(self.add(fd, &subject)?.0 as usize - 1);
+                slave = Some(self.add(fd, &subject, None)?.0 as usize - 1);
             }
             let master = terminal.master.map(|i| self.entries[i].fd.as_fd()).or(monitor.map(|(_, fd)| fd.as_fd()));
             let pair = pty::dump_pair(master, slave.map(|i| self.entries[i].fd.as_fd()))
@@ -534,15 +616,23 @@ impl<'v> FilesDump<'v> {
         for (index, entry) in self.entries.iter().enumerate() {
             of_inode.entry(entry.inode).or_default().push(index);
         }
+        // Most are still open under the number by which they were registered, and thousands can be one inode.
+        let mut of_number: HashMap<TaskFd, Vec<usize>> = HashMap::new();
+        for fd in self.records.values().flat_map(|table| &table.fds) {
+            of_number.entry(fd.fd).or_default().push(fd.file.0 as usize - 1);
+        }
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
             if !matches!(entry.file.as_ref().map(|file| &file.state), Some(FileState::Epoll(_))) {
                 continue;
             }
             let look = Look::at(entry.fd.as_fd())?;
-            let state = epoll::dump(entry.fd.as_fd(), &look.info, &entry.subject, |inode| {
-                let indices = of_inode.get(&inode).map_or(&[][..], |indices| &indices[..]);
-                indices.iter().map(|i| (FileId(*i as u64 + 1), self.entries[*i].fd.as_fd())).collect()
+            let entries = &self.entries;
+            let state = epoll::dump(entry.fd.as_fd(), &look.info, &entry.subject, |inode, number| {
+                let here = of_number.get(&number).map_or(&[][..], |indices| &indices[..]);
+                let here = here.iter().filter(move |index| entries[**index].inode == inode);
+                let all = here.chain(of_inode.get(&inode).map_or(&[][..], |indices| &indices[..]));
+                all.map(|i| (FileId(*i as u64 + 1), entries[*i].fd.as_fd()))
             })?;
             if let Some(file) = &mut self.entries[index].file {
                 file.state = FileState::Epoll(state);
@@ -574,8 +664,8 @@ impl<'v> FilesDump<'v> {
 
     /// How a file that the pod has open is watched.
     fn open_inode(&self, watch: &fdinfo::InotifyWatch) -> Option<inotify::Open> {
-        let known = self.by_inode.iter().filter(|((_, inode), _)| *inode == watch.inode).flat_map(|(_, all)| all);
-        known.into_iter().find_map(|index| {
+        let known = self.by_inode.iter().filter(|((_, inode), _)| *inode == watch.inode);
+        known.flat_map(|(_, alike)| alike.sorted.iter().chain(&alike.known)).find_map(|index| {
             let entry = &self.entries[*index];
             let Some(FileState::Regular(state)) = entry.file.as_ref().map(|file| &file.state) else { return None };
             if !matches!(state.existence, regular::Existence::Deleted(_)) {
@@ -603,6 +693,36 @@ impl<'v> FilesDump<'v> {
             }
         }
     }
+}
+
+/// What a survey told of a description besides its look.
+#[derive(Debug, Default)]
+struct Told {
+    unowned: bool,
+    eventfd: Option<eventfd::State>,
+}
+
+/// All descriptors of a task, where it has so many that it pays to ask for them at once and the kernel tells.
+fn seen(task: HostPid) -> Option<Vec<Seen>> {
+    let count = Some(survey::count(task.0)).filter(|count| *count >= survey::MANY)?;
+    let seen = Survey::get()?.of(task.0);
+    let seen = seen.inspect_err(|error| tracing::debug!(%error, "the descriptors of {task} are asked for one by one"));
+    // None may be left out.
+    seen.ok().filter(|seen| seen.len() == count)
+}
+
+/// Their numbers.
+fn numbers(task: HostPid) -> std::io::Result<Vec<i32>> {
+    let entries = std::fs::read_dir(format!("/proc/{task}/fd"))?;
+    let mut numbers: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn info(task: Task<'_>, number: i32) -> Result<FdInfo> {
+    let path = format!("/proc/{}/fdinfo/{number}", task.host);
+    let text = pod_runtime::proc::bytes(&path).doing(|| format!("read {path}"))?;
+    Ok(fdinfo::parse(&String::from_utf8_lossy(&text)))
 }
 
 /// Binary search with an order that can fail.

@@ -36,20 +36,19 @@ pub struct Target {
     pub data: u64,
 }
 
-/// `candidates` are the descriptions of the pod by inode number.
-pub(super) fn dump<'a>(
+/// `candidates` are the descriptions of the pod by inode number, first those that are open under the number of a target.
+pub(super) fn dump<'a, Candidates: Iterator<Item = (FileId, BorrowedFd<'a>)>>(
     epoll: BorrowedFd<'_>,
     info: &FdInfo,
     subject: &str,
-    candidates: impl Fn(u64) -> Vec<(FileId, BorrowedFd<'a>)>,
+    candidates: impl Fn(u64, TaskFd) -> Candidates,
 ) -> Result<State> {
     let mut targets = Vec::new();
     // Several files under one number are listed one after another; the kernel counts them in the same order.
     let mut offsets: HashMap<i32, u32> = HashMap::new();
     for target in info.epoll() {
         let offset = offsets.entry(target.fd).or_default();
-        let found = candidates(target.inode)
-            .into_iter()
+        let found = candidates(target.inode, TaskFd(target.fd))
             .find(|(_, fd)| kcmp::is_epoll_target(*fd, epoll, target.fd, *offset).unwrap_or(false));
         *offset += 1;
         let Some((file, _)) = found else {
@@ -178,8 +177,8 @@ mod tests {
         drop(number);
         let other = descriptor::eventfd(false).unwrap();
         let look = Look::at(epoll.as_fd()).unwrap();
-        let all = || vec![(FileId(1), other.as_fd()), (FileId(2), kept.as_fd())];
-        let state = dump(epoll.as_fd(), &look.info, "test", |_| all()).unwrap();
+        let all = || [(FileId(1), other.as_fd()), (FileId(2), kept.as_fd())].into_iter();
+        let state = dump(epoll.as_fd(), &look.info, "test", |_, _| all()).unwrap();
         assert_eq!(state.targets, [Target { fd: TaskFd(registered), file: FileId(2), events: 0x19, data: 77 }]);
 
         let again = restore().unwrap();
@@ -187,6 +186,6 @@ mod tests {
         register(&state, again.as_fd(), |id| held.get(&id).copied(), |_| false).unwrap();
         assert!(!descriptor::is_open(registered));
         let look = Look::at(again.as_fd()).unwrap();
-        assert_eq!(dump(again.as_fd(), &look.info, "test", |_| all()).unwrap(), state);
+        assert_eq!(dump(again.as_fd(), &look.info, "test", |_, _| all()).unwrap(), state);
     }
 }

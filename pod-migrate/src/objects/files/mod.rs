@@ -29,6 +29,7 @@ mod queue;
 pub mod regular;
 pub mod signalfd;
 pub mod socket;
+pub mod survey;
 pub mod timerfd;
 pub mod view;
 

@@ -417,29 +417,14 @@ impl Walk {
 
 /// For each task a record: [`HEAD`], then the top of its kernel stack.
 fn program(layout: &Layout) -> Vec<EbpfInstruction> {
-    const READ_KERNEL: i32 = 113;
-    const SEQ_WRITE: i32 = 127;
     const HEAD_AT: i32 = -HEAD;
     const STACK_AT: i32 = HEAD_AT + 24;
     const PID_AT: i32 = HEAD_AT + 32;
     const PIECE_AT: i32 = HEAD_AT - PIECE;
-    let one = |code: u8, to: u8, from: u8, offset: i32, immediate: i32| EbpfInstruction {
-        code,
-        registers: to | from << 4,
-        offset: offset as i16,
-        immediate,
-    };
-    let load = |to, from, offset| one(0x79, to, from, offset, 0);
-    let store = |to, from, offset| one(0x7b, to, from, offset, 0);
-    let copy = |to, from| one(0xbf, to, from, 0, 0);
-    let set = |to, value| one(0xb7, to, 0, 0, value);
-    let add = |to, value| one(0x07, to, 0, 0, value);
-    let call = |helper| one(0x85, 0, 0, 0, helper);
+    let (load, store, set) = (EbpfInstruction::load, EbpfInstruction::store, EbpfInstruction::set);
     // r6: the output, r7: the task, r8: its pid, later its stack pointer, r10: our own stack.
-    let read = |to: i32, bytes: i32, from: u8, offset: i32| {
-        [copy(1, 10), add(1, to), set(2, bytes), copy(3, from), add(3, offset), call(READ_KERNEL)]
-    };
-    let write = |from: i32, bytes: i32| [copy(1, 6), copy(2, 10), add(2, from), set(3, bytes), call(SEQ_WRITE)];
+    let read = EbpfInstruction::read_kernel;
+    let write = |from, bytes| EbpfInstruction::write_out(6, from, bytes);
     let mut body = vec![load(6, 6, 0), set(0, 0)];
     body.extend((0..HEAD / 8).map(|word| store(10, 0, HEAD_AT + word * 8)));
     body.push(store(10, 7, HEAD_AT));
@@ -457,9 +442,9 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
         body.extend(write(PIECE_AT, PIECE));
     }
     // The walk's context: its output, and the task, which is none at the end.
-    let mut all = vec![load(6, 1, 0), load(7, 1, 8), one(0x15, 7, 0, body.len() as i32, 0)];
+    let mut all = vec![load(6, 1, 0), load(7, 1, 8), EbpfInstruction::skip_if(7, 0, body.len())];
     all.extend(body);
-    all.extend([set(0, 0), one(0x95, 0, 0, 0, 0)]);
+    all.extend([set(0, 0), EbpfInstruction::exit()]);
     all
 }
 

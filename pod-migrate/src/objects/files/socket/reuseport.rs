@@ -112,26 +112,12 @@ fn follow(fd: BorrowedFd<'_>, function: u32, offsets: &[u32], bytes: usize) -> i
 }
 
 fn walk(number: i32, offsets: &[u32], bytes: usize) -> Vec<EbpfInstruction> {
-    const READ_KERNEL: i32 = 113;
-    const SEQ_WRITE: i32 = 127;
-    let one = |code: u8, to: u8, from: u8, offset: i32, immediate: i32| EbpfInstruction {
-        code,
-        registers: to | from << 4,
-        offset: offset as i16,
-        immediate,
-    };
-    let load = |to, from, offset| one(0x79, to, from, offset, 0);
-    let copy = |to, from| one(0xbf, to, from, 0, 0);
-    let set = |to, value| one(0xb7, to, 0, 0, value);
-    let add = |to, value| one(0x07, to, 0, 0, value);
-    let call = |helper| one(0x85, 0, 0, 0, helper);
+    let (load, set) = (EbpfInstruction::load, EbpfInstruction::set);
     // r6: the output, r7: where we are, r10: our own stack.
-    let read = |bytes: i32, offset: i32| {
-        [copy(1, 10), add(1, -PIECE), set(2, bytes), copy(3, 7), add(3, offset), call(READ_KERNEL)]
-    };
-    let write = |bytes: i32| [copy(1, 6), copy(2, 10), add(2, -PIECE), set(3, bytes), call(SEQ_WRITE)];
+    let read = |bytes, offset| EbpfInstruction::read_kernel(-PIECE, bytes, 7, offset);
+    let write = |bytes| EbpfInstruction::write_out(6, -PIECE, bytes);
     let mut body = vec![load(6, 6, 0), set(0, 0)];
-    body.extend((1..=PIECE / 8).map(|word| one(0x7b, 10, 0, word * -8, 0)));
+    body.extend((1..=PIECE / 8).map(|word| EbpfInstruction::store(10, 0, word * -8)));
     let (last, before) = offsets.split_last().unwrap_or((&0, &[]));
     for offset in before {
         body.extend(read(8, *offset as i32));
@@ -142,17 +128,17 @@ fn walk(number: i32, offsets: &[u32], bytes: usize) -> Vec<EbpfInstruction> {
         body.extend(read(length, *last as i32 + at));
         body.extend(write(length));
     }
-    let end = body.len() as i32;
+    let end = body.len();
     // The walk's context: its output, the task, the descriptor's number, the file, which is none at the end.
     let mut all = vec![
         load(6, 1, 0),
         load(7, 1, 24),
-        one(0x15, 7, 0, end + 2, 0),
-        one(0x61, 8, 1, 16, 0),
-        one(0x55, 8, 0, end, number),
+        EbpfInstruction::skip_if(7, 0, end + 2),
+        EbpfInstruction::load_half(8, 1, 16),
+        EbpfInstruction::skip_unless(8, number, end),
     ];
     all.extend(body);
-    all.extend([set(0, 0), one(0x95, 0, 0, 0, 0)]);
+    all.extend([set(0, 0), EbpfInstruction::exit()]);
     all
 }
 

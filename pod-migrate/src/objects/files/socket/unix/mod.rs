@@ -268,7 +268,7 @@ pub(super) fn finish(state: &mut State, fd: BorrowedFd<'_>, context: &mut DumpCo
     for message in messages {
         let mut files = Vec::new();
         for file in message.fds {
-            files.push(context.files.add(file, &format!("{subject}, in its queue"))?);
+            files.push(context.files.add(file, &format!("{subject}, in its queue"), None)?);
         }
         let credentials = message.credentials.map(|(pid, uid, gid)| {
             let pid = context.files.view.any_pid_in_pod(pid, false);
