@@ -334,7 +334,8 @@ mod tests {
     fn all_at_once_is_as_each_by_itself() {
         let survey = match Survey::load() {
             Ok(survey) => survey,
-            Err(why) => return eprintln!("this kernel does not tell of all descriptors at once: {why}"),
+            Err(why) if why.raw_os_error() == Some(libc::EPERM) || why.kind() == io::ErrorKind::NotFound => return,
+            Err(why) => panic!("a kernel with BPF does not tell of all descriptors at once: {why}"),
         };
         let folder = tempfile::tempdir().unwrap();
         let file = std::fs::File::create(folder.path().join("file")).unwrap();
