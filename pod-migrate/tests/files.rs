@@ -8,7 +8,7 @@ use pod_migrate::objects::files::survey::{self, Survey};
 use pod_migrate::objects::files::{Fd, File, FileState, Files, FilesDump, Opener, Outside, Task, View};
 use pod_runtime::proc::{stat, status};
 use pod_runtime::sys::daemon::{self, Fork};
-use pod_runtime::sys::{descriptor, pidfd, unix};
+use pod_runtime::sys::{descriptor, inet, pidfd, unix};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -243,7 +243,11 @@ fn many_descriptors_are_the_same_as_each_by_itself() {
         descriptor::set_close_on_exec(kept[8].as_fd(), false).unwrap();
         kept
     });
-    let (at_once, each) = (dump(&child), dump_as(&child, true));
+    same_in_both_ways(&child);
+}
+
+fn same_in_both_ways(child: &Child) {
+    let (at_once, each) = (dump(child), dump_as(child, true));
     let (table, told) = (&each.files.tables[&each.table], &at_once.files.tables[&at_once.table]);
     assert!(table.fds.len() > survey::MANY);
     for (id, file) in &each.files.files {
@@ -258,6 +262,94 @@ fn many_descriptors_are_the_same_as_each_by_itself() {
     if Survey::get().is_some() {
         assert!(at_once.unsure.is_empty(), "nothing is left to ask the task for");
     }
+}
+
+/// Sockets that differ in one option each, and many that do not differ: each has in the image what it has by itself.
+#[test]
+fn options_of_many_sockets_are_told_apart() {
+    const DIFFERENT: &[(i32, i32, i32)] = &[
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::SOL_SOCKET, libc::SO_OOBINLINE, 1),
+        (libc::SOL_SOCKET, libc::SO_PRIORITY, 5),
+        (libc::SOL_SOCKET, libc::SO_MARK, 77),
+        (libc::SOL_SOCKET, libc::SO_RCVLOWAT, 9),
+        (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1),
+        (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, 8),
+        (libc::SOL_SOCKET, libc::SO_DONTROUTE, 1),
+        (libc::SOL_SOCKET, libc::SO_BROADCAST, 1),
+        (libc::SOL_SOCKET, libc::SO_BUSY_POLL, 50),
+        (libc::SOL_SOCKET, libc::SO_PEEK_OFF, 3),
+        (libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1),
+        (libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1),
+        (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 123_456),
+        (libc::SOL_SOCKET, libc::SO_SNDBUF, 77_000),
+        (libc::SOL_SOCKET, libc::SO_RCVBUF, 78_000),
+        (libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
+        (libc::SOL_SOCKET, libc::SO_REUSEPORT, 1),
+        (libc::IPPROTO_IP, libc::IP_TOS, 0x10),
+        (libc::IPPROTO_IP, libc::IP_TTL, 9),
+        (libc::IPPROTO_IP, libc::IP_MINTTL, 8),
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 2),
+        (libc::IPPROTO_IP, libc::IP_RECVERR, 1),
+        (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
+        (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+        (libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
+        (libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+        (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1),
+        (libc::IPPROTO_IP, 51, 40_000 << 16 | 30_000),
+        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0x20),
+        (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 7),
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, 2),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
+        (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1),
+        (libc::IPPROTO_IPV6, 70, 0),
+        (libc::IPPROTO_IPV6, 72, 2),
+        (libc::IPPROTO_IPV6, 73, 6),
+        (libc::IPPROTO_IPV6, 33, 1),
+        (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+        (libc::IPPROTO_TCP, libc::TCP_CORK, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 100),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 101),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 12),
+        (libc::IPPROTO_TCP, libc::TCP_SYNCNT, 4),
+        (libc::IPPROTO_TCP, libc::TCP_LINGER2, 33),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 9000),
+        (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 3),
+        (libc::IPPROTO_TCP, 16, 1),
+        (libc::IPPROTO_TCP, 25, 5000),
+        (libc::IPPROTO_TCP, 36, 1),
+        (libc::IPPROTO_TCP, 37, 10),
+        (libc::IPPROTO_TCP, 44, 5000),
+    ];
+    let child = Child::start(|| {
+        let mut kept: Vec<OwnedFd> = Vec::new();
+        for there in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = std::net::TcpListener::bind(there).unwrap();
+            let mut connect = || {
+                let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                kept.extend([OwnedFd::from(listener.accept().unwrap().0), client.into()]);
+                kept.last().unwrap().try_clone().unwrap()
+            };
+            for (level, name, value) in DIFFERENT {
+                // Not every kernel has all, and not every family.
+                let _ = inet::set_number(connect().as_fd(), *level, *name, *value);
+            }
+            let linger = [1i32, 5].map(i32::to_ne_bytes).concat();
+            inet::set_option(connect().as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger).unwrap();
+            for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+                let time = [3i64, 7].map(i64::to_ne_bytes).concat();
+                inet::set_option(connect().as_fd(), libc::SOL_SOCKET, name, &time).unwrap();
+            }
+            inet::set_option(connect().as_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno").unwrap();
+            inet::set_option(connect().as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"lo").unwrap();
+            inet::attach_filter(connect().as_fd(), &[6, 0, 0, 0, 0xff, 0xff, 0, 0]).unwrap();
+            kept.push(listener.into());
+        }
+        kept
+    });
+    same_in_both_ways(&child);
 }
 
 #[test]

@@ -5,11 +5,13 @@
 //! in [`FilesDump::finish`].
 
 use super::classify::{Class, Look, classify};
+use super::socket::tcp::summary::Groups;
 use super::survey::{self, Seen, Survey};
 use super::{
     Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, mqueue,
     pidfd, pipe, pty, regular, signalfd, socket, timerfd,
 };
+use crate::crew;
 use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Writer};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -156,8 +158,10 @@ impl<'v> FilesDump<'v> {
         let mut table = FdTable::default();
         match seen(task.host).filter(|_| !self.one_by_one) {
             Some(all) => {
+                let mut connections = self.connections(task, &all);
                 for seen in all {
-                    self.seen(task, seen, &mut table)?;
+                    let connection = connections.remove(&seen.identity);
+                    self.seen(task, seen, connection, &mut table)?;
                 }
             }
             None => {
@@ -234,7 +238,13 @@ impl<'v> FilesDump<'v> {
     }
 
     /// The same of one that was told of with all others.
-    fn seen(&mut self, task: Task<'_>, mut seen: Seen, table: &mut FdTable) -> Result<()> {
+    fn seen(
+        &mut self,
+        task: Task<'_>,
+        mut seen: Seen,
+        connection: Option<Connection>,
+        table: &mut FdTable,
+    ) -> Result<()> {
         let Seen { number, identity, close_on_exec, .. } = seen;
         let mut look = seen.info.take();
         if look.is_none() {
@@ -246,13 +256,37 @@ impl<'v> FilesDump<'v> {
             Some(file) => *file,
             None => {
                 let subject = format!("pid {} ({}), fd {number}", task.pid, task.comm);
-                let fd = sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?;
+                let (fd, tcp) = match connection {
+                    Some(Connection { fd, read }) => (fd, Some(read)),
+                    None => (sys_pidfd::get_fd(task.pidfd, number).doing(|| format!("{subject}: copy it"))?, None),
+                };
                 seen.info = look;
-                self.add_seen(fd, &subject, seen)?
+                self.add_seen(fd, &subject, seen, tcp)?
             }
         };
         table.fds.push(Fd { fd: TaskFd(number), file, close_on_exec });
         Ok(())
+    }
+
+    /// The TCP sockets among these that are new, read by all CPUs. What cannot be read so is left to be read by itself.
+    fn connections(&self, task: Task<'_>, all: &[Seen]) -> HashMap<u64, Connection> {
+        let Some(plan) = Survey::get().and_then(Survey::plan) else { return HashMap::new() };
+        let mut new: HashMap<u64, &Seen> = HashMap::new();
+        for seen in all.iter().filter(|seen| seen.summary.is_some() && !self.by_identity.contains_key(&seen.identity)) {
+            new.entry(seen.identity).or_insert(seen);
+        }
+        let mut new: Vec<&Seen> = new.into_values().collect();
+        new.sort_unstable_by_key(|seen| seen.number);
+        let groups = Groups::new(plan);
+        let read = |index: usize| {
+            let seen: &Seen = new[index];
+            let subject = format!("pid {} ({}), fd {}", task.pid, task.comm, seen.number);
+            let fd = sys_pidfd::get_fd(task.pidfd, seen.number).ok()?;
+            let read = socket::tcp::dump_of_many(fd.as_fd(), &subject, &groups, seen.summary.as_ref()?).ok()?;
+            Some((seen.identity, Connection { fd, read }))
+        };
+        let connections = crew::share(new.len(), read).into_iter().flatten().collect();
+        if groups.wrong() { HashMap::new() } else { connections }
     }
 
     /// A file that a task refers to without a descriptor: cwd, root, exe, a mapped file. `fd` is opened through
@@ -304,7 +338,7 @@ impl<'v> FilesDump<'v> {
     }
 
     /// The same of one whose identity is known, and is new. Another table may have it, that could not be told of so.
-    fn add_seen(&mut self, fd: OwnedFd, subject: &str, seen: Seen) -> Result<FileId> {
+    fn add_seen(&mut self, fd: OwnedFd, subject: &str, seen: Seen, tcp: Option<socket::tcp::Read>) -> Result<FileId> {
         let identity = seen.identity;
         let stat = match &seen.plain {
             Some((stat, _)) => *stat,
@@ -320,7 +354,7 @@ impl<'v> FilesDump<'v> {
                 (Some((stat, link)), Some(info)) => Look { stat, link, flags, info },
                 (_, info) => Look::with(fd.as_fd(), stat, info).doing(|| subject.to_owned())?,
             };
-            self.insert(fd, look, subject, Some(Told { unowned, eventfd }))?
+            self.insert(fd, look, subject, Some(Told { unowned, eventfd, tcp }))?
         };
         self.by_identity.insert(identity, file);
         Ok(file)
@@ -336,11 +370,15 @@ impl<'v> FilesDump<'v> {
     }
 
     fn describe(&mut self, index: usize, fd: &OwnedFd, look: Look, subject: &str, told: Option<Told>) -> Result<File> {
-        let Told { unowned, eventfd } = told.unwrap_or_default();
+        let Told { unowned, eventfd, tcp } = told.unwrap_or_default();
         let class = classify(fd.as_fd(), &look, subject)?;
-        let state = match eventfd {
-            Some(state) => FileState::Eventfd(state),
-            None => self.state(index, class, fd.as_fd(), &look, subject)?,
+        let state = match (eventfd, tcp) {
+            (Some(state), _) => FileState::Eventfd(state),
+            (_, Some(read)) => {
+                let mut context = socket::DumpContext { inode: look.stat.st_ino, subject, files: self };
+                FileState::Socket(socket::dumped(fd.as_fd(), read, &mut context))
+            }
+            _ => self.state(index, class, fd.as_fd(), &look, subject)?,
         };
         let path_only = look.is_path_only();
         let position = match class {
@@ -522,7 +560,9 @@ impl<'v> FilesDump<'v> {
     fn finish_sockets(&mut self) -> Result<()> {
         let mut index = 0;
         while index < self.entries.len() {
-            let Some(FileState::Socket(state)) = self.entries[index].file.as_ref().map(|file| &file.state) else {
+            let file = self.entries[index].file.as_ref();
+            // No other family has anything left.
+            let Some(FileState::Socket(state @ socket::State::Unix(_))) = file.map(|file| &file.state) else {
                 index += 1;
                 continue;
             };
@@ -700,6 +740,13 @@ impl<'v> FilesDump<'v> {
 struct Told {
     unowned: bool,
     eventfd: Option<eventfd::State>,
+    tcp: Option<socket::tcp::Read>,
+}
+
+/// A TCP socket that was read with others.
+struct Connection {
+    fd: OwnedFd,
+    read: socket::tcp::Read,
 }
 
 /// All descriptors of a task, where it has so many that it pays to ask for them at once and the kernel tells.

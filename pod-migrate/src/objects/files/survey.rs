@@ -9,6 +9,7 @@
 //! not those of /proc. Then each descriptor is asked for by itself.
 
 use super::eventfd;
+use super::socket::tcp::summary::{self, Plan, Summary};
 use nix::sys::stat::{FileStat, fstat};
 use pod_runtime::proc::btf::{Btf, Place};
 use pod_runtime::proc::fdinfo::{self, FdInfo};
@@ -40,6 +41,8 @@ pub struct Seen {
     /// What stat and the link in /proc say, of files that have neither path nor times.
     pub plain: Option<(FileStat, Vec<u8>)>,
     pub eventfd: Option<eventfd::State>,
+    /// Of a TCP socket.
+    pub summary: Option<Summary>,
 }
 
 /// The loaded walk, and what it found of descriptors of our own by which kinds are known.
@@ -85,9 +88,10 @@ impl Survey {
         let file = std::fs::File::open("/proc/self/status")?;
         nix::unistd::lseek(&file, 3, nix::unistd::Whence::SeekSet)?;
         descriptor::set_close_on_exec(twin.as_fd(), false)?;
-        let words = records(program.as_fd(), std::process::id() as i32)?;
+        let records = layout.records(program.as_fd(), std::process::id() as i32)?;
         let word = |fd: BorrowedFd<'_>| {
-            words.iter().find(|words| words[NUMBER] as u32 as i32 == fd.as_raw_fd()).ok_or_else(nothing)
+            let is_it = |words: &&[u64; WORDS]| words[NUMBER] as u32 as i32 == fd.as_raw_fd();
+            records.iter().map(|(words, _)| words).find(is_it).ok_or_else(nothing)
         };
         let sample = |fd: BorrowedFd<'_>| -> io::Result<Sample> {
             let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?.into_os_string().into_vec();
@@ -97,7 +101,7 @@ impl Survey {
         let all = [eventfd.as_fd(), twin.as_fd(), socket.as_fd(), file.as_fd()];
         let mut seen = Vec::new();
         for fd in all {
-            let found = survey.seen(word(fd)?);
+            let found = survey.seen((*word(fd)?, None));
             if !survey.is_as_told(fd, &found)? {
                 return Err(nothing());
             }
@@ -108,7 +112,7 @@ impl Survey {
         let owned_as_made = owned[..2] == [false; 2] && (owned[2..] == [true; 2] || !survey.layout.owner_is_apart);
         let known = [&survey.eventfd, &survey.socket].map(|sample| sample.operations);
         let told_apart =
-            known[0] != known[1] && !known.contains(&0) && !known.contains(&words_of(&words, file.as_fd()));
+            known[0] != known[1] && !known.contains(&0) && !known.contains(&word(file.as_fd())?[OPERATIONS]);
         if same && owned_as_made && told_apart { Ok(survey) } else { Err(nothing()) }
     }
 
@@ -129,12 +133,18 @@ impl Survey {
 
     /// The descriptors of a task, by number.
     pub fn of(&self, task: i32) -> io::Result<Vec<Seen>> {
-        let mut seen: Vec<Seen> = records(self.program.as_fd(), task)?.iter().map(|words| self.seen(words)).collect();
+        let records = self.layout.records(self.program.as_fd(), task)?;
+        let mut seen: Vec<Seen> = records.into_iter().map(|record| self.seen(record)).collect();
         seen.sort_unstable_by_key(|seen| seen.number);
         Ok(seen)
     }
 
-    fn seen(&self, words: &[u64; WORDS]) -> Seen {
+    /// How the summaries of TCP sockets are read.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.layout.sockets.as_ref()
+    }
+
+    fn seen(&self, (words, summary): Record) -> Seen {
         let number = words[NUMBER] as u32 as i32;
         let is = |sample: &Sample| words[OPERATIONS] == sample.operations;
         let inode = words[INODE_NUMBER];
@@ -160,6 +170,7 @@ impl Survey {
             unowned: self.layout.owner_is_apart && words[OWNER] == 0,
             info: (says_all && words[LOCKS] == 0).then(info),
             eventfd: is(&self.eventfd).then_some(state),
+            summary: summary.filter(|_| is(&self.socket)),
             plain,
         }
     }
@@ -168,10 +179,6 @@ impl Survey {
 /// How many descriptors a task has, where the kernel tells it (Linux 6.2); 0 where it does not.
 pub fn count(task: i32) -> usize {
     std::fs::metadata(format!("/proc/{task}/fd")).map_or(0, |folder| folder.len() as usize)
-}
-
-fn words_of(all: &[[u64; WORDS]], fd: BorrowedFd<'_>) -> u64 {
-    all.iter().find(|words| words[NUMBER] as u32 as i32 == fd.as_raw_fd()).map_or(0, |words| words[OPERATIONS])
 }
 
 /// The words of a record. Those from `COUNT` on mean something for some kinds of files only.
@@ -190,23 +197,21 @@ const SHOWS_MORE: usize = 11;
 const CLOSING: usize = 12;
 const COUNT: usize = 13;
 const COUNT_FLAGS: usize = 14;
-const WORDS: usize = 15;
+/// The inode's mode, then whether a summary follows.
+const SUMMARY: usize = 15;
+const WORDS: usize = 16;
 
-fn records(program: BorrowedFd<'_>, task: i32) -> io::Result<Vec<[u64; WORDS]>> {
-    let bytes = bpf::walk_task(program, task)?;
-    let word = |eight: &[u8]| u64::from_ne_bytes(eight.try_into().expect("eight bytes"));
-    let record = |bytes: &[u8]| std::array::from_fn(|at| word(&bytes[at * 8..at * 8 + 8]));
-    Ok(bytes.chunks_exact(WORDS * 8).map(record).collect())
-}
+type Record = ([u64; WORDS], Option<Summary>);
 
 /// Where this kernel keeps what, in bytes from the start of the struct.
 #[derive(Debug)]
 struct Layout {
-    /// In struct file, each with its bytes: offset, flags, operations, what the kind keeps, inode, owner, mount.
+    /// In struct file: offset, flags, operations, what the kind keeps, inode, owner, mount.
     file: [Place; 7],
     /// Linux 6.12: the owner is a struct of its own, and there is none before somebody asks for signals.
     owner_is_apart: bool,
     inode_number: Place,
+    inode_mode: Place,
     locks: Place,
     show_fdinfo: Place,
     /// In the kernel's whole struct of a mount: what others see of it, and its number.
@@ -214,6 +219,8 @@ struct Layout {
     count: [Place; 2],
     /// From a task to the bits of its table.
     bits: [Place; 3],
+    /// None where the kernel's sockets are not as known here.
+    sockets: Option<Plan>,
     /// BTF type of the walk's function.
     function: u32,
 }
@@ -232,6 +239,7 @@ impl Layout {
             ("file", "f_path"),
             ("path", "mnt"),
             ("inode", "i_ino"),
+            ("inode", "i_mode"),
             ("inode", "i_flctx"),
             ("file_operations", "show_fdinfo"),
             ("mount", "mnt"),
@@ -248,7 +256,8 @@ impl Layout {
         let [position, flags, operations, private, inode, owner, path, to_mount, rest @ ..] = &places[..] else {
             return Err(unknown());
         };
-        let [number, locks, show_fdinfo, outer, mount_number, count, count_flags, files, table, bits] = rest else {
+        let [number, mode, locks, show_fdinfo, outer, mount_number, count, count_flags, files, table, bits] = rest
+        else {
             return Err(unknown());
         };
         let mount = Place { bit: path.bit + to_mount.bit, bits: to_mount.bits };
@@ -256,14 +265,83 @@ impl Layout {
             file: [*position, *flags, *operations, *private, *inode, *owner, mount],
             owner_is_apart: owner.bits == 64,
             inode_number: *number,
+            inode_mode: *mode,
             locks: *locks,
             show_fdinfo: *show_fdinfo,
             mount: [*outer, *mount_number],
             count: [*count, *count_flags],
             bits: [*files, *table, *bits],
+            sockets: Plan::of(&btf),
             function: function.ok_or_else(unknown)?,
         })
     }
+
+    /// What a walk over the descriptors of a task has written.
+    fn records(&self, program: BorrowedFd<'_>, task: i32) -> io::Result<Vec<Record>> {
+        let all = bpf::walk_task(program, task)?;
+        let mut rest = &all[..];
+        let short = || io::Error::other("a walk over descriptors was cut short");
+        let mut records = Vec::new();
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_at_checked(WORDS * 8).ok_or_else(short)?;
+            let word = |at: usize| u64::from_ne_bytes(head[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
+            let words: [u64; WORDS] = std::array::from_fn(word);
+            let bytes = self.sockets.as_ref().filter(|_| words[SUMMARY] == 1).map(Plan::bytes);
+            let (summary, tail) = tail.split_at_checked(bytes.unwrap_or(0)).ok_or_else(short)?;
+            records.push((words, bytes.map(|_| Summary(summary.to_vec()))));
+            rest = tail;
+        }
+        Ok(records)
+    }
+}
+
+/// Notes whether a descriptor is a TCP socket, and leaves where its struct sock is in r8.
+fn is_tcp(plan: &Plan, mode: &Place, at: impl Fn(usize) -> i32) -> Vec<EbpfInstruction> {
+    let (load, store, set) = (EbpfInstruction::load, EbpfInstruction::store, EbpfInstruction::set);
+    let read = |from: u8, place: &Place| {
+        let clear = [set(0, 0), store(10, 0, at(SUMMARY))];
+        let bytes = EbpfInstruction::read_kernel(at(SUMMARY), place.bits as i32 / 8, from, place.byte() as i32);
+        clear.into_iter().chain(bytes).chain([load(1, 10, at(SUMMARY))])
+    };
+    // Each look is followed by a jump to the end, where it is noted that it is none.
+    let mut steps: Vec<(Vec<EbpfInstruction>, i32)> = Vec::new();
+    let format = [EbpfInstruction::shift_right(1, 12)];
+    let of_inode = [load(8, 10, at(INODE))].into_iter().chain(read(8, mode)).chain(format).collect();
+    steps.push((of_inode, (libc::S_IFSOCK >> 12) as i32));
+    let to_sock = [load(8, 10, at(PRIVATE))].into_iter().chain(read(8, &plan.to_sock));
+    let to_sock = to_sock.chain([EbpfInstruction::copy(8, 1)]);
+    steps.push((to_sock.chain(read(8, &plan.protocol)).collect(), libc::IPPROTO_TCP));
+    steps.push((read(8, &plan.kind).collect(), libc::SOCK_STREAM));
+    let mut all = vec![set(1, 1), store(10, 1, at(SUMMARY))];
+    let none = [EbpfInstruction::skip_if(1, 1, 2), set(1, 0), store(10, 1, at(SUMMARY))];
+    all.extend(none);
+    for (look, wanted) in steps.into_iter().rev() {
+        // Past all that follows but the last two, which note it.
+        let jump = EbpfInstruction::skip_unless(1, wanted, all.len() - 2);
+        all.splice(0..0, look.into_iter().chain([jump]));
+    }
+    all
+}
+
+/// Writes the pieces of a summary; r8 is at the struct sock.
+fn write_summary(plan: &Plan, at: impl Fn(usize) -> i32) -> Vec<EbpfInstruction> {
+    let (load, store, set) = (EbpfInstruction::load, EbpfInstruction::store, EbpfInstruction::set);
+    const PIECE: i32 = summary::PIECE as i32;
+    let to = at(0) - PIECE;
+    let write = |pieces: &[(u32, u32)]| {
+        let piece = |(offset, bytes): &(u32, u32)| {
+            let read = EbpfInstruction::read_kernel(to, *bytes as i32, 8, *offset as i32);
+            read.into_iter().chain(EbpfInstruction::write_out(6, to, *bytes as i32)).collect::<Vec<_>>()
+        };
+        pieces.iter().flat_map(piece).collect::<Vec<_>>()
+    };
+    let mut all = vec![set(0, 0)];
+    all.extend((0..PIECE / 8).map(|word| store(10, 0, to + word * 8)));
+    all.extend(write(&plan.sock));
+    all.extend(EbpfInstruction::read_kernel(at(SUMMARY), 8, 8, plan.to_v6.byte() as i32));
+    all.push(load(8, 10, at(SUMMARY)));
+    all.extend(write(&plan.v6));
+    all
 }
 
 /// For each descriptor a record.
@@ -307,7 +385,13 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
         EbpfInstruction::add_register(8, 9),
     ]);
     body.extend(EbpfInstruction::read_kernel(at(CLOSING), 8, 8, 0));
+    body.extend(layout.sockets.iter().flat_map(|plan| is_tcp(plan, &layout.inode_mode, at)));
     body.extend(EbpfInstruction::write_out(6, at(0), WORDS as i32 * 8));
+    if let Some(plan) = &layout.sockets {
+        let summary = write_summary(plan, at);
+        body.extend([load(1, 10, at(SUMMARY)), EbpfInstruction::skip_unless(1, 1, summary.len())]);
+        body.extend(summary);
+    }
     // The walk's context: its output, the task, the descriptor's number, the file. At the end the last are none.
     let mut all = vec![
         load(6, 1, 0),

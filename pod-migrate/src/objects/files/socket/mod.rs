@@ -118,12 +118,23 @@ pub fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Result<Sta
         return Err(problem);
     }
     let state = of_family(fd, kind, context)?;
-    if options(&state).is_some_and(|options| options.reuseport_unknown) {
+    warn(&state, context);
+    Ok(state)
+}
+
+/// The same of a TCP socket that was read with many others.
+pub fn dumped(fd: BorrowedFd<'_>, read: tcp::Read, context: &mut DumpContext<'_, '_>) -> State {
+    let state = State::Tcp(with_diag(fd, read, context));
+    warn(&state, context);
+    state
+}
+
+fn warn(state: &State, context: &mut DumpContext<'_, '_>) {
+    if options(state).is_some_and(|options| options.reuseport_unknown) {
         let what =
             "whether a program divides its port among sockets (SO_ATTACH_REUSEPORT_*) is not told by this kernel";
         context.files.warnings.push(format!("{}: {what}; there is none afterwards", context.subject));
     }
-    Ok(state)
 }
 
 fn of_family(fd: BorrowedFd<'_>, kind: Kind, context: &mut DumpContext<'_, '_>) -> Result<State> {
@@ -139,20 +150,8 @@ fn of_family(fd: BorrowedFd<'_>, kind: Kind, context: &mut DumpContext<'_, '_>) 
             Ok(State::Packet(state))
         }
         (_, Some(family), SOCK_STREAM) => {
-            let mut state = tcp::dump(fd, family, context.subject)?;
-            state.signatures =
-                context.files.diag(fd).map_or_else(Vec::new, |diag| tcp::signature::dump(diag, fd, &state));
-            let warnings = &mut context.files.warnings;
-            if let tcp::Phase::Listening { waiting: waiting @ 1.., local, .. } = &state.phase {
-                warnings.push(format!(
-                    "W-UNACCEPTED: {}: {waiting} connections to {local} that no program has accepted are not kept; their \
-                     clients are told of a reset",
-                    context.subject
-                ));
-                state.unaccepted =
-                    context.files.diag(fd).map_or_else(Vec::new, |diag| tcp::unaccepted::dump(diag, &state));
-            }
-            Ok(State::Tcp(state))
+            let state = tcp::dump(fd, family, context.subject)?;
+            Ok(State::Tcp(with_diag(fd, tcp::Read { state, unsigned: false }, context)))
         }
         (_, Some(family), SOCK_DGRAM) => {
             udp::dump(fd, family, kind.protocol, context.subject, &mut context.files.warnings).map(State::Udp)
@@ -162,6 +161,23 @@ fn of_family(fd: BorrowedFd<'_>, kind: Kind, context: &mut DumpContext<'_, '_>) 
         }
         _ => unreachable!("refused above"),
     }
+}
+
+/// What the socket itself does not tell.
+fn with_diag(fd: BorrowedFd<'_>, read: tcp::Read, context: &mut DumpContext<'_, '_>) -> tcp::State {
+    let tcp::Read { mut state, unsigned } = read;
+    if !unsigned {
+        state.signatures = context.files.diag(fd).map_or_else(Vec::new, |diag| tcp::signature::dump(diag, fd, &state));
+    }
+    if let tcp::Phase::Listening { waiting: waiting @ 1.., local, .. } = &state.phase {
+        context.files.warnings.push(format!(
+            "W-UNACCEPTED: {}: {waiting} connections to {local} that no program has accepted are not kept; their clients \
+             are told of a reset",
+            context.subject
+        ));
+        state.unaccepted = context.files.diag(fd).map_or_else(Vec::new, |diag| tcp::unaccepted::dump(diag, &state));
+    }
+    state
 }
 
 /// What needs all files to be known: queued messages carry descriptors, peers are other sockets of the pod.

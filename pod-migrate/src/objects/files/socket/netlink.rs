@@ -52,7 +52,7 @@ pub fn dump(fd: BorrowedFd<'_>, protocol: i32, subject: &str, warnings: &mut Vec
     if inet::poll_now(fd, libc::POLLIN).doing(|| "poll a socket".into())? != 0 {
         warnings.push(format!("{subject}: kernel messages that wait in a netlink socket are not kept"));
     }
-    Ok(State { protocol, port, peer, groups, numbers, options: Options::dump(fd, subject)? })
+    Ok(State { protocol, port, peer, groups, numbers, options: Options::dump(fd, &[], subject)? })
 }
 
 pub fn restore(state: &State) -> Result<OwnedFd> {

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// When an option must be set.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum When {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
     /// It decides how the socket is bound.
     BeforeBind,
     AfterBind,
@@ -24,10 +25,10 @@ use When::{AfterBind, BeforeBind, Last};
 const SMALL: usize = 4;
 
 /// Name (in images), level, number, capacity in bytes, when.
-type Entry = (&'static str, c_int, c_int, usize, When);
+pub(super) type Entry = (&'static str, c_int, c_int, usize, When);
 
 #[rustfmt::skip]
-const TABLE: &[Entry] = &[
+pub(super) const TABLE: &[Entry] = &[
     ("reuseport", ANY, libc::SO_REUSEPORT, SMALL, BeforeBind),
     ("bindtodevice", ANY, libc::SO_BINDTODEVICE, 16, BeforeBind),
     ("mark", ANY, libc::SO_MARK, SMALL, BeforeBind),
@@ -172,8 +173,9 @@ const SO_BUF_LOCK: c_int = 72;
 /// All that is set on a socket besides its addresses.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Options {
-    /// By the names of the table.
-    pub values: BTreeMap<String, ByteBuf>,
+    /// By the names of the table. Many sockets have the same.
+    #[serde(with = "shared")]
+    pub values: Arc<BTreeMap<String, ByteBuf>>,
     /// Set after TCP's repair mode, which uses the same field of the kernel.
     pub reuse_address: bool,
     /// As getsockopt gives it: twice what a program asked for.
@@ -192,16 +194,39 @@ pub struct Options {
     pub reuseport_unknown: bool,
 }
 
+mod shared {
+    use super::{Arc, BTreeMap, ByteBuf};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Values = BTreeMap<String, ByteBuf>;
+
+    pub(super) fn serialize<S: Serializer>(values: &Arc<Values>, to: S) -> Result<S::Ok, S::Error> {
+        values.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Arc<Values>, D::Error> {
+        Values::deserialize(from).map(Arc::new)
+    }
+}
+
 impl Options {
-    /// `subject` names the socket in a refusal.
-    pub fn dump(fd: BorrowedFd<'_>, subject: &str) -> Result<Options> {
+    /// What a socket has for one; none of another family's option, or in a kernel without it.
+    pub(super) fn value(fd: BorrowedFd<'_>, (_, level, number, capacity, _): &Entry) -> Option<Vec<u8>> {
+        inet::option(fd, *level, *number, &[], *capacity).ok().filter(|value| !value.is_empty())
+    }
+
+    /// Whether no socket of this kind has such an option.
+    pub(super) fn is_unknown(fd: BorrowedFd<'_>, (_, level, number, capacity, _): &Entry) -> bool {
+        inet::option(fd, *level, *number, &[], *capacity)
+            .is_err_and(|error| matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)))
+    }
+
+    /// All but those of some names. `subject` names the socket in a refusal.
+    pub fn dump(fd: BorrowedFd<'_>, but: &[&str], subject: &str) -> Result<Options> {
         let mut values = BTreeMap::new();
-        for (name, level, number, capacity, _) in TABLE {
-            // ENOPROTOOPT and the like: another family's option, or a kernel without it.
-            if let Ok(value) = inet::option(fd, *level, *number, &[], *capacity)
-                && !value.is_empty()
-            {
-                values.insert((*name).to_string(), ByteBuf::from(value));
+        for entry in TABLE.iter().filter(|entry| !but.contains(&entry.0)) {
+            if let Some(value) = Options::value(fd, entry) {
+                values.insert(entry.0.to_string(), ByteBuf::from(value));
             }
         }
         let number = |name| inet::number(fd, ANY, name).unwrap_or(0);
@@ -225,7 +250,7 @@ impl Options {
         Ok(Options {
             reuseport_program: ByteBuf::from(program),
             reuseport_unknown,
-            values,
+            values: Arc::new(values),
             reuse_address: number(libc::SO_REUSEADDR) == 1,
             send_buffer: number(libc::SO_SNDBUF) as u32,
             receive_buffer: number(libc::SO_RCVBUF) as u32,

@@ -51,7 +51,7 @@ pub fn dump_raw(
     Ok(RawState {
         family,
         protocol,
-        options: Options::dump(fd, subject)?,
+        options: Options::dump(fd, &[], subject)?,
         // The kernel shows the protocol as the port.
         local: local.filter(|local| !local.ip.is_unspecified()),
         peer,
@@ -171,7 +171,7 @@ pub fn dump_packet(fd: BorrowedFd<'_>, kind: i32, subject: &str) -> Result<Packe
     let device = address.get(4..8).map_or(0, |four| i32::from_ne_bytes(four.try_into().expect("four bytes")));
     let numbers =
         PACKET_NUMBERS.iter().filter_map(|name| Some((*name, inet::number(fd, SOL_PACKET, *name).ok()?))).collect();
-    let options = Options::dump(fd, subject)?;
+    let options = Options::dump(fd, &[], subject)?;
     Ok(PacketState { kind, protocol, device, numbers, options, memberships: Vec::new(), fanout })
 }
 

@@ -25,6 +25,7 @@ mod ended;
 pub mod pairs;
 pub(super) mod signature;
 mod silence;
+pub mod summary;
 pub(super) mod unaccepted;
 mod window;
 
@@ -214,9 +215,36 @@ impl Drop for Repair<'_> {
 /// kernel's timers (an acknowledgement that was put off, a paced segment) can change a connection while it is read. Then
 /// it is read again.
 pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> {
+    dump_as(fd, family, subject, &|but| Options::dump(fd, but, subject))
+}
+
+/// A socket that was read, but for what only sock_diag tells.
+#[derive(Debug)]
+pub struct Read {
+    pub state: State,
+    /// It is known to have no keys of signatures.
+    pub unsigned: bool,
+}
+
+/// The same as [`dump`] with options as they are told of many sockets at once.
+pub(in super::super) fn dump_of_many(
+    fd: BorrowedFd<'_>,
+    subject: &str,
+    groups: &summary::Groups<'_>,
+    summary: &summary::Summary,
+) -> Result<Read> {
+    let family = groups.plan().family(summary);
+    let state = dump_as(fd, family, subject, &|but| groups.options(fd, summary, but, subject))?;
+    Ok(Read { state, unsigned: groups.plan().is_unsigned(summary) })
+}
+
+/// `options` reads those that do not have one of these names.
+type ReadOptions<'a> = &'a dyn Fn(&[&str]) -> Result<Options>;
+
+fn dump_as(fd: BorrowedFd<'_>, family: Family, subject: &str, options: ReadOptions<'_>) -> Result<State> {
     const ATTEMPTS: u32 = 100;
     for _ in 0..ATTEMPTS {
-        if let Some(state) = dump_once(fd, family, subject)? {
+        if let Some(state) = dump_once(fd, family, subject, options)? {
             return Ok(state);
         }
     }
@@ -225,7 +253,7 @@ pub fn dump(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<State> 
 }
 
 /// `None` if it changed meanwhile.
-fn dump_once(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<Option<State>> {
+fn dump_once(fd: BorrowedFd<'_>, family: Family, subject: &str, options: ReadOptions<'_>) -> Result<Option<State>> {
     let local = Endpoint::parse(&inet::local_address(fd).doing(|| format!("{subject}: read its address"))?);
     let local = local.filter(|local| !local.is_unbound());
     if let Ok(ulp) = inet::option(fd, IPPROTO_TCP, TCP_ULP, &[], 16)
@@ -236,11 +264,10 @@ fn dump_once(fd: BorrowedFd<'_>, family: Family, subject: &str) -> Result<Option
             .fix("let the program do it itself (for TLS: switch kTLS off)"));
     }
     let info = Info::of(fd)?;
-    let mut options = Options::dump(fd, subject)?;
-    if !matches!(info.state, LISTEN | CLOSE) {
-        // Of a connection they tell what was negotiated, which is restored by other means.
-        options.values.retain(|name, _| name != "tcp_maxseg" && name != "tcp_window_clamp");
-    }
+    // Of a connection they tell what was negotiated, which is restored by other means.
+    let negotiated: &[&str] =
+        if matches!(info.state, LISTEN | CLOSE) { &[] } else { &["tcp_maxseg", "tcp_window_clamp"] };
+    let options = options(negotiated)?;
     let phase = match info.state {
         LISTEN => Phase::Listening {
             local: local.unwrap_or(unspecified(family)),

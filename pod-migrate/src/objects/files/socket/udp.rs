@@ -62,7 +62,7 @@ pub fn dump(
     let local = local.filter(|local| !local.is_unbound());
     let peer = inet::peer_address(fd).ok().and_then(|bytes| Endpoint::parse(&bytes));
     let read_shut = inet::poll_now(fd, libc::POLLRDHUP).doing(|| "poll a socket".into())? & libc::POLLRDHUP != 0;
-    let options = Options::dump(fd, subject)?;
+    let options = Options::dump(fd, &[], subject)?;
     let is_udp = matches!(protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
     let queue = if is_udp { peek_queue(fd, family, local)? } else { Vec::new() };
     let found = inet::poll_now(fd, libc::POLLIN).doing(|| "poll a socket".into())?;

@@ -121,7 +121,7 @@ pub(super) fn dump(fd: BorrowedFd<'_>, context: &mut DumpContext<'_, '_>) -> Res
         peer_credentials: peer_credentials(fd),
         // Only a process of the pod can tell, also of one that has ended: see `FilesDump::peers_to_ask`.
         peer_pid: 0,
-        options: Options::dump(fd, subject)?,
+        options: Options::dump(fd, &[], subject)?,
         queue: Vec::new(),
     })
 }

@@ -1,0 +1,407 @@
+//! The options of many connections. Most have the same as others, but to ask a socket for all of them takes some eighty
+//! calls. So the [survey](super::super::super::survey) tells, of each socket, what the kernel keeps of it where an option lies.
+//! Sockets of which that is the same have the same options, and one of them is asked for all of them.
+//!
+//! What is believed: an option is where [`TOLD`] says, in a kernel that has a member of that name. Whatever is not there is
+//! asked for, and of every [`CHECKED`] sockets one is asked for everything: if that differs, nothing of this is believed.
+
+use super::super::address::Family;
+use super::super::options::{Options, TABLE};
+use pod_runtime::Result;
+use pod_runtime::proc::btf::{Btf, Place};
+use serde_bytes::ByteBuf;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Of so many sockets that are alike, one is asked for all.
+const CHECKED: usize = 64;
+/// Pieces that lie so near to each other are read as one.
+const NEAR: u32 = 64;
+/// Bytes that go through the walk's stack at a time.
+pub const PIECE: u32 = 256;
+
+type Member = (&'static str, &'static str);
+
+/// Options, and the members of the kernel's structs that decide them.
+const TOLD: &[(&[&str], &[Member])] = &[
+    (&["reuseport"], &[("sock_common", "skc_reuseport")]),
+    (&["bindtodevice"], &[("sock_common", "skc_bound_dev_if")]),
+    (&["v6only"], &[("sock_common", "skc_ipv6only")]),
+    (&["mark"], &[("sock", "sk_mark")]),
+    (&["priority"], &[("sock", "sk_priority")]),
+    (
+        &["keepalive", "broadcast", "dontroute", "oobinline", "timestamp", "timestampns"],
+        &[("sock_common", "skc_flags")],
+    ),
+    (&["rxq_ovfl", "zerocopy", "nofcs", "select_err_queue", "rcvmark", "rcvpriority"], &[("sock_common", "skc_flags")]),
+    (&["linger"], &[("sock_common", "skc_flags"), ("sock", "sk_lingertime")]),
+    (&["rcvlowat"], &[("sock", "sk_rcvlowat")]),
+    (&["rcvtimeo"], &[("sock", "sk_rcvtimeo")]),
+    (&["sndtimeo"], &[("sock", "sk_sndtimeo")]),
+    (&["timestamping"], &[("sock_common", "skc_flags"), ("sock", "sk_tsflags"), ("sock", "sk_bind_phc")]),
+    (&["no_check"], &[("sock", "sk_no_check_tx")]),
+    (&["busy_poll"], &[("sock", "sk_ll_usec")]),
+    (&["prefer_busy_poll"], &[("sock", "sk_prefer_busy_poll")]),
+    (&["max_pacing_rate"], &[("sock", "sk_max_pacing_rate")]),
+    (
+        &["txtime"],
+        &[
+            ("sock_common", "skc_flags"),
+            ("sock", "sk_clockid"),
+            ("sock", "sk_txtime_deadline_mode"),
+            ("sock", "sk_txtime_report_errors"),
+        ],
+    ),
+    (&["txrehash"], &[("sock", "sk_txrehash")]),
+    (&["peek_off"], &[("sock", "sk_peek_off")]),
+    (&["freebind", "transparent", "bind_address_no_port", "hdrincl", "nodefrag"], &[("inet_sock", "inet_flags")]),
+    (&["recverr", "recverr_rfc4884", "multicast_loop", "multicast_all"], &[("inet_sock", "inet_flags")]),
+    (&["recvttl", "recvtos", "recvopts", "retopts", "ip_passsec"], &[("inet_sock", "inet_flags")]),
+    (&["checksum", "recvfragsize", "pktinfo", "recvorigdstaddr"], &[("inet_sock", "inet_flags")]),
+    (&["tos"], &[("inet_sock", "tos")]),
+    (&["ttl"], &[("inet_sock", "uc_ttl")]),
+    (&["minttl"], &[("inet_sock", "min_ttl")]),
+    (&["mtu_discover"], &[("inet_sock", "pmtudisc")]),
+    (&["options"], &[("inet_sock", "inet_opt")]),
+    (&["multicast_ttl"], &[("inet_sock", "mc_ttl")]),
+    (&["multicast_if"], &[("inet_sock", "mc_addr"), ("inet_sock", "mc_index")]),
+    (&["unicast_if"], &[("inet_sock", "uc_index")]),
+    (&["local_port_range"], &[("inet_sock", "local_port_range")]),
+    (&["v6_freebind", "v6_transparent"], &[("inet_sock", "inet_flags")]),
+    (&["v6_multicast_if"], &[("ipv6_pinfo", "mcast_oif")]),
+    (&["v6_multicast_hops"], &[("ipv6_pinfo", "mcast_hops")]),
+    (&["v6_unicast_if"], &[("ipv6_pinfo", "ucast_oif")]),
+    (&["v6_mtu_discover"], &[("ipv6_pinfo", "pmtudisc")]),
+    (&["v6_tclass"], &[("ipv6_pinfo", "tclass")]),
+    (&["v6_minhopcount"], &[("ipv6_pinfo", "min_hopcount")]),
+    (&["v6_addr_preferences"], &[("ipv6_pinfo", "srcprefs")]),
+    (&["v6_recvpktinfo", "v6_recvhoplimit", "v6_recvtclass", "v6_recvorigdstaddr"], &[("ipv6_pinfo", "rxopt")]),
+    (&["v6_recvhopopts", "v6_2292pktinfo", "v6_2292hopopts", "v6_2292dstopts"], &[("ipv6_pinfo", "rxopt")]),
+    (&["v6_2292rthdr", "v6_2292hoplimit", "v6_flowinfo", "v6_recvfragsize"], &[("ipv6_pinfo", "rxopt")]),
+    (&["v6_recvrthdr", "v6_recvdstopts", "v6_recvpathmtu"], &[("ipv6_pinfo", "rxopt")]),
+    (&["v6_hopopts", "v6_rthdrdstopts", "v6_rthdr", "v6_dstopts"], &[("ipv6_pinfo", "opt")]),
+    (&["tcp_nodelay", "tcp_cork"], &[("tcp_sock", "nonagle")]),
+    (&["tcp_keepidle"], &[("tcp_sock", "keepalive_time")]),
+    (&["tcp_keepintvl"], &[("tcp_sock", "keepalive_intvl")]),
+    (&["tcp_keepcnt"], &[("tcp_sock", "keepalive_probes")]),
+    (&["tcp_syncnt"], &[("inet_connection_sock", "icsk_syn_retries")]),
+    (&["tcp_linger2"], &[("tcp_sock", "linger2")]),
+    (&["tcp_congestion"], &[("inet_connection_sock", "icsk_ca_ops")]),
+    (&["tcp_thin_linear_timeouts"], &[("tcp_sock", "thin_lto")]),
+    (&["tcp_user_timeout"], &[("inet_connection_sock", "icsk_user_timeout")]),
+    (&["tcp_notsent_lowat"], &[("tcp_sock", "notsent_lowat")]),
+    (&["tcp_save_syn"], &[("tcp_sock", "save_syn")]),
+    (&["tcp_fastopen_connect"], &[("tcp_sock", "fastopen_connect")]),
+    (&["tcp_fastopen_no_cookie"], &[("tcp_sock", "fastopen_no_cookie")]),
+    (&["tcp_inq"], &[("tcp_sock", "recvmsg_inq")]),
+    (&["tcp_tx_delay"], &[("tcp_sock", "tcp_tx_delay")]),
+    (&["tcp_rto_max_ms"], &[("inet_connection_sock", "icsk_rto_max")]),
+];
+
+/// Since Linux 6.7 the same flags as those of IPv4; before, bits of their own, of which this is one.
+const TOLD_V6: (&[&str], &[Member]) = (
+    &[
+        "v6_multicast_loop",
+        "v6_multicast_all",
+        "v6_recverr",
+        "v6_recverr_rfc4884",
+        "v6_dontfrag",
+        "v6_flowinfo_send",
+        "v6_router_alert_isolate",
+        "v6_autoflowlabel",
+    ],
+    &[("inet_sock", "inet_flags")],
+);
+const BEFORE: Member = ("ipv6_pinfo", "mc_loop");
+
+/// What must be there, in this order.
+const NEEDED: [Member; 13] = [
+    ("socket", "sk"),
+    ("sock_common", "skc_family"),
+    ("sock", "sk_protocol"),
+    ("sock", "sk_type"),
+    ("inet_sock", "pinet6"),
+    ("sock", "sk_sndbuf"),
+    ("sock", "sk_rcvbuf"),
+    ("sock_common", "skc_reuse"),
+    ("sock", "sk_userlocks"),
+    ("sock", "sk_filter"),
+    ("sock_common", "skc_net"),
+    ("sock_common", "skc_flags"),
+    ("tcp_sock", "md5sig_info"),
+];
+
+/// What the walk reads of a TCP socket, and where what it tells lies in that.
+#[derive(Debug)]
+pub struct Plan {
+    /// From a struct socket to its struct sock.
+    pub to_sock: Place,
+    pub protocol: Place,
+    pub kind: Place,
+    /// From a struct sock to what is of IPv6 only.
+    pub to_v6: Place,
+    /// Pieces of a struct sock, and of that: offset and bytes.
+    pub sock: Vec<(u32, u32)>,
+    pub v6: Vec<(u32, u32)>,
+    /// In the bytes that are read.
+    key: Vec<Place>,
+    family: Place,
+    send_buffer: Place,
+    receive_buffer: Place,
+    reuseport: Place,
+    filter: Place,
+    signatures: Place,
+    /// Options that nobody tells of: indices into the table.
+    asked: Vec<usize>,
+}
+
+/// The bytes that were read of one socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary(pub Vec<u8>);
+
+impl Plan {
+    /// None where the kernel keeps a socket in another way.
+    pub fn of(btf: &Btf<'_>) -> Option<Plan> {
+        let mut wanted: Vec<Member> = NEEDED.to_vec();
+        wanted.extend(TOLD.iter().flat_map(|(_, members)| *members));
+        wanted.extend([TOLD_V6.1[0], BEFORE]);
+        let (places, _) = btf.places(&wanted, "");
+        let place = |member: &Member| {
+            let place = places[wanted.iter().position(|one| one == member)?];
+            place.filter(|place| place.bit % 8 + place.bits <= 64)
+        };
+        let needed: Option<Vec<Place>> = NEEDED.iter().map(place).collect();
+        let [to_sock, _, protocol, kind, to_v6, ..] = needed?[..] else { return None };
+
+        let told = TOLD.iter().chain(place(&BEFORE).is_none().then_some(&TOLD_V6));
+        let told: Vec<_> = told.filter(|(_, members)| members.iter().all(|member| place(member).is_some())).collect();
+        let names: BTreeSet<&str> = told.iter().flat_map(|(names, _)| *names).copied().collect();
+        let mut members: BTreeSet<Member> = told.iter().flat_map(|(_, members)| *members).copied().collect();
+        // What else decides them: the family, and the defaults of the network.
+        members.extend([("sock_common", "skc_family"), ("sock_common", "skc_net")]);
+        members.extend([("sock_common", "skc_reuse"), ("sock", "sk_userlocks")]);
+        let all = members.iter().copied().chain(NEEDED.into_iter().skip(5));
+        let (of_v6, of_sock): (Vec<Member>, Vec<Member>) = all.partition(|(outer, _)| *outer == "ipv6_pinfo");
+        let pieces = |members: &[Member]| pieces(members.iter().filter_map(place));
+        let (sock, v6) = (pieces(&of_sock), pieces(&of_v6));
+
+        let before = sock.iter().map(|(_, bytes)| bytes).sum();
+        let within = |member: &Member| match member.0 {
+            "ipv6_pinfo" => moved(place(member)?, &v6, before),
+            _ => moved(place(member)?, &sock, 0),
+        };
+        let asked = TABLE.iter().enumerate().filter(|(_, entry)| !names.contains(entry.0)).map(|(index, _)| index);
+        Some(Plan {
+            to_sock,
+            protocol,
+            kind,
+            to_v6,
+            key: members.iter().map(within).collect::<Option<_>>()?,
+            family: within(&("sock_common", "skc_family"))?,
+            send_buffer: within(&("sock", "sk_sndbuf"))?,
+            receive_buffer: within(&("sock", "sk_rcvbuf"))?,
+            reuseport: within(&("sock_common", "skc_reuseport"))?,
+            filter: within(&("sock", "sk_filter"))?,
+            signatures: within(&("tcp_sock", "md5sig_info"))?,
+            asked: asked.collect(),
+            sock,
+            v6,
+        })
+    }
+
+    /// Of a summary.
+    pub fn bytes(&self) -> usize {
+        self.sock.iter().chain(&self.v6).map(|(_, bytes)| *bytes as usize).sum()
+    }
+
+    pub fn family(&self, summary: &Summary) -> Family {
+        match self.family.of(&summary.0) {
+            Some(family) if family == libc::AF_INET6 as u64 => Family::V6,
+            _ => Family::V4,
+        }
+    }
+
+    /// Whether a socket has no keys of signatures.
+    pub fn is_unsigned(&self, summary: &Summary) -> bool {
+        self.signatures.of(&summary.0) == Some(0)
+    }
+}
+
+/// Ranges that have all of these places.
+fn pieces(places: impl Iterator<Item = Place>) -> Vec<(u32, u32)> {
+    let mut places: Vec<(u32, u32)> =
+        places.map(|place| (place.byte(), (place.bit + place.bits).div_ceil(8))).collect();
+    places.sort_unstable();
+    let mut pieces: Vec<(u32, u32)> = Vec::new();
+    for (start, end) in places {
+        match pieces.last_mut() {
+            Some((first, bytes)) if start <= *first + *bytes + NEAR && end - *first <= PIECE => {
+                *bytes = (*bytes).max(end - *first);
+            }
+            _ => pieces.push((start, end - start)),
+        }
+    }
+    pieces
+}
+
+/// Where a place of the struct lies in the pieces that were read, one behind the other from `before` on.
+fn moved(place: Place, pieces: &[(u32, u32)], before: u32) -> Option<Place> {
+    let mut at = before;
+    for (start, bytes) in pieces {
+        if (*start..start + bytes).contains(&place.byte()) {
+            return Some(Place { bit: (at + place.byte() - start) * 8 + place.bit % 8, bits: place.bits });
+        }
+        at += bytes;
+    }
+    None
+}
+
+/// Sockets by what was told of them.
+pub struct Groups<'p> {
+    plan: &'p Plan,
+    known: Mutex<HashMap<Vec<u64>, Arc<Group>>>,
+    wrong: AtomicBool,
+}
+
+struct Group {
+    /// Of the first.
+    options: Options,
+    /// Of those that must be asked for: what the kernel does not know of such sockets.
+    unknown: BTreeSet<usize>,
+    others: AtomicUsize,
+}
+
+impl<'p> Groups<'p> {
+    pub fn new(plan: &'p Plan) -> Groups<'p> {
+        Groups { plan, known: Mutex::default(), wrong: AtomicBool::new(false) }
+    }
+
+    pub fn plan(&self) -> &'p Plan {
+        self.plan
+    }
+
+    /// Whether a socket was found that has other options than those like it: then nothing that was told is to be believed.
+    pub fn wrong(&self) -> bool {
+        self.wrong.load(Ordering::Relaxed)
+    }
+
+    /// What [`Options::dump`] gives. `but` are names that are not wanted.
+    pub fn options(&self, fd: BorrowedFd<'_>, summary: &Summary, but: &[&str], subject: &str) -> Result<Options> {
+        let value = |place: &Place| place.of(&summary.0).unwrap_or(u64::MAX);
+        if value(&self.plan.filter) != 0 || value(&self.plan.reuseport) != 0 {
+            return Options::dump(fd, but, subject);
+        }
+        let mut key: Vec<u64> = self.plan.key.iter().map(value).collect();
+        key.push(but.len() as u64);
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(group) = known().get(&key).cloned() else {
+            let options = Options::dump(fd, but, subject)?;
+            let asked = self.plan.asked.iter().copied();
+            let unknown = asked.filter(|index| Options::is_unknown(fd, &TABLE[*index])).collect();
+            let group = Group { options: options.clone(), unknown, others: AtomicUsize::new(0) };
+            known().insert(key, Arc::new(group));
+            return Ok(options);
+        };
+        let mut options = Options {
+            send_buffer: value(&self.plan.send_buffer) as u32,
+            receive_buffer: value(&self.plan.receive_buffer) as u32,
+            ..group.options.clone()
+        };
+        for index in self.plan.asked.iter().filter(|index| !group.unknown.contains(index)) {
+            let entry = &TABLE[*index];
+            if but.contains(&entry.0) {
+                continue;
+            }
+            let value = Options::value(fd, entry);
+            if value.as_ref() != options.values.get(entry.0).map(|value| &**value) {
+                let values = Arc::make_mut(&mut options.values);
+                match value {
+                    Some(value) => drop(values.insert(entry.0.to_string(), ByteBuf::from(value))),
+                    None => drop(values.remove(entry.0)),
+                }
+            }
+        }
+        if group.others.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECKED) {
+            self.compare(&options, Options::dump(fd, but, subject)?, subject);
+        }
+        Ok(options)
+    }
+
+    fn compare(&self, told: &Options, asked: Options, subject: &str) {
+        // Those grow by themselves, also while they are looked at.
+        let Options { send_buffer, receive_buffer, .. } = *told;
+        if *told != (Options { send_buffer, receive_buffer, ..asked }) {
+            tracing::debug!("{subject} has other options than sockets like it: each is asked for all of them");
+            self.wrong.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::survey::Survey;
+    use super::*;
+    use pod_runtime::sys::inet;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    #[test]
+    fn places_are_found_in_the_pieces() {
+        let at = |byte: u32, bits| Place { bit: byte * 8, bits };
+        let all = [at(8, 32), at(12, 3), at(400, 64), at(600, 8), at(610, 2000)];
+        let pieces = pieces(all.into_iter());
+        assert_eq!(pieces, [(8, 5), (400, 8), (600, 1), (610, 250)]);
+        assert_eq!(moved(Place { bit: 12 * 8 + 2, bits: 1 }, &pieces, 0), Some(Place { bit: 34, bits: 1 }));
+        assert_eq!(moved(at(400, 64), &pieces, 100), Some(Place { bit: 840, bits: 64 }));
+        assert_eq!(moved(at(500, 8), &pieces, 0), None);
+    }
+
+    #[test]
+    fn this_kernel_keeps_sockets_as_known_here() {
+        let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else { return };
+        let btf = Btf::parse(&bytes).unwrap();
+        let plan = Plan::of(&btf).unwrap();
+        assert!(plan.sock.iter().chain(&plan.v6).all(|(_, bytes)| *bytes <= PIECE));
+    }
+
+    /// Of sockets that are alike but for one option each has its own.
+    #[test]
+    fn what_is_told_is_what_each_says() {
+        const DIFFERENT: [(i32, i32, i32); 6] = [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::IPPROTO_IP, libc::IP_TTL, 9),
+            (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 100),
+            (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 3),
+            (libc::SOL_SOCKET, libc::SO_SNDBUF, 77_000),
+        ];
+        let Some((survey, plan)) = Survey::get().and_then(|survey| Some((survey, survey.plan()?))) else { return };
+        let new = || inet::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        let mut sockets = vec![new(), new()];
+        for (level, name, value) in DIFFERENT {
+            sockets.push(new());
+            inet::set_number(sockets[sockets.len() - 1].as_fd(), level, name, value).unwrap();
+        }
+        let seen = survey.of(std::process::id() as i32).unwrap();
+        let groups = Groups::new(plan);
+        for socket in &sockets {
+            let told = seen.iter().find(|seen| seen.number == socket.as_raw_fd()).unwrap();
+            let told = groups.options(socket.as_fd(), told.summary.as_ref().unwrap(), &[], "a test").unwrap();
+            assert_eq!(told, Options::dump(socket.as_fd(), &[], "a test").unwrap());
+        }
+        assert!(!groups.wrong());
+        let like_the_first =
+            groups.known.lock().unwrap().values().map(|group| group.others.load(Ordering::Relaxed)).max();
+        assert!(like_the_first >= Some(2), "the second, and those with options that are asked for");
+    }
+
+    #[test]
+    fn each_option_is_told_of_once() {
+        let told: Vec<&str> = TOLD.iter().chain([&TOLD_V6]).flat_map(|(names, _)| *names).copied().collect();
+        assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), told.len());
+        for name in told {
+            assert!(TABLE.iter().any(|entry| entry.0 == name), "{name}");
+        }
+    }
+}
