@@ -30,7 +30,7 @@ impl HugePages {
 
     /// If this guest needs them.
     pub fn of(guest: &str) -> Result<Option<HugePages>> {
-        (guest == "hugepages").then(HugePages::take).transpose()
+        ["hugepages", "sharedhuge"].contains(&guest).then(HugePages::take).transpose()
     }
 }
 

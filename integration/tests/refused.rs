@@ -2,9 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use integration::bed::{self, Bed};
+use integration::hugepages::HugePages;
 use integration::pods::said;
 
 fn refused(kind: &str, code: &str, options: &[&str]) -> Result<()> {
+    let _pages = HugePages::of(kind)?;
     let bed = Bed::new()?;
     let guest = bed::beside_us("guest").context("guest is built with us")?;
     let guest = guest.to_string_lossy();
@@ -25,32 +27,49 @@ fn refused(kind: &str, code: &str, options: &[&str]) -> Result<()> {
     bed.a().pod(&["rm", "-f", kind]).map(drop)
 }
 
-#[test]
-fn landlock() -> Result<()> {
-    refused("landlock", "E-LANDLOCK", &[])
+/// Rights that what is refused needs, for most programs do not get them.
+const NO_FILTER: &[&str] = &["--security-opt", "seccomp=unconfined"];
+const MOUNTS: &[&str] = &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"];
+const PRIVILEGED: &[&str] = &["--privileged"];
+
+macro_rules! refused {
+    ($($kind:ident $code:literal $options:expr;)*) => { $( #[test] fn $kind() -> Result<()> {
+        refused(stringify!($kind), $code, $options)
+    } )* };
 }
 
-#[test]
-fn keyring() -> Result<()> {
-    refused("keyring", "E-KEYRING", &["--security-opt", "seccomp=unconfined"])
-}
-
-#[test]
-fn sharedtable() -> Result<()> {
-    refused("sharedtable", "E-SHARED-TABLE", &[])
-}
-
-#[test]
-fn notified() -> Result<()> {
-    refused("notified", "E-FILE-MQUEUE", &[])
-}
-
-#[test]
-fn filtered() -> Result<()> {
-    refused("filtered", "E-NETWORK-INSIDE", &["--cap-add", "NET_ADMIN"])
-}
-
-#[test]
-fn covering() -> Result<()> {
-    refused("covering", "E-MOUNT-INSIDE", &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"])
+refused! {
+    aio "E-MEMORY-KIND" NO_FILTER;
+    bpffilter "E-SOCKET-EBPF" PRIVILEGED;
+    bpfmap "E-FILE-BPF" PRIVILEGED;
+    covering "E-MOUNT-INSIDE" MOUNTS;
+    devicenode "E-FILE-KIND" &["--cap-add", "MKNOD"];
+    fanotify "E-FILE-FANOTIFY" PRIVILEGED;
+    filtered "E-NETWORK-INSIDE" &["--cap-add", "NET_ADMIN"];
+    fuse "E-FILE-FUSE" &["--device", "/dev/fuse"];
+    hidden "E-FILE-HIDDEN" MOUNTS;
+    hostdevice "E-FILE-DEVICE" &["--device", "/dev/loop-control"];
+    keyring "E-KEYRING" NO_FILTER;
+    kvm "E-FILE-KVM" &["--device", "/dev/kvm"];
+    landlock "E-LANDLOCK" &[];
+    leased "E-FILE-LEASE" &[];
+    mptcp "E-SOCKET-MPTCP" PRIVILEGED;
+    namespacefd "E-FILE-NAMESPACE" MOUNTS;
+    nested "E-NESTED-NAMESPACE" MOUNTS;
+    notified "E-FILE-MQUEUE" &[];
+    overseer "E-FILE-SECCOMP" NO_FILTER;
+    perf "E-FILE-PERF" PRIVILEGED;
+    ring "E-FILE-IO-URING" NO_FILTER;
+    secret "E-FILE-SECRET" NO_FILTER;
+    sharedfolder "E-SHARED-TABLE" &[];
+    sharedhuge "E-MEMORY-KIND" &[];
+    sharedspace "E-SHARED-MEMORY-MAP" &[];
+    sharedtable "E-SHARED-TABLE" &[];
+    threadapart "E-THREAD-APART" NO_FILTER;
+    threadwatch "E-FILE-PIDFD" &[];
+    traced "E-TASK-TRACED" &[];
+    tun "E-FILE-TUN" &["--device", "/dev/net/tun"];
+    urgent "E-TCP-URGENT" &[];
+    userfault "E-FILE-USERFAULTFD" PRIVILEGED;
+    vsock "E-SOCKET-FAMILY" NO_FILTER;
 }

@@ -560,3 +560,99 @@ pub fn some_names(fd: i32, bytes: usize) -> Result<Vec<Vec<u8>>, Error> {
     }
     Ok(names)
 }
+
+/// An io_uring of two entries.
+pub fn io_uring() -> Result<i64> {
+    let mut parameters = [0u8; 120];
+    // SAFETY: the kernel reads and writes a struct io_uring_params, which has 120 bytes.
+    Ok(check(unsafe { libc::syscall(libc::SYS_io_uring_setup, 2, parameters.as_mut_ptr()) })?)
+}
+
+/// A ring of asynchronous I/O; tells where it is mapped.
+pub fn io_setup(entries: u32) -> Result<u64> {
+    let mut context = 0u64;
+    // SAFETY: the kernel writes one word.
+    check(unsafe { libc::syscall(libc::SYS_io_setup, entries, &raw mut context) })?;
+    Ok(context)
+}
+
+/// A counter of our own processor time.
+pub fn count_own_time() -> Result<i64> {
+    const SOFTWARE: u32 = 1;
+    const SIZE: u32 = 64;
+    let mut attribute = [0u32; SIZE as usize / 4];
+    (attribute[0], attribute[1]) = (SOFTWARE, SIZE);
+    // SAFETY: the kernel reads as many bytes as the second word says.
+    Ok(check(unsafe { libc::syscall(libc::SYS_perf_event_open, attribute.as_ptr(), 0, -1, -1, 0) })?)
+}
+
+fn bpf(command: i64, attribute: &[u8]) -> Result<i64> {
+    // SAFETY: the kernel reads that many bytes; what they point to lives through the call.
+    Ok(check(unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_ptr(), attribute.len()) })?)
+}
+
+/// A bpf map: an array of four words.
+pub fn bpf_array() -> Result<i64> {
+    const ARRAY: u32 = 2;
+    let words: Vec<u8> = [ARRAY, 4, 4, 4, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    bpf(0, &words)
+}
+
+/// A program that cuts everything to nothing, as the filter of a socket.
+pub fn attach_bpf(socket: i32) -> Result<()> {
+    const SOCKET_FILTER: u32 = 1;
+    const MOVE_0_TO_R0: u64 = 0xb7;
+    const EXIT: u64 = 0x95;
+    let program = [MOVE_0_TO_R0, EXIT];
+    let license = c"Apache-2.0";
+    let mut attribute = [SOCKET_FILTER, program.len() as u32].map(u32::to_ne_bytes).concat();
+    attribute.extend_from_slice(&(program.as_ptr() as u64).to_ne_bytes());
+    attribute.extend_from_slice(&(license.as_ptr() as u64).to_ne_bytes());
+    attribute.extend_from_slice(&[0; 24]);
+    let program = owned(bpf(5, &attribute)? as i32);
+    use std::os::fd::AsRawFd;
+    Ok(set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &program.as_raw_fd().to_ne_bytes())?)
+}
+
+/// A filter that lets everything pass, with somebody who would be asked.
+pub fn seccomp_listener() -> Result<i64> {
+    let allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+    let filter = libc::sock_fprog { len: 1, filter: (&raw const allow).cast_mut() };
+    // SAFETY: plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
+    let (set, listener) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
+    // SAFETY: the program lives through the call; the kernel copies and checks it.
+    Ok(check(unsafe { libc::syscall(libc::SYS_seccomp, set, listener, &raw const filter) })?)
+}
+
+/// A byte as urgent data.
+pub fn send_urgent(socket: i32) -> Result<()> {
+    // SAFETY: one byte is read.
+    check(unsafe { libc::send(socket, b"!".as_ptr().cast(), 1, libc::MSG_OOB) } as i64)?;
+    Ok(())
+}
+
+/// Whether urgent data comes next.
+pub fn at_mark(socket: i32) -> Result<bool> {
+    const SIOCATMARK: u64 = 0x8905;
+    let mut at = 0i32;
+    // SAFETY: one int is written.
+    check(unsafe { libc::ioctl(socket, SIOCATMARK, &raw mut at) }.into())?;
+    Ok(at == 1)
+}
+
+/// A child in our memory, which counts.
+pub fn share_memory() -> Result<(Pid, &'static AtomicU64)> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn count_on(_: *mut libc::c_void) -> i32 {
+        loop {
+            COUNT.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    let stack: &'static mut [u8] = Box::leak(vec![0; 64 << 10].into_boxed_slice());
+    let top = stack.as_mut_ptr_range().end.map_addr(|end| end & !15);
+    // SAFETY: the stack is the child's for ever, and what the child runs touches nothing but the counter.
+    let child = unsafe { libc::clone(count_on, top.cast(), libc::CLONE_VM | libc::SIGCHLD, std::ptr::null_mut()) };
+    Ok((Pid::from_raw(check(child.into())? as i32), &COUNT))
+}
