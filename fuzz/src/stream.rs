@@ -8,11 +8,12 @@ const HEADER: usize = 32;
 const HEAD: usize = 48;
 const PAD: u16 = 1;
 const END: u16 = 48;
-const RAW: [u16; 5] = [5, 23, 32, 33, 40];
+const RAW: [u16; 6] = [5, 23, 32, 33, 35, 40];
 const READY_FOR_PAGES: u16 = 34;
 /// Kinds that are something.
-const KINDS: [u16; 25] =
-    [1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 18, 19, 20, 21, 22, 23, 24, 32, 33, 34, 40, 48, 64, 65, 0xffff];
+const KINDS: [u16; 29] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 18, 19, 20, 21, 22, 23, 24, 32, 33, 34, 35, 36, 37, 38, 40, 48, 64, 65, 0xffff,
+];
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]

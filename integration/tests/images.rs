@@ -21,7 +21,7 @@ fn a_damaged_page_does_not_run() -> Result<()> {
     said(bed.a(), "memory", "ready")?;
     let path = bed.shared().join("memory.pod");
     let name = path.to_string_lossy().into_owned();
-    bed.a().pod(&["checkpoint", "create", "memory", "-e", &name])?;
+    bed.a().pod(&["checkpoint", "create", "memory", "-e", &name, "--compress", "none"])?;
     bed.a().pod(&["rm", "-f", "memory"])?;
     let file = File::options().read(true).write(true).open(&path)?;
     // The guest has tens of MiB of pages without a repetition, and little else.
@@ -49,7 +49,7 @@ fn does_not_grow(guest: &str, is_it: fn(Owner) -> bool) -> Result<()> {
     bed.a().pod(&["run", "-d", "--name", guest, "--network", "none", "--", &program, guest])?;
     said(bed.a(), guest, "ready")?;
     let [good, same, hostile] = ["good", "same", "hostile"].map(|name| bed.shared().join(format!("{name}.pod")));
-    bed.a().pod(&["checkpoint", "create", guest, "-e", &good.to_string_lossy()])?;
+    bed.a().pod(&["checkpoint", "create", guest, "-e", &good.to_string_lossy(), "--compress", "none"])?;
     bed.a().pod(&["rm", "-f", guest])?;
     let mut found = 0;
     rewrite(&good, &same, |run| run)?;
@@ -198,4 +198,93 @@ fn what_is_in_a_checkpoint_is_shown_without_restoring_it() -> Result<()> {
     ensure!(text.matches("no difference").count() == 5, "{text}");
     host.pod(&["rm", "-f", "one"])?;
     until_true("the pod to be gone", SOON, || !host.runs("one"))
+}
+
+/// Makes a checkpoint of the guest in each way, restores it, and has the guest see whether all is as it was.
+fn packed(guest: &str) -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a();
+    let program = bed::beside_us("guest").context("guest is built with us")?;
+    host.pod(&["run", "-d", "--name", guest, "--network", "none", "--", &program.to_string_lossy(), guest])?;
+    said(host, guest, "ready")?;
+    for (round, how) in ["none", "zstd", "zstd:-5"].into_iter().enumerate() {
+        let path = bed.shared().join(format!("{guest}-{round}.pod"));
+        let path = path.to_string_lossy();
+        // The pod runs on in every second round, and its large memory goes ahead.
+        let more: &[&str] = if round % 2 == 0 { &["--stop"] } else { &[] };
+        let made =
+            host.pod(&[&["--json", "checkpoint", "create", guest, "-e", &path, "--compress", how], more].concat())?;
+        let made: Value = serde_json::from_str(&made)?;
+        let [bytes, unpacked] = ["bytes", "unpacked_bytes"].map(|name| made[name].as_u64());
+        ensure!(if how == "none" { bytes == unpacked } else { bytes < unpacked }, "{guest}: {made}");
+        host.pod(&["rm", "-f", guest])?;
+        host.pod(&["checkpoint", "inspect", &path])?;
+        let seen: Value = serde_json::from_str(&host.pod(&["--json", "checkpoint", "diff", &path, &path])?)?;
+        ensure!(seen["memory"] == serde_json::json!([]), "{seen}");
+        host.pod(&["restore", "-i", &path])?;
+        host.pod(&["kill", "-s", "USR1", guest])?;
+        said(host, guest, &format!("ok {}", round + 1))?;
+    }
+    host.pod(&["rm", "-f", guest])?;
+    bed.nothing_left(&before)
+}
+
+#[test]
+fn a_packed_checkpoint_of_much_memory_is_the_same_pod() -> Result<()> {
+    packed("memory")
+}
+
+#[test]
+fn a_packed_checkpoint_of_shared_memory_is_the_same_pod() -> Result<()> {
+    packed("sharedparts")
+}
+
+#[test]
+fn a_packed_checkpoint_of_many_processes_is_the_same_pod() -> Result<()> {
+    packed("tree")
+}
+
+/// What is hostile of a packed image: it claims more than it holds, or pages like others that are nowhere.
+#[test]
+fn pages_like_others_that_did_not_come_are_refused() -> Result<()> {
+    use pod_migrate::image::Kind;
+    use pod_migrate::objects::memory::{Alike, Same};
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a();
+    let program = bed::beside_us("guest").context("guest is built with us")?;
+    host.pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &program.to_string_lossy(), "memory"])?;
+    said(host, "memory", "ready")?;
+    let [good, bad] = ["good", "bad"].map(|name| bed.shared().join(format!("{name}.pod")));
+    host.pod(&["checkpoint", "create", "memory", "-e", &good.to_string_lossy(), "--stop"])?;
+    let mut reader = Reader::new(File::open(&good)?)?;
+    let mut writer = Writer::to_file(File::create(&bad)?)?;
+    while let Some(record) = reader.next()? {
+        match record.run {
+            // Left out: the first process has nothing but pages that are to be like these.
+            Some(PageRun { owner: Owner::Mm(_), .. }) => {}
+            Some(run) => {
+                let mut bytes = vec![0; run.bytes as usize];
+                let mut at = 0;
+                while at < bytes.len() {
+                    at += reader.read_pages(&mut bytes[at..])?;
+                }
+                writer.pages(run, &[&bytes])?;
+            }
+            None if record.kind == Kind::SAME => {}
+            None => writer.put(record.kind, record.id, &record.state::<ciborium::Value>()?)?,
+        }
+    }
+    let seen: Value =
+        serde_json::from_str(&host.pod(&["--json", "checkpoint", "inspect", &good.to_string_lossy()])?)?;
+    ensure!(seen["processes"][0]["pid"] == 1);
+    // Of its stack and of its heap there is nothing to copy.
+    let (to, from) = ((Kind::PAGES.0, 1, 0x1000), (Kind::PAGES.0, 1, 0x7fff_0000_0000));
+    writer.put(Kind::SAME, 0, &Same { pages: vec![Alike { to, from, bytes: 4096 }] })?;
+    writer.finish()?;
+    let (_, words) = host.pod_fails(&["restore", "-i", &bad.to_string_lossy()])?;
+    ensure!(words.contains("error[E-IMAGE-DAMAGED]") && words.contains("did not come"), "it says: {words}");
+    host.pod(&["rm", "memory"])?;
+    bed.nothing_left(&before)
 }

@@ -20,6 +20,7 @@ mod memory;
 mod nursery;
 mod pages;
 mod plan;
+mod same;
 mod tree;
 
 pub use ahead::Ahead;

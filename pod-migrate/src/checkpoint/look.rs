@@ -5,6 +5,7 @@ use super::memory::{Memory, PAGE};
 use crate::arrival::origin;
 use crate::capture::{Moment, Origin};
 use crate::image::{Contents, Kind, Owner, PageRun, Reader, Record, Waiting, damaged, verify};
+use crate::objects::memory::{Alike, Same};
 use crate::objects::namespaces::{mounts, network, uts};
 use crate::restore::Image;
 use crate::storage::{Entry, Layer, Meta, Node, Place};
@@ -37,6 +38,7 @@ pub(super) struct Parts {
     pub mounts: Vec<mounts::Inside>,
     pub layers: BTreeMap<Place, BTreeMap<Vec<u8>, Stored>>,
     runs: Vec<(PageRun, Waiting)>,
+    alike: Vec<Alike>,
     /// The layer that the entries belong to, and the file that the bytes do.
     layer: Option<Place>,
     file: Option<(u64, Vec<u8>)>,
@@ -67,7 +69,7 @@ pub(super) fn look(path: &Path) -> Result<Look> {
     while let Some(record) = reader.next()? {
         parts.take(&record, &mut reader)?;
     }
-    let memory = Memory::new(file, std::mem::take(&mut parts.runs), &image.kept);
+    let memory = Memory::new(file, std::mem::take(&mut parts.runs), &image.kept).with(&parts.alike)?;
     Ok(Look { path: path.to_owned(), exposed: mode & 0o077 != 0, contents, origin, image, memory, parts })
 }
 
@@ -77,6 +79,7 @@ impl Parts {
             Kind::STORAGE => self.layer = Some(record.state::<Layer>()?.place),
             Kind::STORAGE_ENTRY => self.entry(record.id, record.state()?)?,
             Kind::STORAGE_END => (self.layer, self.file) = (None, None),
+            Kind::SAME => self.alike.extend(record.state::<Same>()?.pages),
             Kind::MOMENT => self.moment = Some(record.state()?),
             Kind::NETWORK => self.network = Some(record.state()?),
             Kind::UTS => self.names = Some(record.state()?),

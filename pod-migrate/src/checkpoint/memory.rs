@@ -1,10 +1,12 @@
 //! Where the memory that an image holds lies in its file, for who looks at it without restoring it.
 
 use crate::ids::MmId;
-use crate::image::{Owner, PageRun, Waiting};
+use crate::image::{Kind, Owner, PageRun, Waiting, damaged};
+use crate::objects::memory::Alike;
 use crate::objects::memory::ranges::Ranges;
 use crate::restore::latest;
 use pod_runtime::Result;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -12,6 +14,8 @@ use std::ops::Range;
 pub(super) const PAGE: u64 = 4096;
 /// Pages are read through so much at once.
 const PIECE: u64 = 256 << 10;
+/// Runs of pages that are like others.
+const MOST_ALIKE: usize = 16 << 20;
 
 /// The bytes of memory of an image that was read through before.
 #[derive(Debug)]
@@ -19,47 +23,77 @@ pub(super) struct Memory {
     file: File,
     /// By address, without overlaps.
     runs: BTreeMap<Owner, Vec<Run>>,
+    last: RefCell<(Option<u64>, Vec<u8>)>,
 }
 
 /// A part of a record.
 #[derive(Debug, Clone)]
 struct Run {
     range: Range<u64>,
-    /// Address of the record's first byte.
-    from: u64,
+    /// Where in the record it begins.
+    skip: u64,
     record: Waiting,
 }
 
 impl Memory {
     /// Of all runs in the order of the stream; of what came ahead, `kept` holds.
     pub fn new(file: File, all: Vec<(PageRun, Waiting)>, kept: &BTreeMap<MmId, Ranges>) -> Memory {
-        let mut runs: BTreeMap<Owner, Vec<Run>> = BTreeMap::new();
-        let mut ahead: BTreeMap<MmId, Vec<(PageRun, Waiting)>> = BTreeMap::new();
-        for (run, record) in all {
-            match run.owner {
-                Owner::Ahead(mm) => ahead.entry(mm).or_default().push((run, record)),
-                owner => {
-                    let range = run.address..run.address + run.bytes;
-                    runs.entry(owner).or_default().push(Run { range, from: run.address, record });
-                }
+        let mut memory = Memory { file, runs: by_owner(all, kept), last: RefCell::default() };
+        memory.order();
+        memory
+    }
+
+    /// With pages whose bytes are those of others.
+    pub fn with(mut self, alike: &[Alike]) -> Result<Memory> {
+        let mut more: Vec<(Owner, Run)> = Vec::new();
+        for one in alike {
+            let owner = |(kind, id, _): (u16, u64, u64)| Owner::from_kind(Kind(kind), id);
+            let (Some(to), Some(from)) = (owner(one.to), owner(one.from)) else { continue };
+            let source = one.from.2..one.from.2.saturating_add(one.bytes);
+            for run in self.over(from, &source) {
+                let part = run.range.start.max(source.start)..run.range.end.min(source.end);
+                let start = one.to.2.saturating_add(part.start - source.start);
+                let range = start..start.saturating_add(part.end - part.start);
+                let skip = run.skip + (part.start - run.range.start);
+                more.push((to, Run { range, skip, record: run.record }));
+            }
+            if more.len() > MOST_ALIKE {
+                return Err(damaged("the image says of more pages than there can be that they are like others"));
             }
         }
-        for (mm, all) in ahead {
-            let Some(kept) = kept.get(&mm) else { continue };
-            let list = runs.entry(Owner::Mm(mm)).or_default();
-            let ranges = all.iter().map(|(run, _)| run.address..run.address + run.bytes);
-            for (index, parts) in latest(ranges) {
-                let (run, record) = all[index];
-                let here = kept.both(&parts);
-                list.extend(here.iter().map(|range| Run { range, from: run.address, record }));
-            }
-        }
-        for list in runs.values_mut() {
+        more.into_iter().for_each(|(to, run)| self.runs.entry(to).or_default().push(run));
+        self.order();
+        Ok(self)
+    }
+
+    fn order(&mut self) {
+        for list in self.runs.values_mut() {
             list.sort_by_key(|run| run.range.start);
             // An image that has a page twice is strange but readable: the later one is not looked at.
             list.dedup_by(|later, earlier| later.range.start < earlier.range.end);
         }
-        Memory { file, runs }
+    }
+
+    /// Everything, by owner and address: whose, where, and which part of which record it is.
+    pub fn runs(&self) -> impl Iterator<Item = (Owner, Range<u64>, u64, Waiting)> {
+        let all = self.runs.iter().flat_map(|(owner, list)| list.iter().map(move |run| (*owner, run)));
+        all.map(|(owner, run)| (owner, run.range.clone(), run.skip, run.record))
+    }
+
+    /// What of a run lies at an address. The last record that had to be unpacked is kept at hand.
+    fn part(&self, run: &Run, at: u64, into: &mut [u8]) -> Result<()> {
+        let skip = run.skip + (at - run.range.start);
+        if run.record.plain_at(0).is_some() {
+            return run.record.read_part(&self.file, skip, into);
+        }
+        let mut last = self.last.borrow_mut();
+        if last.0 != Some(run.record.record()) {
+            let mut bytes = vec![0; run.record.bytes() as usize];
+            run.record.read_part(&self.file, 0, &mut bytes)?;
+            *last = (Some(run.record.record()), bytes);
+        }
+        into.copy_from_slice(&last.1[skip as usize..skip as usize + into.len()]);
+        Ok(())
     }
 
     /// What there is of something, and of something in a range.
@@ -77,7 +111,7 @@ impl Memory {
         for run in self.over(owner, &range) {
             let part = run.range.start.max(range.start)..run.range.end.min(range.end);
             let into = &mut bytes[(part.start - range.start) as usize..(part.end - range.start) as usize];
-            run.record.read_part(&self.file, part.start - run.from, into)?;
+            self.part(run, part.start, into)?;
         }
         Ok(bytes)
     }
@@ -90,7 +124,7 @@ impl Memory {
             while at < run.range.end {
                 let end = run.range.end.min(at + PIECE);
                 let piece = &mut buffer[..(end - at) as usize];
-                run.record.read_part(&self.file, at - run.from, piece)?;
+                self.part(run, at, piece)?;
                 for (number, page) in piece.chunks(PAGE as usize).enumerate() {
                     if page.iter().any(|byte| *byte != 0) {
                         see(at + number as u64 * PAGE, page);
@@ -112,4 +146,29 @@ impl Memory {
         let end = range.end;
         list[first..].iter().take_while(move |run| run.range.start < end)
     }
+}
+
+fn by_owner(all: Vec<(PageRun, Waiting)>, kept: &BTreeMap<MmId, Ranges>) -> BTreeMap<Owner, Vec<Run>> {
+    let mut runs: BTreeMap<Owner, Vec<Run>> = BTreeMap::new();
+    let mut ahead: BTreeMap<MmId, Vec<(PageRun, Waiting)>> = BTreeMap::new();
+    for (run, record) in all {
+        match run.owner {
+            Owner::Ahead(mm) => ahead.entry(mm).or_default().push((run, record)),
+            owner => {
+                let range = run.address..run.address + run.bytes;
+                runs.entry(owner).or_default().push(Run { range, skip: 0, record });
+            }
+        }
+    }
+    for (mm, all) in ahead {
+        let Some(kept) = kept.get(&mm) else { continue };
+        let list = runs.entry(Owner::Mm(mm)).or_default();
+        let ranges = all.iter().map(|(run, _)| run.address..run.address + run.bytes);
+        for (index, parts) in latest(ranges) {
+            let (run, record) = all[index];
+            let here = kept.both(&parts);
+            list.extend(here.iter().map(|range| Run { skip: range.start - run.address, range, record }));
+        }
+    }
+    runs
 }

@@ -10,6 +10,7 @@ mod inspect;
 mod look;
 mod memory;
 mod nameless;
+mod pack;
 pub mod restore;
 mod room;
 
@@ -19,7 +20,7 @@ use crate::image::{Reader, Writer, verify_but_pages};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
 pub use describe::Socket;
-pub use diff::{Differences, diff};
+pub use diff::{Differences, Pages, diff};
 pub use inspect::{Inspected, Process, inspect};
 use nameless::Nameless;
 use pod_runtime::store::{Pod, Store, check_name};
@@ -43,6 +44,40 @@ pub struct Options {
     pub export: Option<PathBuf>,
     /// The pod ends with it.
     pub stop: bool,
+    /// [`Compression::default_for`] when `None`.
+    pub compression: Option<Compression>,
+}
+
+/// How a checkpoint is made smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    /// With this level.
+    Zstd(i32),
+}
+
+impl Compression {
+    /// Negative levels are faster still.
+    pub const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+    /// Docs/decisions/0050 has the figures.
+    const USUAL: i32 = 1;
+
+    /// `none`, `zstd`, `zstd:LEVEL`.
+    pub fn parse(text: &str) -> Option<Compression> {
+        match text.split_once(':') {
+            None if text == "none" => Some(Compression::None),
+            None if text == "zstd" => Some(Compression::Zstd(Self::USUAL)),
+            Some(("zstd", level)) => {
+                level.parse().ok().filter(|level| Self::LEVELS.contains(level)).map(Compression::Zstd)
+            }
+            _ => None,
+        }
+    }
+
+    /// What stays on this host is restored from the page cache, and is to be fast; what is exported goes elsewhere.
+    fn default_for(export: bool) -> Compression {
+        if export { Compression::Zstd(Self::USUAL) } else { Compression::None }
+    }
 }
 
 /// What was made.
@@ -51,6 +86,10 @@ pub struct Made {
     pub name: String,
     pub path: PathBuf,
     pub bytes: u64,
+    /// Before it was made smaller.
+    pub unpacked_bytes: u64,
+    /// Of pages that the image holds once and has several times.
+    pub duplicate_bytes: u64,
     pub frozen: Duration,
     pub total: Duration,
     pub processes: usize,
@@ -77,22 +116,24 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let watchdog = Watchdog::over_writes();
     let mut still = capture.freeze(options.stop)?;
     let captured = still.dump(&mut w, || Ok(()))?;
-    let bytes;
+    let compression = options.compression.unwrap_or(Compression::default_for(options.export.is_some()));
+    let finished;
     let frozen;
     if options.stop {
         // The disk may take its time now: the pod is not to go on.
         drop(watchdog);
-        bytes = finish(w, &file)?;
-        file.name(&path)?;
+        finished = finish(w, file, dir, compression)?;
+        finished.file.name(&path)?;
         frozen = still.since().elapsed();
         still.kill()?;
     } else {
         frozen = still.since().elapsed();
         drop(still);
         drop(watchdog);
-        bytes = finish(w, &file)?;
-        file.name(&path)?;
+        finished = finish(w, file, dir, compression)?;
+        finished.file.name(&path)?;
     }
+    let Sizes { bytes, unpacked_bytes, duplicate_bytes } = finished.sizes;
     volumes::remember(store, &spec)?;
     store.event(pod, "checkpoint", &[("name", &name)]);
     let Captured { dump, files, connections } = captured;
@@ -101,6 +142,8 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
         name,
         path,
         bytes,
+        unpacked_bytes,
+        duplicate_bytes,
         frozen,
         total: began.elapsed(),
         processes,
@@ -110,13 +153,35 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     })
 }
 
-/// Ends the stream and has the disk hold it.
-fn finish(w: Writer<File>, file: &Nameless) -> Result<u64> {
+/// What only lacks its name.
+struct Finished {
+    file: Nameless,
+    sizes: Sizes,
+}
+
+struct Sizes {
+    bytes: u64,
+    unpacked_bytes: u64,
+    duplicate_bytes: u64,
+}
+
+/// Ends the stream, makes it smaller if that is wanted, and has the disk hold it.
+fn finish(w: Writer<File>, file: Nameless, dir: &Path, compression: Compression) -> Result<Finished> {
     let mut written = w.finish()?;
-    let end = written.stream_position().and_then(|end| room::trim(&written, end));
-    end.code(crate::image::WRITE, || "end the checkpoint".into())?;
+    let end = written.stream_position().and_then(|end| room::trim(&written, end).map(|()| end));
+    let unpacked_bytes = end.code(crate::image::WRITE, || "end the checkpoint".into())?;
+    let (file, duplicate_bytes) = match compression {
+        Compression::None => (file, 0),
+        Compression::Zstd(level) => {
+            let smaller = Nameless::new(dir)?;
+            let copy = smaller.file().try_clone().doing(|| "copy a descriptor".into())?;
+            let (_, saving) = pack::pack(file.file(), copy, level)?;
+            (smaller, saving.alike)
+        }
+    };
     file.file().sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
-    Ok(file.file().metadata().doing(|| "look at the checkpoint".into())?.len())
+    let bytes = file.file().metadata().doing(|| "look at the checkpoint".into())?.len();
+    Ok(Finished { file, sizes: Sizes { bytes, unpacked_bytes, duplicate_bytes } })
 }
 
 /// Name and path of a checkpoint to be made.

@@ -4,7 +4,8 @@
 //! version of one, that it does not know, unless the writer marked the record skippable.
 //!
 //! A version is that of the kind's state (or of its raw bytes). It grows with whatever a reader of the version before
-//! must not ignore or could not read; a field that may be ignored gets a default and changes no version.
+//! must not ignore or could not read; a field that may be ignored gets a default and changes no version. Raw bytes that are
+//! packed are version 2 of their kind, and those that are not stay version 1, so that a reader that cannot unpack has them.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -51,7 +52,7 @@ kinds! {
     /// One file, directory, link or node of a layer.
     STORAGE_ENTRY = 4 v 1,
     /// Raw bytes of a file of a layer; the position is the offset.
-    STORAGE_DATA = 5 v 1,
+    STORAGE_DATA = 5 v 2,
     /// The layer that began last ends.
     STORAGE_END = 6 v 1,
     /// The instant of the freeze: the pod's clocks. 2: the sessions of `pod exec`.
@@ -79,21 +80,23 @@ kinds! {
     /// SysV queues and semaphores. 2: POSIX queues.
     IPC = 22 v 2,
     /// Raw bytes of an open deleted file or a queue too large for its FILE record.
-    FILE_DATA = 23 v 1,
+    FILE_DATA = 23 v 2,
     /// Raw bytes of one run of pages of an address space.
-    PAGES = 32 v 1,
+    PAGES = 32 v 2,
     /// Raw bytes of one run of pages of a shared memory object.
-    SHARED_PAGES = 33 v 1,
+    SHARED_PAGES = 33 v 2,
     /// Everything but pages has been said.
     READY_FOR_PAGES = 34 v 1,
     /// Raw bytes of one run of pages of an address space, read while the pod ran.
-    AHEAD_PAGES = 35 v 1,
+    AHEAD_PAGES = 35 v 2,
     /// Of the pages that came ahead, those that an address space still has as they came.
     KEPT = 36 v 1,
     /// Where the large private maps of an address space lie, for whoever wants to make room for what comes ahead.
     PLACES = 37 v 1,
+    /// Pages whose bytes are those of others that the image holds.
+    SAME = 38 v 1,
     /// Lines of the pod's log.
-    LOG = 40 v 1,
+    LOG = 40 v 2,
     /// The trailer: number of records and the digest of the stream.
     END = 48 v 1,
     /// A message of the migration protocol (links only).

@@ -13,6 +13,7 @@ mod buffer;
 mod head;
 mod kind;
 mod lanes;
+mod pack;
 mod reader;
 mod verify;
 mod writer;
@@ -24,6 +25,7 @@ pub use buffer::PageBuffer;
 pub use head::Header;
 pub use kind::Kind;
 pub use lanes::Lanes;
+pub use pack::{Packed, Packer};
 pub use reader::{Reader, Record, Waiting};
 pub use verify::{Contents, verify, verify_but_pages};
 pub use writer::Writer;
@@ -42,6 +44,8 @@ pub const WRITE: &str = "E-IMAGE-WRITE";
 pub const MAX_STATE: u64 = 64 << 20;
 /// Largest raw payload of one record. Nothing is allocated for it.
 pub const MAX_RAW: u64 = 1 << 30;
+/// Largest piece that is packed: what a reader makes room for.
+pub const MAX_PACKED: u64 = 4 << 20;
 /// CBOR nested deeper than this is refused.
 pub const MAX_DEPTH: usize = 48;
 
@@ -79,7 +83,7 @@ impl Owner {
         }
     }
 
-    fn id(self) -> u64 {
+    pub fn id(self) -> u64 {
         match self {
             Owner::Mm(id) | Owner::Ahead(id) => id.0,
             Owner::SharedMemory(id) => id.0,
@@ -89,7 +93,7 @@ impl Owner {
         }
     }
 
-    fn from_kind(kind: Kind, id: u64) -> Option<Owner> {
+    pub fn from_kind(kind: Kind, id: u64) -> Option<Owner> {
         Some(match kind {
             Kind::PAGES => Owner::Mm(MmId(id)),
             Kind::AHEAD_PAGES => Owner::Ahead(MmId(id)),

@@ -1,7 +1,8 @@
 //! Reading a stream that may be damaged or hostile.
 
 use super::head::{Head, Header, SKIPPABLE};
-use super::writer::Trailer;
+use super::pack::{self, MOST_STORED, PREFIX};
+use super::writer::{PACKED, Trailer};
 use super::{Kind, MAX_DEPTH, MAX_RAW, MAX_STATE, Owner, PageRun, VERSION, damaged};
 use pod_runtime::{Problem, Result};
 use serde::de::DeserializeOwned;
@@ -66,6 +67,14 @@ struct Raw {
     left: u64,
     checksum: u64,
     hash: Box<Xxh3>,
+    packed: Option<Unpacking>,
+}
+
+/// Of a packed record: what was read of the payload, how long that is, and what came out of it.
+struct Unpacking {
+    prefix: [u8; PREFIX],
+    stored: u64,
+    bytes: Option<Vec<u8>>,
 }
 
 /// Raw bytes that were left in the file, to be read at their place: by another thread, say.
@@ -73,6 +82,8 @@ struct Raw {
 pub struct Waiting {
     offset: u64,
     bytes: u64,
+    /// How many there are in the file, if they are packed.
+    packed: Option<u64>,
     checksum: u64,
     record: u64,
 }
@@ -82,15 +93,44 @@ impl Waiting {
         self.bytes
     }
 
-    /// Some of them as they are, from `at` on: for who has compared all of the file before.
+    /// Some of them, from `at` on: for who has compared all of the file before.
     pub fn read_part(&self, file: &File, at: u64, into: &mut [u8]) -> Result<()> {
         debug_assert!(at + into.len() as u64 <= self.bytes);
+        if let Some(stored) = self.packed {
+            let bytes = self.unpacked(file, stored)?;
+            into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
+            return Ok(());
+        }
         file.read_exact_at(into, self.offset + at).map_err(cut_short)
+    }
+
+    fn unpacked(&self, file: &File, stored: u64) -> Result<Vec<u8>> {
+        let mut payload = vec![0; stored as usize];
+        file.read_exact_at(&mut payload, self.offset).map_err(cut_short)?;
+        if xxh3::xxh3_64(&payload) != self.checksum {
+            return Err(damaged(format!("the bytes of record {} are damaged", self.record)));
+        }
+        pack::unpack(&payload, self.bytes)
+    }
+
+    /// Where in the file the byte lies that is so far into the run; `None` if they are packed.
+    pub fn plain_at(&self, into: u64) -> Option<u64> {
+        self.packed.is_none().then_some(self.offset + into)
+    }
+
+    /// Which record of the image they are.
+    pub fn record(&self) -> u64 {
+        self.record
     }
 
     /// Reads them through `buffer`; `take` gets each piece and how far into the run it begins. The last piece is handed
     /// out only if the checksum fits.
     pub fn read(&self, file: &File, buffer: &mut [u8], mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        if let Some(stored) = self.packed {
+            let bytes = self.unpacked(file, stored)?;
+            let pieces = bytes.chunks(buffer.len()).enumerate();
+            return pieces.into_iter().try_for_each(|(number, piece)| take((number * buffer.len()) as u64, piece));
+        }
         let mut hash = Xxh3::new();
         let mut at = 0;
         while at < self.bytes {
@@ -210,6 +250,9 @@ impl<R: Read> Reader<R> {
     /// handed out only if the checksum fits.
     pub fn read_pages(&mut self, into: &mut [u8]) -> Result<usize> {
         let Some(raw) = &mut self.raw else { return Ok(0) };
+        if raw.packed.is_some() {
+            return self.read_packed(into);
+        }
         let n = into.len().min(usize::try_from(raw.left).unwrap_or(usize::MAX));
         self.from.read_exact(&mut into[..n]).map_err(cut_short)?;
         self.read += n as u64;
@@ -221,6 +264,34 @@ impl<R: Read> Reader<R> {
             if !fits {
                 return Err(damaged(format!("the bytes of record {} are damaged", self.sequence - 1)));
             }
+        }
+        Ok(n)
+    }
+
+    /// All of a packed record is read, compared and unpacked with its first byte.
+    fn read_packed(&mut self, into: &mut [u8]) -> Result<usize> {
+        let record = self.sequence - 1;
+        let Some(Raw { bytes, left, checksum, packed: Some(packed), .. }) = &mut self.raw else { return Ok(0) };
+        if packed.bytes.is_none() {
+            let mut payload = packed.prefix.to_vec();
+            let more = packed.stored - PREFIX as u64;
+            let got = (&mut self.from).take(more).read_to_end(&mut payload).map_err(cut_short)? as u64;
+            self.read += got;
+            if got != more {
+                return Err(damaged("the image ends too early"));
+            }
+            if xxh3::xxh3_64(&payload) != *checksum {
+                return Err(damaged(format!("the bytes of record {record} are damaged")));
+            }
+            packed.bytes = Some(pack::unpack(&payload, *bytes)?);
+        }
+        let unpacked = packed.bytes.as_deref().unwrap_or_default();
+        let rest = &unpacked[unpacked.len() - *left as usize..];
+        let n = into.len().min(rest.len());
+        into[..n].copy_from_slice(&rest[..n]);
+        *left -= n as u64;
+        if *left == 0 {
+            self.raw = None;
         }
         Ok(n)
     }
@@ -237,16 +308,28 @@ impl<R: Read> Reader<R> {
         if raw.left != raw.bytes {
             return Ok(None);
         }
-        let waiting =
-            Waiting { offset: self.read, bytes: raw.bytes, checksum: raw.checksum, record: self.sequence - 1 };
-        let ahead = self.from.buffer().len().min(usize::try_from(raw.bytes).unwrap_or(usize::MAX));
+        // Of a packed one the first bytes were read already.
+        let (before, stored) = match &raw.packed {
+            Some(Unpacking { bytes: Some(_), .. }) => return Ok(None),
+            Some(packed) => (PREFIX as u64, Some(packed.stored)),
+            None => (0, None),
+        };
+        let waiting = Waiting {
+            offset: self.read - before,
+            bytes: raw.bytes,
+            packed: stored,
+            checksum: raw.checksum,
+            record: self.sequence - 1,
+        };
+        let here = stored.unwrap_or(raw.bytes) - before;
+        let ahead = self.from.buffer().len().min(usize::try_from(here).unwrap_or(usize::MAX));
         self.from.consume(ahead);
-        let rest = raw.bytes - ahead as u64;
+        let rest = here - ahead as u64;
         if rest > 0 {
             // What was read ahead is used up: the file itself stands where the reader does.
             file.seek(SeekFrom::Current(rest as i64)).map_err(cut_short)?;
         }
-        self.read += raw.bytes;
+        self.read += here;
         self.raw = None;
         Ok(Some(waiting))
     }
@@ -315,21 +398,30 @@ impl<R: Read> Reader<R> {
 
     fn begin_raw(&mut self, head: Head) -> Result<Record> {
         let owner = Owner::from_kind(head.kind, head.id).ok_or_else(|| damaged("raw bytes that belong to nothing"))?;
-        if head.position.checked_add(head.length).is_none() {
+        let packed = if head.version == PACKED { Some(self.begin_packed(&head)?) } else { None };
+        let bytes = packed.as_ref().map_or(Ok(head.length), |packed| pack::length(&packed.prefix))?;
+        if head.position.checked_add(bytes).is_none() {
             return Err(damaged(format!("a {} record runs past the end of memory", head.kind)));
         }
-        self.raw =
-            Some(Raw { bytes: head.length, left: head.length, checksum: head.checksum, hash: Box::new(Xxh3::new()) });
-        if head.length == 0 {
-            self.raw = None;
-        }
+        let hash = Box::new(Xxh3::new());
+        self.raw = (bytes > 0).then_some(Raw { bytes, left: bytes, checksum: head.checksum, hash, packed });
         Ok(Record {
             kind: head.kind,
             version: head.version,
             id: head.id,
-            run: Some(PageRun { owner, address: head.position, bytes: head.length }),
+            run: Some(PageRun { owner, address: head.position, bytes }),
             payload: Vec::new(),
         })
+    }
+
+    fn begin_packed(&mut self, head: &Head) -> Result<Unpacking> {
+        if head.length < PREFIX as u64 || head.length > MOST_STORED {
+            return Err(damaged(format!("a packed {} record claims {} bytes", head.kind, head.length)));
+        }
+        let mut prefix = [0; PREFIX];
+        self.from.read_exact(&mut prefix).map_err(cut_short)?;
+        self.read += PREFIX as u64;
+        Ok(Unpacking { prefix, stored: head.length, bytes: None })
     }
 
     fn end(&mut self, head: &Head, payload: Vec<u8>) -> Result<()> {

@@ -237,6 +237,9 @@ fn later_versions_are_refused_by_name() {
     let read = |kind: Kind, version, flags| {
         let mut payload = Vec::new();
         ciborium::into_writer(&state(), &mut payload).unwrap();
+        if kind.is_raw() && version == 2 {
+            payload = Packer::new(1).unwrap().pack(&[7; 1000]).unwrap().unwrap().stored().to_vec();
+        }
         let mut bytes = Writer::new(Vec::new()).sink().unwrap().clone();
         let (length, checksum) = (payload.len() as u64, xxhash_rust::xxh3::xxh3_64(&payload));
         let head = head::Head { kind, version, flags, id: 0, length, position: 0, checksum };

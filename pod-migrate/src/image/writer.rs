@@ -1,7 +1,7 @@
 //! Writing a stream. Raw bytes go out by vectored writes from where they lie; small records are gathered first.
 
 use super::head::{Head, Header, SKIPPABLE};
-use super::{Kind, Lanes, MAX_RAW, MAX_STATE, PageRun, WRITE};
+use super::{Kind, Lanes, MAX_RAW, MAX_STATE, Packed, PageRun, Record, WRITE};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
 use std::fs::File;
@@ -62,17 +62,32 @@ impl Stream {
 
     /// The head of raw bytes; with `aligned`, long ones will begin on a page.
     pub fn run(&mut self, run: PageRun, checksum: u64, aligned: bool, out: &mut Vec<u8>) {
+        self.raw_head(run, (run.bytes, PLAIN), checksum, aligned, out);
+    }
+
+    fn raw_head(
+        &mut self,
+        run: PageRun,
+        (length, version): (u64, u16),
+        checksum: u64,
+        aligned: bool,
+        out: &mut Vec<u8>,
+    ) {
         let head = Head::SIZE as u64;
-        if aligned && run.bytes >= ALIGN_FROM && !(self.written + head).is_multiple_of(PAGE) {
+        if aligned && length >= ALIGN_FROM && !(self.written + head).is_multiple_of(PAGE) {
             let fill = (PAGE - (self.written + 2 * head) % PAGE) % PAGE;
             self.record((Kind::PAD, SKIPPABLE), 0, &[0; PAGE as usize][..fill as usize], out);
         }
-        let (kind, id, length, position) = (run.owner.kind(), run.owner.id(), run.bytes, run.address);
-        self.head(Head { kind, version: written(kind), flags: 0, id, length, position, checksum }, out);
+        let (kind, id, position) = (run.owner.kind(), run.owner.id(), run.address);
+        self.head(Head { kind, version, flags: 0, id, length, position, checksum }, out);
     }
 }
 
-/// The version that a record of this kind is written in.
+/// Versions of raw bytes.
+pub(super) const PLAIN: u16 = 1;
+pub(super) const PACKED: u16 = 2;
+
+/// The version that a record with a state of this kind is written in.
 fn written(kind: Kind) -> u16 {
     kind.version().unwrap_or(1)
 }
@@ -119,6 +134,11 @@ impl<W: Write> Writer<W> {
         self.record(kind, 0, id, &payload)
     }
 
+    /// A record with a state as it was read.
+    pub fn again(&mut self, record: &Record) -> Result<()> {
+        self.record(record.kind, 0, record.id, record.payload())
+    }
+
     /// Filler of no meaning: keeps a silent link awake.
     pub fn keep_alive(&mut self) -> Result<()> {
         self.record(Kind::PAD, SKIPPABLE, 0, &[])?;
@@ -152,6 +172,15 @@ impl<W: Write> Writer<W> {
             return self.flush_if_full();
         }
         self.vectored(data).map_err(write_failed)
+    }
+
+    /// Raw bytes that were packed.
+    pub fn packed(&mut self, to: PageRun, bytes: &Packed) -> Result<()> {
+        let stored = bytes.stored();
+        let checksum = xxh3::xxh3_64(stored);
+        self.stream.raw_head(to, (stored.len() as u64, PACKED), checksum, self.aligned, &mut self.gathered);
+        self.stream.raw += to.bytes;
+        self.vectored(&[stored]).map_err(write_failed)
     }
 
     /// Bytes written or gathered so far.

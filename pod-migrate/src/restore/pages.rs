@@ -11,10 +11,11 @@
 
 use super::ahead::{self, Ahead};
 use super::nursery::Laid;
+use super::same::Same;
 use super::tree::Grown;
 use super::{Image, write_memory};
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
-use crate::image::{Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
+use crate::image::{Kind, Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
 use crate::objects::files::{FileState, Opener};
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind};
 use crate::remote::RemoteCall;
@@ -53,7 +54,7 @@ pub(super) enum Target<'a> {
 
 impl Target<'_> {
     /// Whether a run lies where the image itself says that something is.
-    fn check(&self, run: PageRun) -> Result<()> {
+    pub fn check(&self, run: PageRun) -> Result<()> {
         match self {
             Target::Memory(space) => space.check(run.address, run.bytes),
             Target::File(_, owner, most) => match run.address.checked_add(run.bytes) {
@@ -69,6 +70,15 @@ impl Target<'_> {
             Target::Memory(space) => space.takes_plainly(run.address, run.bytes),
             Target::File(..) => true,
         }
+    }
+
+    /// What was written there.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
+        let (file, owner) = match self {
+            Target::Memory(space) => (&space.file, Owner::Mm(space.state.id)),
+            Target::File(file, owner, _) => (&**file, *owner),
+        };
+        file.read_exact_at(into, address).doing(|| format!("read {} bytes at {address:#x} of {owner:?}", into.len()))
     }
 
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
@@ -152,10 +162,15 @@ pub(super) fn fill<R: Read>(
     let file = reader.file().map(File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
     let mut buffer = PageBuffer::new(PIECE);
     let queue = ahead::Queue::default();
+    let mut same = Same::default();
     std::thread::scope(|scope| {
         let placing = ahead.place((&image.kept, laid), &mut targets, file.as_ref(), scope, &queue)?;
         let mut helpers = file.as_ref().map(|file| Helpers::new(scope, file));
         while let Some(record) = reader.next()? {
+            if record.kind == Kind::SAME {
+                same.take(&record)?;
+                continue;
+            }
             let target = record.run.map(|run| targets.of(run.owner)).transpose()?.flatten();
             let (Some(run), Some(target)) = (record.run, target) else {
                 if other(&record, reader)? {
@@ -164,6 +179,7 @@ pub(super) fn fill<R: Read>(
                 continue;
             };
             target.check(run)?;
+            same.placed(run);
             if let Some(helpers) = &mut helpers
                 && helpers.want(run.bytes)
                 && target.for_all(run)
@@ -176,7 +192,8 @@ pub(super) fn fill<R: Read>(
         }
         helpers.map_or(Ok(()), Helpers::finish)?;
         placing.finish()
-    })
+    })?;
+    same.copy(&mut targets, &mut buffer)
 }
 
 /// The run at hand, by this thread.

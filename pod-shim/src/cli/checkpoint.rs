@@ -5,7 +5,7 @@ mod inspect;
 
 use super::{Context, Exit};
 use crate::output::{self, Table};
-use pod_migrate::checkpoint::{self, Made};
+use pod_migrate::checkpoint::{self, Compression, Made};
 use pod_runtime::Result;
 use pod_runtime::status::now;
 use serde_json::{Value, json};
@@ -50,6 +50,15 @@ struct Create {
     /// Into this file instead of the store
     #[arg(short = 'e', long, value_name = "FILE")]
     export: Option<PathBuf>,
+    /// none, zstd or zstd:LEVEL, after the pod goes on [default: none; with -e zstd:1]
+    #[arg(short = 'c', long, value_name = "HOW", value_parser = compression, allow_hyphen_values = true)]
+    compress: Option<Compression>,
+}
+
+fn compression(text: &str) -> std::result::Result<Compression, String> {
+    let levels = Compression::LEVELS;
+    Compression::parse(text)
+        .ok_or_else(|| format!("'{text}' is not none, zstd or zstd:LEVEL with {} to {}", levels.start(), levels.end()))
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
@@ -73,7 +82,8 @@ fn create(args: Create, context: &Context) -> Result<Exit> {
     let _ = args.leave_running;
     let store = context.store()?;
     let pod = store.pod(&args.pod)?;
-    let options = checkpoint::Options { name: args.name, export: args.export, stop: args.stop };
+    let options =
+        checkpoint::Options { name: args.name, export: args.export, stop: args.stop, compression: args.compress };
     let made = checkpoint::create(&store, &pod, &options)?;
     if context.json {
         output::json(&with_version(json!(made)))?;
@@ -96,6 +106,11 @@ fn words(made: &Made, stopped: bool) -> String {
         output::size(made.bytes),
         if stopped { "; the pod has ended" } else { "; the pod runs on" },
     );
+    if made.bytes < made.unpacked_bytes {
+        let before = output::size(made.unpacked_bytes);
+        let twice = output::size(made.duplicate_bytes);
+        text.push_str(&format!("\npacked from {before}, of which {twice} were there already"));
+    }
     for warning in &made.warnings {
         text.push_str(&format!("\nwarning: {warning}"));
     }

@@ -30,7 +30,8 @@ pub fn saved(what: &str, program: &[&str], runs: usize) -> Result<()> {
     let (mut own, mut create, mut still, mut restore) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         own.push(ms(pod(&["--version"])?.1));
-        let (json, took) = pod(&["checkpoint", "create", "subject", "-e", "/dev/shm/subject", "--json"])?;
+        let (json, took) =
+            pod(&["checkpoint", "create", "subject", "-e", "/dev/shm/subject", "--compress", "none", "--json"])?;
         create.push(ms(took));
         still.push(ms(frozen(&json)?));
         pod(&["rm", "-f", "subject"])?;

@@ -96,7 +96,8 @@ pub fn saved() -> Result<()> {
     said("memory", "ready")?;
     let (mut create, mut still, mut restore) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
-        let (json, took) = pod(&["checkpoint", "create", "memory", "-e", "/dev/shm/memory", "--json"])?;
+        let (json, took) =
+            pod(&["checkpoint", "create", "memory", "-e", "/dev/shm/memory", "--compress", "none", "--json"])?;
         create.push(speed(took));
         still.push(speed(frozen(&json)?));
         pod(&["rm", "-f", "memory"])?;

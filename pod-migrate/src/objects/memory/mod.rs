@@ -48,6 +48,21 @@ pub struct Kept {
     pub ranges: Vec<(u64, u64)>,
 }
 
+/// State of SAME: pages whose bytes are those of others, which came as PAGES or SHARED_PAGES. In the order of their
+/// places, over all such records; to be copied when all raw bytes are where they belong.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Same {
+    pub pages: Vec<Alike>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alike {
+    /// Number of the raw kind, id of the owner, address.
+    pub to: (u16, u64, u64),
+    pub from: (u16, u64, u64),
+    pub bytes: u64,
+}
+
 /// What only the process itself is told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Told {

@@ -44,6 +44,12 @@ impl Ranges {
         self.0.get(at).is_some_and(|mine| mine.start < range.end)
     }
 
+    /// Whether all of a range is in it.
+    pub fn has(&self, range: &Range<u64>) -> bool {
+        let at = self.0.partition_point(|mine| mine.end <= range.start);
+        range.is_empty() || self.0.get(at).is_some_and(|mine| mine.start <= range.start && range.end <= mine.end)
+    }
+
     /// How many addresses.
     pub fn bytes(&self) -> u64 {
         self.iter().map(|range| range.end - range.start).sum()
