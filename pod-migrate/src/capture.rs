@@ -15,7 +15,7 @@ use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::namespaces::{mounts, network, uts};
-use crate::objects::task::waits::Waits;
+use crate::objects::task::waits::Observer;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
 use crate::watchdog::Watchdog;
@@ -84,6 +84,7 @@ pub struct Capture {
     files: Sent,
     /// Of memory that is sent while the pod runs.
     tracker: Option<Tracker>,
+    observer: Observer,
     /// Only one tool saves or moves a pod at a time.
     _lock: Flock<File>,
 }
@@ -120,6 +121,7 @@ impl Capture {
             log: 0,
             files: Sent::default(),
             tracker: None,
+            observer: Observer::begin(pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default()),
         })
     }
 
@@ -156,8 +158,8 @@ impl Capture {
         if !Tracker::pays(&self.processes()) {
             return Ok(false);
         }
-        let cgroup = Cgroup::open(self.pod.id())?;
-        let waits = Waits::observe(&cgroup.procs()?, &self.run_root());
+        let cgroup = self.cgroup.clone();
+        let waits = self.observer.observe(&cgroup.procs()?);
         let watchdog = Watchdog::start();
         // What stands against it, if anything does, the freeze itself will say.
         let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(false) };
@@ -181,29 +183,25 @@ impl Capture {
         Ok(true)
     }
 
-    fn run_root(&self) -> PathBuf {
-        self.pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default()
-    }
-
     /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
     /// connection is between the kernel and a program, if there is one soon.
-    pub fn freeze(self, leaving: bool) -> Result<Still> {
+    pub fn freeze(mut self, leaving: bool) -> Result<Still> {
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
         let unwritten = Unwritten::begin(self.init);
-        let cgroup = Cgroup::open(self.pod.id())?;
+        let cgroup = self.cgroup.clone();
         Survey::prepare(&cgroup.procs()?);
         let hold = client::hold(&self.pod, false)?;
-        let run_root = self.run_root();
+        let observer = &mut self.observer;
         let mut servers = BTreeSet::new();
         let frozen = loop {
             let processes = cgroup.procs()?;
-            let waits = Waits::observe(&processes, &run_root);
+            let waits = observer.observe(&processes);
             let frozen = if servers.is_empty() {
                 Frozen::seize(self.init, || cgroup.procs(), &waits)?
             } else {
                 let then = || {
                     unwritten.drain();
-                    Waits::observe(&Vec::from_iter(servers.iter().copied()), &run_root)
+                    observer.observe(&Vec::from_iter(servers.iter().copied()))
                 };
                 Frozen::seize_last(self.init, || cgroup.procs(), waits, &servers, then)?
             };

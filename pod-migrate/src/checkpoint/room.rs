@@ -17,9 +17,13 @@ const SHARE: u64 = 4;
 
 /// Makes pages behind the first `from` bytes of the file, for the memory of these processes.
 pub(super) fn make(file: &File, from: u64, processes: &[i32]) {
+    let memory = memory_of(processes);
+    if memory < LITTLE {
+        return;
+    }
     let Ok(file_system) = fstatfs(file) else { return };
     let disk = file_system.blocks_available().saturating_mul(file_system.block_size().unsigned_abs());
-    let wanted = memory_of(processes).min(free_memory() / SHARE).min(disk / SHARE);
+    let wanted = memory.min(free_memory() / SHARE).min(disk / SHARE);
     if wanted < LITTLE {
         return;
     }

@@ -6,6 +6,8 @@ use crate::problem::{Doing, Problem, Result};
 use crate::status::State;
 use crate::store::Pod;
 use crate::sys::pidfd;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -55,17 +57,19 @@ pub fn ask(stream: &mut UnixStream, request: &Request) -> Result<Reply> {
     line.push(b'\n');
     let lost = |error| Problem::new("E-MONITOR", "the monitor hung up").because(error);
     stream.write_all(&line).map_err(lost)?;
-    // Byte by byte: frames may follow the line.
+    // Frames may follow the line: no further than its end is read.
     let mut answer = Vec::new();
-    let mut byte = [0];
-    loop {
-        match stream.read(&mut byte) {
+    while !answer.ends_with(b"\n") {
+        let mut buffer = [0; 4096];
+        let there = match recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_PEEK) {
             Ok(0) => return Err(lost(ErrorKind::UnexpectedEof.into())),
-            Ok(_) if byte[0] == b'\n' => break,
-            Ok(_) => answer.push(byte[0]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(lost(error)),
-        }
+            Ok(there) => there,
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(lost(error.into())),
+        };
+        let most = buffer[..there].iter().position(|byte| *byte == b'\n').map_or(there, |at| at + 1);
+        stream.read_exact(&mut buffer[..most]).map_err(lost)?;
+        answer.extend_from_slice(&buffer[..most]);
     }
     let reply: Reply = serde_json::from_slice(&answer).doing(|| "understand the monitor".into())?;
     reply.into_result()

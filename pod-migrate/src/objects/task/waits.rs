@@ -17,7 +17,8 @@ use pod_runtime::sys::memory;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 const TIMER_ABSTIME: u64 = 1;
 const FUTEX_WAIT: u64 = 0;
@@ -106,6 +107,44 @@ fn now(clock: ClockId) -> i64 {
     clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
+/// Who looks at the threads of processes that run. What the kernel has to check for it (1 ms) it checks in a thread, from
+/// the moment on when it is clear that somebody will look.
+pub struct Observer {
+    loading: Option<JoinHandle<std::io::Result<Walk>>>,
+    walk: Option<Walk>,
+}
+
+impl Observer {
+    /// `folder` is one of this boot, where what the kernel says of itself is noted for the next time.
+    pub fn begin(folder: PathBuf) -> Observer {
+        Observer { loading: Some(std::thread::spawn(move || Walk::load(&folder))), walk: None }
+    }
+
+    pub fn observe(&mut self, processes: &[i32]) -> Waits {
+        let mut waits = Waits::default();
+        for process in processes {
+            let calls = calls_of(*process);
+            if calls.is_empty() {
+                continue;
+            }
+            let Some(walk) = self.loaded() else { break };
+            match walk.run(*process) {
+                Ok(threads) => waits.note(&threads, &calls, &walk.layout),
+                Err(why) => tracing::debug!(process, %why, "time-outs cannot be read"),
+            }
+        }
+        waits
+    }
+
+    fn loaded(&mut self) -> Option<&Walk> {
+        if let Some(loading) = self.loading.take() {
+            let walk = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            self.walk = walk.inspect_err(|why| tracing::debug!(%why, "time-outs cannot be read")).ok();
+        }
+        self.walk.as_ref()
+    }
+}
+
 /// When waiting calls end.
 #[derive(Debug, Default)]
 pub struct Waits {
@@ -126,28 +165,6 @@ impl Waits {
     /// What was seen later counts.
     pub fn extend(&mut self, later: Waits) {
         self.found.extend(later.found);
-    }
-
-    /// Looks at the threads of processes that run. `folder` is one of this boot, where what the kernel says of itself is
-    /// noted for the next time.
-    pub fn observe(processes: &[i32], folder: &Path) -> Waits {
-        let mut waits = Waits::default();
-        let mut walk = None;
-        for process in processes {
-            let calls = calls_of(*process);
-            if calls.is_empty() {
-                continue;
-            }
-            if walk.is_none() {
-                walk = Walk::load(folder).inspect_err(|why| tracing::debug!(%why, "time-outs cannot be read")).ok();
-            }
-            let Some(walk) = &walk else { break };
-            match walk.run(*process) {
-                Ok(threads) => waits.note(&threads, &calls, &walk.layout),
-                Err(why) => tracing::debug!(process, %why, "time-outs cannot be read"),
-            }
-        }
-        waits
     }
 
     fn note(&mut self, threads: &[Sleeper], calls: &BTreeMap<i32, Call>, layout: &Layout) {
@@ -537,7 +554,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("pod-waits-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         while Walk::load(&folder).is_ok() {
-            let waits = Waits::observe(&[std::process::id() as i32], &folder);
+            let waits = Observer::begin(folder.clone()).observe(&[std::process::id() as i32]);
             if let Some(wait) = waits.found.values().next() {
                 let left = wait.end - now(ClockId::CLOCK_MONOTONIC);
                 assert!(left > 0 && left <= i64::from(TIME_OUT) * 1_000_000, "{left} ns");
