@@ -288,3 +288,57 @@ fn pages_like_others_that_did_not_come_are_refused() -> Result<()> {
     host.pod(&["rm", "memory"])?;
     bed.nothing_left(&before)
 }
+
+#[test]
+fn an_encrypted_checkpoint_is_for_who_has_the_key() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a();
+    let program = bed::beside_us("guest").context("guest is built with us")?;
+    let [path, mine, other] = ["secret.pod", "mine", "other"].map(|name| bed.shared().join(name));
+    let [path, mine, other] = [&path, &mine, &other].map(|path| path.to_string_lossy().into_owned());
+    let recipient = host.pod(&["checkpoint", "keygen", &mine])?;
+    host.pod(&["checkpoint", "keygen", &other])?;
+    host.pod(&[
+        "run",
+        "-d",
+        "--name",
+        "tree",
+        "--network",
+        "none",
+        "-e",
+        "TOKEN=in-clear-nowhere",
+        "--",
+        &program.to_string_lossy(),
+        "tree",
+    ])?;
+    said(host, "tree", "ready")?;
+    for (round, how) in ["none", "zstd"].into_iter().enumerate() {
+        let to = ["--encrypt-to", recipient.trim(), "--compress", how];
+        host.pod(&[&["checkpoint", "create", "tree", "-e", &path, "--stop"], &to[..]].concat())?;
+        host.pod(&["rm", "-f", "tree"])?;
+        let bytes = std::fs::read(&path)?;
+        let has = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+        ensure!(bytes.starts_with(b"age-encryption.org/v1\n"), "it is a file of age");
+        ensure!(!has(b"in-clear-nowhere") && !has(b"pod\0img"), "something is in clear");
+        for (more, code) in [(&[][..], "E-ENCRYPTED"), (&["--identity", &other], "E-IDENTITY")] {
+            for verb in [&["restore", "-i", &path][..], &["checkpoint", "inspect", &path]] {
+                let (_, words) = host.pod_fails(&[verb, more].concat())?;
+                ensure!(words.contains(&format!("error[{code}]")), "it says: {words}");
+            }
+        }
+        let file = File::options().read(true).write(true).open(&path)?;
+        let at = file.metadata()?.len() / 2;
+        file.write_all_at(&[bytes[at as usize] ^ 1], at)?;
+        let (_, words) = host.pod_fails(&["restore", "-i", &path, "--identity", &mine])?;
+        ensure!(words.contains("error[E-IMAGE-DAMAGED]"), "it says: {words}");
+        file.write_all_at(&bytes[at as usize..][..1], at)?;
+        let text = host.pod(&["checkpoint", "inspect", &path, "--identity", &mine, "--show-env"])?;
+        ensure!(text.contains("TOKEN=in-clear-nowhere"), "{text}");
+        host.pod(&["restore", "-i", &path, "--identity", &mine])?;
+        host.pod(&["kill", "-s", "USR1", "tree"])?;
+        said(host, "tree", &format!("ok {}", round + 1))?;
+    }
+    host.pod(&["rm", "-f", "tree"])?;
+    bed.nothing_left(&before)
+}

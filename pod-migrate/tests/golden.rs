@@ -3,7 +3,7 @@
 //!
 //! A field that is added to what inspect says may be missing there; one that is there must stay what it is.
 
-use pod_migrate::checkpoint::{diff, inspect};
+use pod_migrate::checkpoint::{Identity, diff, inspect, seal};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,8 @@ fn images_of_every_version_are_read_as_when_they_were_made() {
         }
         let text = fs::read(image.with_extension("json")).unwrap();
         let expected: Value = serde_json::from_slice(&text).unwrap();
-        let found = inspect(&image, true).unwrap_or_else(|problem| panic!("{}: {}", image.display(), problem.chain()));
+        let found =
+            inspect(&image, &[], true).unwrap_or_else(|problem| panic!("{}: {}", image.display(), problem.chain()));
         held(&expected, &serde_json::to_value(found).unwrap(), &image.display().to_string());
         seen += 1;
     }
@@ -49,11 +50,22 @@ fn images_of_every_version_are_read_as_when_they_were_made() {
 /// The same pod, once plain and once packed: the packed one has its pages, though some only by reference.
 #[test]
 fn plain_and_packed_hold_the_same() {
-    let found = diff(&golden("plain-0.1.pod"), &golden("packed-0.1.pod")).unwrap();
+    let found = diff(&golden("plain-0.1.pod"), &golden("packed-0.1.pod"), &[]).unwrap();
     assert!(found.processes_come.is_empty() && found.processes_gone.is_empty() && found.descriptors.is_empty());
     assert!(found.sockets_come.is_empty() && found.sockets_gone.is_empty() && found.files.is_empty(), "{found:?}");
     // Between the two the pod ran on, a moment.
     let pages = |count: fn(&pod_migrate::checkpoint::Pages) -> u64| found.memory.iter().map(count).sum::<u64>();
     assert!(pages(|one| one.pages.added + one.pages.removed + one.pages.changed) <= 8, "{:?}", found.memory);
     assert!(pages(|one| one.pages.same) > 50, "{:?}", found.memory);
+}
+
+/// What the crate `age` (0.11.5) wrote for this key, made for nothing else: so many bytes of a known sequence, in two pieces.
+#[test]
+fn what_age_wrote_opens() {
+    const KEY: &str = "AGE-SECRET-KEY-1SXECL7QEKH2GWNNJMV390GWM6UGGYHERXHM2HJK8YZ3X86HP0JMSWR39AE";
+    let identity = Identity::parse(KEY).unwrap();
+    let mut found = Vec::new();
+    seal::open(&mut &fs::read(golden("by-age.age")).unwrap()[..], &mut found, &[identity]).unwrap();
+    let expected: Vec<u8> = (0..70_000u32).map(|n| ((n * 7 + n / 256) % 251) as u8).collect();
+    assert!(found == expected);
 }

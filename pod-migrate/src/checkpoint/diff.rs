@@ -1,5 +1,6 @@
 //! What is different between two checkpoints, of one pod as a rule: processes are the same if their pid is.
 
+use super::Identity;
 use super::describe::Socket;
 use super::inspect::{Descriptor, Inspected, Process, Size, inspected};
 use super::look::{Look, Stored, look};
@@ -105,8 +106,8 @@ pub struct File {
 }
 
 /// Reads both through and compares them.
-pub fn diff(before: &Path, after: &Path) -> Result<Differences> {
-    let (a, b) = (look(before)?, look(after)?);
+pub fn diff(before: &Path, after: &Path, identities: &[Identity]) -> Result<Differences> {
+    let (a, b) = (look(before, identities)?, look(after, identities)?);
     let (was, is) = (inspected(&a, false)?, inspected(&b, false)?);
     let both = pairs(&was, &is);
     let only = |these: &Inspected, others: &Inspected| {

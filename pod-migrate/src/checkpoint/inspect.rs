@@ -2,6 +2,7 @@
 //!
 //! The values of environment variables are where programs keep their secrets: they are left out unless asked for.
 
+use super::Identity;
 use super::describe::{self, Socket};
 use super::look::{Look, Stored, look};
 use super::memory::Memory;
@@ -171,8 +172,8 @@ pub struct Size {
 
 /// Reads a checkpoint through: whether it is whole, and what is in it. `values` of environment variables are shown only
 /// if asked for.
-pub fn inspect(path: &Path, values: bool) -> Result<Inspected> {
-    inspected(&look(path)?, values)
+pub fn inspect(path: &Path, identities: &[Identity], values: bool) -> Result<Inspected> {
+    inspected(&look(path, identities)?, values)
 }
 
 pub(super) fn inspected(look: &Look, values: bool) -> Result<Inspected> {

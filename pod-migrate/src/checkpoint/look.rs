@@ -1,7 +1,7 @@
 //! Reading all of a checkpoint but the bytes of its memory, which stay where they are, without making anything of it.
 
-use super::MISSING;
 use super::memory::{Memory, PAGE};
+use super::{Identity, open_clear};
 use crate::arrival::origin;
 use crate::capture::{Moment, Origin};
 use crate::image::{Contents, Kind, Owner, PageRun, Reader, Record, Waiting, damaged, verify};
@@ -9,9 +9,9 @@ use crate::objects::memory::{Alike, Same};
 use crate::objects::namespaces::{mounts, network, uts};
 use crate::restore::Image;
 use crate::storage::{Entry, Layer, Meta, Node, Place};
-use pod_runtime::{Doing, Problem, Result};
+use pod_runtime::{Doing, Result};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3;
@@ -56,11 +56,10 @@ pub(super) struct Stored {
 }
 
 /// Reads a checkpoint through, compares every checksum and the digest, and then takes it apart.
-pub(super) fn look(path: &Path) -> Result<Look> {
-    let file = File::open(path)
-        .map_err(|error| Problem::new(MISSING, format!("cannot open {}", path.display())).because(error))?;
+pub(super) fn look(path: &Path, identities: &[Identity]) -> Result<Look> {
+    let file = open_clear(path, identities)?;
     let copy = || file.try_clone().doing(|| "copy a descriptor".into());
-    let mode = file.metadata().doing(|| format!("look at {}", path.display()))?.permissions().mode();
+    let mode = fs::metadata(path).doing(|| format!("look at {}", path.display()))?.permissions().mode();
     let contents = verify(copy()?)?;
     let mut reader = Reader::of_file(copy()?)?;
     let origin = origin(&mut reader)?;

@@ -7,12 +7,14 @@
 mod describe;
 mod diff;
 mod inspect;
+mod key;
 mod look;
 mod memory;
 mod nameless;
 mod pack;
 pub mod restore;
 mod room;
+pub mod seal;
 
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
@@ -22,7 +24,9 @@ use crate::watchdog::Watchdog;
 pub use describe::Socket;
 pub use diff::{Differences, Pages, diff};
 pub use inspect::{Inspected, Process, inspect};
+pub use key::{Identity, Recipient};
 use nameless::Nameless;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use pod_runtime::store::{Pod, Store, check_name};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
@@ -46,6 +50,8 @@ pub struct Options {
     pub stop: bool,
     /// [`Compression::default_for`] when `None`.
     pub compression: Option<Compression>,
+    /// For these to open and nobody else; for all if there are none.
+    pub recipients: Vec<Recipient>,
 }
 
 /// How a checkpoint is made smaller.
@@ -105,7 +111,11 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut capture = Capture::new(pod)?;
     let spec = capture.spec().clone();
-    let file = Nameless::new(dir)?;
+    // What is to be encrypted lies in memory until it is.
+    let file = match options.recipients.is_empty() {
+        true => Beginning::Nameless(Nameless::new(dir)?),
+        false => Beginning::Memory(memory()?),
+    };
     let mut w = Writer::to_file(file.file().try_clone().doing(|| "copy a descriptor".into())?)?;
     capture.first_pass(&mut w)?;
     // Who goes on running shall stand still for what changes meanwhile alone; or, where that cannot be told, for the
@@ -122,7 +132,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     if options.stop {
         // The disk may take its time now: the pod is not to go on.
         drop(watchdog);
-        finished = finish(w, file, dir, compression)?;
+        finished = finish(w, file, dir, compression, &options.recipients)?;
         finished.file.name(&path)?;
         frozen = still.since().elapsed();
         still.kill()?;
@@ -130,7 +140,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
         frozen = still.since().elapsed();
         drop(still);
         drop(watchdog);
-        finished = finish(w, file, dir, compression)?;
+        finished = finish(w, file, dir, compression, &options.recipients)?;
         finished.file.name(&path)?;
     }
     let Sizes { bytes, unpacked_bytes, duplicate_bytes } = finished.sizes;
@@ -153,6 +163,54 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     })
 }
 
+/// Where a checkpoint is written first.
+enum Beginning {
+    Nameless(Nameless),
+    Memory(File),
+}
+
+impl Beginning {
+    fn file(&self) -> &File {
+        match self {
+            Beginning::Nameless(file) => file.file(),
+            Beginning::Memory(file) => file,
+        }
+    }
+
+    /// Whether nothing of it stays when this process is killed.
+    fn is_nameless(&self) -> bool {
+        match self {
+            Beginning::Nameless(file) => file.is_nameless(),
+            Beginning::Memory(_) => true,
+        }
+    }
+}
+
+/// A file in memory, for what must not be on a disk in clear. It goes with its last descriptor.
+fn memory() -> Result<File> {
+    let made = memfd_create(c"checkpoint", MFdFlags::MFD_CLOEXEC);
+    made.map(File::from).doing(|| "make a file in memory".into())
+}
+
+/// Opens a checkpoint; one that is encrypted with one of the identities, into memory.
+fn open_clear(path: &Path, identities: &[Identity]) -> Result<File> {
+    let mut file = File::open(path).map_err(|error| {
+        Problem::new(MISSING, format!("cannot open the checkpoint {}", path.display())).because(error)
+    })?;
+    if !seal::is_sealed(&file).doing(|| format!("read {}", path.display()))? {
+        return Ok(file);
+    }
+    if identities.is_empty() {
+        let what = format!("the checkpoint {} is encrypted", path.display());
+        return Err(Problem::new(seal::ENCRYPTED, what)
+            .fix("give the file of an identity that it was encrypted to: --identity FILE"));
+    }
+    let mut clear = memory()?;
+    seal::open(&mut file, &mut clear, identities)?;
+    clear.rewind().doing(|| "read the opened checkpoint".into())?;
+    Ok(clear)
+}
+
 /// What only lacks its name.
 struct Finished {
     file: Nameless,
@@ -166,17 +224,35 @@ struct Sizes {
 }
 
 /// Ends the stream, makes it smaller if that is wanted, and has the disk hold it.
-fn finish(w: Writer<File>, file: Nameless, dir: &Path, compression: Compression) -> Result<Finished> {
+fn finish(
+    w: Writer<File>,
+    file: Beginning,
+    dir: &Path,
+    compression: Compression,
+    recipients: &[Recipient],
+) -> Result<Finished> {
     let mut written = w.finish()?;
     let end = written.stream_position().and_then(|end| room::trim(&written, end).map(|()| end));
     let unpacked_bytes = end.code(crate::image::WRITE, || "end the checkpoint".into())?;
     let (file, duplicate_bytes) = match compression {
         Compression::None => (file, 0),
         Compression::Zstd(level) => {
-            let smaller = Nameless::new(dir)?;
+            let smaller = match &file {
+                Beginning::Nameless(_) => Beginning::Nameless(Nameless::new(dir)?),
+                Beginning::Memory(_) => Beginning::Memory(memory()?),
+            };
             let copy = smaller.file().try_clone().doing(|| "copy a descriptor".into())?;
             let (_, saving) = pack::pack(file.file(), copy, level)?;
             (smaller, saving.alike)
+        }
+    };
+    let file = match file {
+        Beginning::Nameless(file) => file,
+        Beginning::Memory(mut clear) => {
+            let file = Nameless::new(dir)?;
+            clear.rewind().code(crate::image::WRITE, || "read the checkpoint once more".into())?;
+            seal::seal(&mut clear, &mut file.file(), recipients)?;
+            file
         }
     };
     file.file().sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
@@ -257,7 +333,7 @@ pub fn list(store: &Store) -> Result<Vec<Listed>> {
 }
 
 fn head(path: &Path) -> Result<Origin> {
-    let file = File::open(path).doing(|| format!("open {}", path.display()))?;
+    let file = open_clear(path, &[])?;
     origin(&mut Reader::new(file)?)
 }
 
@@ -284,11 +360,9 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
 
 /// Opens a checkpoint and reads it through once, but for the bytes of memory: nothing of it is used before. Those are
 /// compared when they are read, and nothing runs before all of them were.
-pub fn open_verified(path: &Path) -> Result<File> {
+pub fn open_verified(path: &Path, identities: &[Identity]) -> Result<File> {
     let copy = |file: &File| file.try_clone().doing(|| "copy a descriptor".into());
-    let file = File::open(path).map_err(|error| {
-        Problem::new(MISSING, format!("cannot open the checkpoint {}", path.display())).because(error)
-    })?;
+    let file = open_clear(path, identities)?;
     verify_but_pages(copy(&file)?)?;
     Ok(file)
 }

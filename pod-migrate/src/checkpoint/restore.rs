@@ -5,7 +5,7 @@
 //! refuses to come back while it still exists, or with a new one (a clone). What an ended pod of the same identity has
 //! in the store is put aside until the restored one runs.
 
-use super::open_verified;
+use super::{Identity, open_verified};
 use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
 use crate::objects::files::opener;
@@ -33,6 +33,8 @@ pub struct Options {
     pub name: Option<String>,
     /// Another address.
     pub address: Option<Address>,
+    /// For a checkpoint that is encrypted.
+    pub identities: Vec<Identity>,
 }
 
 /// The pod that runs again.
@@ -47,7 +49,7 @@ pub struct Restored {
 
 pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored> {
     let began = Instant::now();
-    let file = open_verified(path)?;
+    let file = open_verified(path, &options.identities)?;
     let mut reader = Reader::of_file(file)?;
     let origin = origin(&mut reader)?;
     let (spec, claim) = identity(origin.spec, options)?;

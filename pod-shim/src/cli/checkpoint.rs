@@ -5,7 +5,7 @@ mod inspect;
 
 use super::{Context, Exit};
 use crate::output::{self, Table};
-use pod_migrate::checkpoint::{self, Compression, Made};
+use pod_migrate::checkpoint::{self, Compression, Identity, Made, Recipient};
 use pod_runtime::Result;
 use pod_runtime::status::now;
 use serde_json::{Value, json};
@@ -28,6 +28,12 @@ enum Verb {
     Inspect(inspect::Args),
     /// Show what is different between two checkpoints
     Diff(diff::Args),
+    /// Make an identity for encrypted checkpoints and print its recipient
+    Keygen {
+        /// A new file, for whoever is to open them
+        #[arg(value_name = "FILE")]
+        identity: PathBuf,
+    },
     /// Remove checkpoints
     Rm {
         #[arg(required = true)]
@@ -53,6 +59,46 @@ struct Create {
     /// none, zstd or zstd:LEVEL, after the pod goes on [default: none; with -e zstd:1]
     #[arg(short = 'c', long, value_name = "HOW", value_parser = compression, allow_hyphen_values = true)]
     compress: Option<Compression>,
+    /// Only who has the identity of this recipient (age1…) can open it; may be given several times
+    #[arg(long, value_name = "RECIPIENT", value_parser = recipient)]
+    encrypt_to: Vec<Recipient>,
+}
+
+fn recipient(text: &str) -> std::result::Result<Recipient, String> {
+    Recipient::parse(text).ok_or_else(|| {
+        let hint = "age1…, as `pod checkpoint keygen FILE` or age-keygen prints it";
+        format!("'{text}' is no X25519 recipient: {hint}")
+    })
+}
+
+/// `--identity FILE`.
+#[derive(Debug, clap::Args)]
+pub struct Keys {
+    /// What an encrypted checkpoint is opened with: a file of age identities
+    #[arg(long, value_name = "FILE")]
+    identity: Vec<PathBuf>,
+}
+
+impl Keys {
+    pub fn read(&self) -> Result<Vec<Identity>> {
+        let mut all = Vec::new();
+        for path in &self.identity {
+            all.extend(Identity::read(path)?);
+        }
+        Ok(all)
+    }
+}
+
+fn keygen(path: &std::path::Path, context: &Context) -> Result<Exit> {
+    let identity = Identity::new()?;
+    identity.write(path)?;
+    let recipient = identity.recipient().to_string();
+    if context.json {
+        output::json(&with_version(json!({ "recipient": recipient, "identity": path })))?;
+    } else {
+        output::data(&format!("{recipient}\n"))?;
+    }
+    Ok(Exit::OK)
 }
 
 fn compression(text: &str) -> std::result::Result<Compression, String> {
@@ -67,6 +113,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         Verb::Ls => list(context),
         Verb::Inspect(args) => inspect::run(args, context),
         Verb::Diff(args) => diff::run(args, context),
+        Verb::Keygen { identity } => keygen(&identity, context),
         Verb::Rm { names } => {
             let store = context.store()?;
             for name in names {
@@ -82,8 +129,13 @@ fn create(args: Create, context: &Context) -> Result<Exit> {
     let _ = args.leave_running;
     let store = context.store()?;
     let pod = store.pod(&args.pod)?;
-    let options =
-        checkpoint::Options { name: args.name, export: args.export, stop: args.stop, compression: args.compress };
+    let options = checkpoint::Options {
+        name: args.name,
+        export: args.export,
+        stop: args.stop,
+        compression: args.compress,
+        recipients: args.encrypt_to,
+    };
     let made = checkpoint::create(&store, &pod, &options)?;
     if context.json {
         output::json(&with_version(json!(made)))?;

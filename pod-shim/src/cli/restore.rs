@@ -1,6 +1,6 @@
 //! `pod restore`: a pod from a checkpoint.
 
-use super::checkpoint::with_version;
+use super::checkpoint::{Keys, with_version};
 use super::{Context, Exit};
 use crate::output;
 use pod_migrate::checkpoint::{find, restore};
@@ -23,6 +23,8 @@ pub struct Args {
     /// With another address
     #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = address)]
     ip: Option<Address>,
+    #[command(flatten)]
+    keys: Keys,
 }
 
 fn address(text: &str) -> std::result::Result<Address, String> {
@@ -39,7 +41,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         (Some(path), None) => path,
         (None, name) => find(&store, &name.unwrap_or_default())?,
     };
-    let options = restore::Options { name: args.new, address: args.ip };
+    let options = restore::Options { name: args.new, address: args.ip, identities: args.keys.read()? };
     let restored = restore::restore(&store, &path, &options)?;
     if context.json {
         output::json(&with_version(json!(restored)))?;

@@ -1,6 +1,6 @@
 //! `pod checkpoint diff`: what is different between two checkpoints.
 
-use super::{file, with_version};
+use super::{Keys, file, with_version};
 use crate::cli::{Context, Exit};
 use crate::output::{self, Table, plain, size};
 use pod_migrate::checkpoint::{self, Differences, Socket};
@@ -16,10 +16,12 @@ pub struct Args {
     before: String,
     /// The later one
     after: String,
+    #[command(flatten)]
+    keys: Keys,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
-    let found = checkpoint::diff(&file(&args.before, context)?, &file(&args.after, context)?)?;
+    let found = checkpoint::diff(&file(&args.before, context)?, &file(&args.after, context)?, &args.keys.read()?)?;
     if context.json {
         output::json(&with_version(json!(found)))?;
     } else {

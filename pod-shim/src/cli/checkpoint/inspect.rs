@@ -1,6 +1,6 @@
 //! `pod checkpoint inspect`: what a checkpoint holds.
 
-use super::{file, with_version};
+use super::{Keys, file, with_version};
 use crate::cli::{Context, Exit};
 use crate::output::{self, Table, plain, size};
 use pod_migrate::checkpoint::{self, Inspected, Process};
@@ -23,6 +23,8 @@ pub struct Args {
     /// A file instead
     #[arg(short = 'i', long, value_name = "FILE", conflicts_with = "name")]
     import: Option<PathBuf>,
+    #[command(flatten)]
+    keys: Keys,
     /// Show the values of environment variables, not their names only
     #[arg(long)]
     show_env: bool,
@@ -39,7 +41,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         (Some(path), _) => path,
         (None, name) => file(&name.unwrap_or_default(), context)?,
     };
-    let inspected = checkpoint::inspect(&path, args.show_env)?;
+    let inspected = checkpoint::inspect(&path, &args.keys.read()?, args.show_env)?;
     if context.json {
         output::json(&with_version(json!(inspected)))?;
         return Ok(Exit::OK);
