@@ -111,7 +111,11 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut capture = Capture::new(pod)?;
     let spec = capture.spec().clone();
+    let compression = options.compression.unwrap_or(Compression::default_for(options.export.is_some()));
     // What is to be encrypted lies in memory until it is.
+    if !options.recipients.is_empty() {
+        room::for_sealing(&capture.processes(), compression != Compression::None, &spec.name)?;
+    }
     let file = match options.recipients.is_empty() {
         true => Beginning::Nameless(Nameless::new(dir)?),
         false => Beginning::Memory(memory()?),
@@ -126,7 +130,6 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let watchdog = Watchdog::over_writes();
     let mut still = capture.freeze(options.stop)?;
     let captured = still.dump(&mut w, || Ok(()))?;
-    let compression = options.compression.unwrap_or(Compression::default_for(options.export.is_some()));
     let finished;
     let frozen;
     if options.stop {
@@ -205,6 +208,8 @@ fn open_clear(path: &Path, identities: &[Identity]) -> Result<File> {
         return Err(Problem::new(seal::ENCRYPTED, what)
             .fix("give the file of an identity that it was encrypted to: --identity FILE"));
     }
+    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    room::in_memory(bytes, || format!("the checkpoint {}", path.display()))?;
     let mut clear = memory()?;
     seal::open(&mut file, &mut clear, identities)?;
     clear.rewind().doing(|| "read the opened checkpoint".into())?;
@@ -309,14 +314,17 @@ pub fn list(store: &Store) -> Result<Vec<Listed>> {
             continue;
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = entry.metadata().map_or(0, |m| m.len());
+        let metadata = entry.metadata().ok();
+        let written = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+        let written = written.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
         let mut listed = Listed {
             name,
-            bytes,
+            bytes: metadata.map_or(0, |metadata| metadata.len()),
             pod: String::new(),
             id: String::new(),
             host: String::new(),
-            written: 0,
+            // Until it says so itself.
+            written: written.map_or(0, |time| time.as_secs()),
             problem: None,
             path,
         };
@@ -324,6 +332,7 @@ pub fn list(store: &Store) -> Result<Vec<Listed>> {
             Ok(Origin { spec, host, written, .. }) => {
                 (listed.pod, listed.id, listed.host, listed.written) = (spec.name, spec.id, host, written);
             }
+            Err(problem) if problem.code() == seal::ENCRYPTED => listed.problem = Some("encrypted".into()),
             Err(problem) => listed.problem = Some(problem.chain()),
         }
         found.push(listed);

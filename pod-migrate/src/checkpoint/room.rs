@@ -6,6 +6,7 @@
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use pod_runtime::{Problem, Result};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
@@ -53,6 +54,24 @@ fn write_zeros(file: &File, from: u64, bytes: u64) {
     }
 }
 
+/// Refuses what would have to lie in memory, and has no room there. `what` is "the checkpoint of web".
+pub(super) fn in_memory(bytes: u64, what: impl FnOnce() -> String) -> Result<()> {
+    let free = free_memory();
+    if free == 0 || bytes <= free {
+        return Ok(());
+    }
+    let (needed, free) = (bytes >> 20, free >> 20);
+    let what = format!("{} needs {needed} MiB of memory, for it is encrypted, and {free} MiB are free", what());
+    Err(Problem::new("E-MEMORY", what)
+        .fix("free memory, or encrypt the file of a checkpoint elsewhere, by another tool"))
+}
+
+/// What an encrypted checkpoint of these processes lies in until it is on the disk: twice, if it is packed.
+pub(super) fn for_sealing(processes: &[i32], packed: bool, pod: &str) -> Result<()> {
+    let times = if packed { 2 } else { 1 };
+    in_memory(memory_of(processes).saturating_mul(times), || format!("the checkpoint of {pod}"))
+}
+
 /// What a dump of them will about hold: memory of their own, and shared memory once.
 fn memory_of(processes: &[i32]) -> u64 {
     let (mut own, mut shared) = (0, 0);
@@ -79,6 +98,14 @@ fn bytes_of(path: &str, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_in_memory_is_refused() {
+        in_memory(1 << 20, || unreachable!()).unwrap();
+        let problem = in_memory(1 << 60, || "the checkpoint of web".into()).unwrap_err();
+        assert_eq!(problem.code(), "E-MEMORY");
+        assert!(problem.chain().starts_with("the checkpoint of web needs"), "{}", problem.chain());
+    }
 
     #[test]
     fn what_is_too_much_goes() {

@@ -23,12 +23,14 @@
 
 mod ended;
 pub mod pairs;
+mod repair;
 pub(super) mod signature;
 mod silence;
 pub mod summary;
 pub(super) mod unaccepted;
 mod window;
 
+use repair::Repair;
 pub use silence::Silence;
 pub use window::Window;
 
@@ -165,47 +167,6 @@ impl Info {
             |at: usize| bytes.get(at..at + 4).map_or(0, |four| u32::from_ne_bytes(four.try_into().expect("four")));
         let byte = |at: usize| bytes.get(at).copied().unwrap_or(0);
         Ok(Info { state: byte(0), options: byte(5), window_scale: byte(6), unacked: word(24), sacked: word(28) })
-    }
-}
-
-/// The socket is in repair mode; dropping this ends it without a packet and puts back what the mode changes.
-struct Repair<'a> {
-    fd: BorrowedFd<'a>,
-    reuse_address: i32,
-}
-
-impl<'a> Repair<'a> {
-    fn enter(fd: BorrowedFd<'a>, subject: &str) -> Result<Repair<'a>> {
-        let reuse_address = inet::number(fd, SOL_SOCKET, libc::SO_REUSEADDR).doing(|| "read SO_REUSEADDR".into())?;
-        inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON).map_err(|error| {
-            let problem = match error.raw_os_error() {
-                Some(libc::ENOPROTOOPT) => Problem::new("E-SOCKET-MPTCP", format!("{subject}: a connection of MPTCP"))
-                    .fix("connect with plain TCP (for Go programs: GODEBUG=multipathtcp=0)"),
-                _ => Problem::new("E-TCP-REPAIR", format!("{subject}: the kernel does not open the connection to us")),
-            };
-            problem.because(error)
-        })?;
-        Ok(Repair { fd, reuse_address })
-    }
-
-    fn number(&self, name: i32) -> Result<u32> {
-        inet::number(self.fd, IPPROTO_TCP, name).map(|value| value as u32).doing(|| format!("read TCP option {name}"))
-    }
-
-    fn queue(&self, queue: i32) -> Result<()> {
-        inet::set_number(self.fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue).doing(|| "choose a TCP queue".into())
-    }
-
-    fn sequence(&self, queue: i32) -> Result<u32> {
-        self.queue(queue)?;
-        self.number(TCP_QUEUE_SEQ)
-    }
-}
-
-impl Drop for Repair<'_> {
-    fn drop(&mut self) {
-        let _ = inet::set_number(self.fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_SILENTLY);
-        let _ = inet::set_number(self.fd, SOL_SOCKET, libc::SO_REUSEADDR, self.reuse_address);
     }
 }
 
