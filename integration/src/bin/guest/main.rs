@@ -2,10 +2,12 @@
 //!
 //! Asked by SIGUSR1, or by a new number in the file `/tmp/verify`: it prints "ok N", or "FAIL N: why" and exits 1. N
 //! counts the rounds. SIGTERM ends it with status 0. A guest leaves its objects as it set them up, so that it can be
-//! moved and asked again any number of times. `guest --list` prints the kinds. BALLAST, in MiB, is memory that it has
-//! beside, filled and written to now and then: so much makes memory go ahead of a pod.
+//! moved and asked again any number of times. `guest --list` prints the kinds, `guest --refused` those of them that no
+//! pod can be saved with. BALLAST, in MiB, is memory that it has beside, filled and written to now and then: so much makes
+//! memory go ahead of a pod.
 //!
-//! One module a kind, one line in [`GUESTS`]; `integration/tests/guests.rs` has a line for each too.
+//! One module a kind, one line in [`GUESTS`] and one in `integration/tests/moves.rs`; those that are refused are in
+//! [`refused`], and in `integration/tests/refused.rs`.
 
 mod sys;
 
@@ -19,7 +21,6 @@ mod fifo;
 mod files;
 mod flow;
 mod headless;
-mod held;
 mod hugepages;
 mod inotify;
 mod limits;
@@ -76,93 +77,65 @@ pub trait Guest {
 type SetUp = fn() -> Result<Box<dyn Guest>>;
 
 const GUESTS: &[(&str, SetUp)] = &[
-    ("aio", held::aio),
-    ("bpffilter", held::bpffilter),
-    ("bpfmap", held::bpfmap),
     ("churn", churn::set_up),
     ("clocks", clocks::set_up),
     ("counter", counter::set_up),
-    ("covering", refused::covering),
     ("credentials", credentials::set_up),
-    ("devicenode", held::devicenode),
     ("epoll", epoll::set_up),
     ("eventfd", eventfd::set_up),
-    ("fanotify", held::fanotify),
     ("fifo", fifo::set_up),
     ("files", files::set_up),
-    ("filtered", refused::filtered),
     ("flow", flow::set_up),
-    ("fuse", held::fuse),
     ("headless", headless::set_up),
-    ("hidden", held::hidden),
-    ("hostdevice", held::hostdevice),
     ("hugepages", hugepages::set_up),
     ("inotify", inotify::set_up),
-    ("keyring", refused::keyring),
-    ("kvm", held::kvm),
-    ("landlock", refused::landlock),
-    ("leased", held::leased),
     ("limits", limits::set_up),
     ("lockedmem", lockedmem::set_up),
     ("locks", locks::set_up),
     ("memfds", memfds::set_up),
     ("memory", memory::set_up),
     ("mounts", mounts::set_up),
-    ("mptcp", held::mptcp),
     ("mqueues", mqueues::set_up),
     ("nameless", nameless::set_up),
     ("names", names::set_up),
-    ("namespacefd", held::namespacefd),
-    ("nested", held::nested),
-    ("notified", refused::notified),
     ("options", options::set_up),
-    ("overseer", held::overseer),
     ("packets", packets::set_up),
     ("peers", peers::set_up),
-    ("perf", held::perf),
     ("pipes", pipes::set_up),
     ("pty", pty::set_up),
     ("registers", registers::set_up),
     ("reuseport", reuseport::set_up),
-    ("ring", held::ring),
     ("routes", routes::set_up),
     ("sealed", sealed::set_up),
     ("seccomp", seccomp::set_up),
-    ("secret", held::secret),
-    ("sharedfolder", held::sharedfolder),
-    ("sharedhuge", held::sharedhuge),
     ("sharedmem", sharedmem::set_up),
     ("sharedparts", sharedparts::set_up),
-    ("sharedspace", held::sharedspace),
-    ("sharedtable", refused::sharedtable),
     ("signalfd", signalfd::set_up),
     ("signals", signals::set_up),
     ("signed", signed::set_up),
     ("switches", switches::set_up),
     ("tcp", tcp::set_up),
     ("tcpends", tcpends::set_up),
-    ("threadapart", held::threadapart),
     ("threads", threads::set_up),
-    ("threadwatch", held::threadwatch),
     ("timeouts", timeouts::set_up),
     ("timerfd", timerfd::set_up),
     ("timers", timers::set_up),
-    ("traced", held::traced),
     ("tree", tree::set_up),
-    ("tun", held::tun),
     ("udp", udp::set_up),
     ("unix", unix::set_up),
     ("unixends", unixends::set_up),
-    ("urgent", held::urgent),
-    ("userfault", held::userfault),
-    ("vsock", held::vsock),
 ];
+
+fn all() -> impl Iterator<Item = &'static (&'static str, SetUp)> {
+    GUESTS.iter().chain(refused::REFUSED)
+}
 
 fn main() {
     let kind = std::env::args().nth(1).unwrap_or_default();
-    if kind == "--list" {
-        GUESTS.iter().for_each(|(name, _)| println!("{name}"));
-        return;
+    match kind.as_str() {
+        "--list" => return all().for_each(|(name, _)| println!("{name}")),
+        "--refused" => return refused::REFUSED.iter().for_each(|(name, _)| println!("{name}")),
+        _ => {}
     }
     let ballast = std::env::args().nth(2).map_or(Ok(0), |text| text.parse());
     if let Err(error) = ballast.context("a number of MiB").and_then(|ballast| run(&kind, ballast)) {
@@ -173,7 +146,7 @@ fn main() {
 }
 
 fn run(kind: &str, ballast: usize) -> Result<()> {
-    let Some((_, set_up)) = GUESTS.iter().find(|(name, _)| *name == kind) else {
+    let Some((_, set_up)) = all().find(|(name, _)| *name == kind) else {
         bail!("no guest {kind:?}; --list prints them")
     };
     // The language's own alternate stack would hide whether there is none afterwards.
