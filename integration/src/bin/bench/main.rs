@@ -1,7 +1,7 @@
 //! Benchmarks: one command and one table each, medians of at least five runs, beside limits of this machine that are
 //! measured in the same run. `integration/bench` builds what they need, makes the hosts and calls this on the first.
 //!
-//!   bench run | sleep | memory | processes | threads | maps | files | connections | redis | overhead | all
+//!   bench run | sleep | memory | mixed | processes | threads | maps | files | connections | redis | overhead | all
 
 mod life;
 mod memory;
@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ALL: [&str; 10] =
-    ["run", "sleep", "memory", "processes", "threads", "maps", "files", "connections", "redis", "overhead"];
+const ALL: [&str; 11] =
+    ["run", "sleep", "memory", "mixed", "processes", "threads", "maps", "files", "connections", "redis", "overhead"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -43,6 +43,7 @@ fn run(args: &[&str]) -> Result<()> {
             "files" => life::saved("10000 descriptors", &[&us()?, "__files", "10000"], 5)?,
             "connections" => life::saved("10000 ends of TCP connections", &[&us()?, "__connections", "10000"], 5)?,
             "memory" => memory::saved()?,
+            "mixed" => memory::mixed()?,
             "redis" => moving::redis()?,
             "overhead" => overhead::all()?,
             other => bail!("no benchmark {other:?}; there are {}", ALL.join(", ")),

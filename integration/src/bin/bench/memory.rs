@@ -1,7 +1,7 @@
-//! 1 GiB of memory: saved to a file in memory and restored from it, beside what the machine can do at most.
+//! 1 GiB of memory: saved and restored, beside what the machine can do at most.
 
 use crate::subjects::fill;
-use crate::table::Table;
+use crate::table::{Table, ms};
 use crate::{frozen, pod, said, us};
 use anyhow::{Context, Result, ensure};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -111,5 +111,55 @@ pub fn saved() -> Result<()> {
     table.against("  while frozen", still, read, "process_vm_readv");
     table.against("pod restore", restore, touch, "first touch");
     table.print();
+    Ok(())
+}
+
+/// A file on the disk that takes what is left of [`crate::subjects::mixed`].
+const ON_DISK: &str = "/var/lib/bench-mixed";
+
+/// Has the disk hold so many bytes.
+fn disk_at_most(bytes: usize) -> Result<f64> {
+    let file = File::create(ON_DISK)?;
+    let mut buffer = vec![1; 2 * PIECE];
+    let piece = on_a_page(&mut buffer);
+    let begun = Instant::now();
+    for at in (0..bytes).step_by(PIECE) {
+        file.write_all_at(piece, at as u64)?;
+    }
+    file.sync_all()?;
+    let took = begun.elapsed();
+    std::fs::remove_file(ON_DISK)?;
+    Ok(ms(took))
+}
+
+/// 1 GiB of which six tenths are zeros and two tenths pages that were there before, on the disk.
+pub fn mixed() -> Result<()> {
+    let mut times = Table::new("checkpoint and restore of 1 GiB: 60 % zeros, 20 % duplicates, file on the disk", "ms");
+    let mut sizes = Table::new("what is in the file", "MiB");
+    let whole = (0..RUNS).map(|_| disk_at_most(MIB << 20)).collect::<Result<Vec<_>>>()?;
+    times.row("limit: 1 GiB to the disk", whole);
+    let fifth = (0..RUNS).map(|_| disk_at_most((MIB << 20) / 5)).collect::<Result<Vec<_>>>()?;
+    let disk = times.row("limit: a fifth of it", fifth);
+    pod(&["run", "-d", "--name", "mixed", "--network", "none", "--", &us()?, "__mixed", &MIB.to_string()])?;
+    said("mixed", "ready")?;
+    for how in ["none", "zstd:-5", "zstd:1", "zstd:3"] {
+        let (mut create, mut still, mut restore, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            let (json, took) = pod(&["checkpoint", "create", "mixed", "-e", ON_DISK, "--compress", how, "--json"])?;
+            create.push(ms(took));
+            still.push(ms(frozen(&json)?));
+            bytes.push(std::fs::metadata(ON_DISK)?.len() as f64 / f64::from(1 << 20));
+            pod(&["rm", "-f", "mixed"])?;
+            restore.push(ms(pod(&["restore", "-i", ON_DISK])?.1));
+            std::fs::remove_file(ON_DISK)?;
+        }
+        times.against(&format!("pod checkpoint create --compress {how}"), create, disk, "a fifth to the disk");
+        times.row("  of it frozen", still);
+        times.row("pod restore", restore);
+        sizes.row(&format!("--compress {how}"), bytes);
+    }
+    pod(&["rm", "-f", "mixed"])?;
+    times.print();
+    sizes.print();
     Ok(())
 }

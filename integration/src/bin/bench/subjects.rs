@@ -30,6 +30,12 @@ pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
             std::hint::black_box(&memory);
             rest()
         }
+        "__mixed" => {
+            let memory = mixed(number()? << 20);
+            ready()?;
+            std::hint::black_box(&memory);
+            rest()
+        }
         "__processes" => {
             let us = std::env::current_exe()?;
             let children = (1..number()?).map(|_| Command::new(&us).arg("__rest").spawn());
@@ -97,4 +103,18 @@ fn many_descriptors() -> Result<()> {
 /// Pages that differ from each other, so that none can be left out.
 pub fn fill(bytes: usize) -> Vec<u64> {
     (0..bytes as u64 / 8).map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
+}
+
+/// Of ten pages six are zeros, which were written, two were there already, and two differ from all others.
+pub fn mixed(bytes: usize) -> Vec<u64> {
+    const WORDS: usize = 512;
+    let mut memory = fill(bytes);
+    for (number, page) in memory.chunks_exact_mut(WORDS).enumerate() {
+        match number % 10 {
+            0 | 5 => {}
+            1 | 6 => page.iter_mut().zip(fill(WORDS * 8)).for_each(|(word, first)| *word = first),
+            _ => page.fill(0),
+        }
+    }
+    memory
 }
