@@ -4,10 +4,11 @@
 //! much memory as the pod has before the pod is stopped; the frozen part then only copies. A guess that is wrong costs
 //! time and nothing else: what is missing is made when it is needed, what is too much goes when the file is finished.
 
+use crate::objects::memory::tracking::own_memory_by;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
-use pod_runtime::{Problem, Result};
-use std::fs::{self, File};
+use pod_runtime::{Problem, Result, proc};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 const PIECE: usize = 1 << 20;
@@ -74,25 +75,18 @@ pub(super) fn for_sealing(processes: &[i32], packed: bool, pod: &str) -> Result<
 
 /// What a dump of them will about hold: memory of their own, and shared memory once.
 fn memory_of(processes: &[i32]) -> u64 {
-    let (mut own, mut shared) = (0, 0);
+    let (mut own, mut shared) = (0u64, 0);
     for process in processes {
-        let status = format!("/proc/{process}/status");
-        own += bytes_of(&status, "RssAnon:");
-        shared = bytes_of(&status, "RssShmem:").max(shared);
+        let status = proc::read(format!("/proc/{process}/status")).unwrap_or_default();
+        own = own.saturating_add(own_memory_by(&status));
+        shared = proc::amount(&status, "RssShmem:").unwrap_or(0).max(shared);
     }
-    own + shared
+    own.saturating_add(shared)
 }
 
+/// 0 if the kernel does not say.
 fn free_memory() -> u64 {
-    bytes_of("/proc/meminfo", "MemAvailable:")
-}
-
-/// A line "NAME: 12 kB" of a file of /proc.
-fn bytes_of(path: &str, name: &str) -> u64 {
-    let text = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+    proc::read("/proc/meminfo").ok().and_then(|text| proc::amount(&text, "MemAvailable:")).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::spec::{Base, Spec};
 use pod_runtime::status::{State, now};
 use pod_runtime::store::{Pod, Store};
-use pod_runtime::{Doing, Problem, Result};
+use pod_runtime::{Doing, Problem, Result, proc};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -185,9 +185,8 @@ fn missing_instructions(theirs: &Cpu) -> Option<Problem> {
 
 fn room(store: &Store, offer: &Offer) -> Vec<Problem> {
     let mut found = Vec::new();
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
-    if let Some(available) = available.and_then(|n| n.trim().parse::<u64>().ok()).map(|kib| kib * 1024)
+    if let Ok(meminfo) = proc::read("/proc/meminfo")
+        && let Some(available) = proc::amount(&meminfo, "MemAvailable:")
         && available < offer.memory
     {
         let what =

@@ -55,23 +55,17 @@ pub fn parse(text: &str) -> Vec<Map> {
                 } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
                     map.protection_key = key.trim().parse().unwrap_or(0);
                 } else if let Some(size) = line.strip_prefix("Rss:") {
-                    map.resident = kibibytes(size);
+                    map.resident = super::kibibytes(size).unwrap_or(0);
                 } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
-                    map.page_bytes = kibibytes(size);
+                    map.page_bytes = super::kibibytes(size).unwrap_or(0);
                 } else if let Some(size) = line.strip_prefix("Pss:") {
-                    map.proportional = kibibytes(size);
+                    map.proportional = super::kibibytes(size).unwrap_or(0);
                 }
             }
             _ => maps.extend(header(line)),
         }
     }
     maps
-}
-
-/// "    132 kB"
-fn kibibytes(text: &str) -> u64 {
-    let number = text.trim().strip_suffix(" kB").and_then(|number| number.parse::<u64>().ok());
-    number.unwrap_or(0).saturating_mul(1024)
 }
 
 fn header(line: &str) -> Option<Map> {

@@ -10,6 +10,17 @@ pub mod stat;
 pub mod status;
 pub mod timers;
 
+/// How many bytes a line `NAME    12 kB` of a text says, as /proc/meminfo and /proc/PID/status have them.
+pub fn amount(text: &str, name: &str) -> Option<u64> {
+    kibibytes(text.lines().find_map(|line| line.strip_prefix(name))?)
+}
+
+/// "    132 kB"
+fn kibibytes(text: &str) -> Option<u64> {
+    let number = text.trim().strip_suffix(" kB")?;
+    number.trim_end().parse::<u64>().ok().map(|number| number.saturating_mul(1024))
+}
+
 /// The text of a file in /proc. The kernel makes the text anew for each read, so one with much room is cheaper than many
 /// that grow (as std's, which trusts the size of 0 that such files have). What is not UTF-8 is replaced.
 pub fn read(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
@@ -47,4 +58,20 @@ pub fn bytes(path: impl AsRef<std::path::Path>) -> std::io::Result<Vec<u8>> {
         ROOM.set(room);
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_bytes() {
+        let text =
+            "MemTotal:       16 kB\nMemAvailable:   12345 kB\nHugePages_Total:       3\nFar: 99999999999999999 kB\n";
+        assert_eq!(amount(text, "MemAvailable:"), Some(12345 << 10));
+        assert_eq!(amount(text, "Far:"), Some(u64::MAX));
+        for none in ["HugePages_Total:", "MemFree:"] {
+            assert_eq!(amount(text, none), None);
+        }
+    }
 }

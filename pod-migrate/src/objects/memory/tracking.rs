@@ -290,10 +290,11 @@ fn own_memory(process: &Process) -> u64 {
 
 /// Bytes of private anonymous memory that are there or swapped out.
 fn own_memory_of(host: i32) -> u64 {
-    let status = proc::read(format!("/proc/{host}/status")).unwrap_or_default();
-    let of = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
-    };
-    of("RssAnon:") + of("VmSwap:")
+    own_memory_by(&proc::read(format!("/proc/{host}/status")).unwrap_or_default())
+}
+
+/// The same, by /proc/PID/status.
+pub fn own_memory_by(status: &str) -> u64 {
+    let of = |name| proc::amount(status, name).unwrap_or(0);
+    of("RssAnon:").saturating_add(of("VmSwap:"))
 }
