@@ -143,18 +143,13 @@ fn pairs<'a>(was: &'a Inspected, is: &'a Inspected) -> Vec<(&'a Process, &'a Pro
     is.processes.iter().filter_map(|process| Some((*before.get(&process.pid)?, process))).collect()
 }
 
-/// Its command line, or its name if it has none.
-fn command(process: &Process) -> String {
-    if process.args.is_empty() { process.command.clone() } else { process.args.join(" ") }
-}
-
 fn named(process: &Process) -> Named {
-    Named { pid: process.pid, command: command(process), stored_bytes: process.stored_bytes }
+    Named { pid: process.pid, command: process.line(), stored_bytes: process.stored_bytes }
 }
 
 fn changed(was: &Process, is: &Process) -> Option<Changed> {
     let all = [
-        ("command", command(was), command(is)),
+        ("command", was.line(), is.line()),
         ("executable", was.executable.clone(), is.executable.clone()),
         ("directory", was.directory.clone(), is.directory.clone()),
         ("parent", was.parent.to_string(), is.parent.to_string()),
@@ -165,7 +160,7 @@ fn changed(was: &Process, is: &Process) -> Option<Changed> {
     ];
     let what: BTreeMap<_, _> =
         all.into_iter().filter(|(_, was, is)| was != is).map(|(name, was, is)| (name, (was, is))).collect();
-    (!what.is_empty()).then(|| Changed { pid: is.pid, command: command(is), what })
+    (!what.is_empty()).then(|| Changed { pid: is.pid, command: is.line(), what })
 }
 
 /// Address and digest of each page, in order.
@@ -174,6 +169,7 @@ fn pages(memory: &Memory, owner: Option<Owner>) -> Result<Vec<(u64, u128)>> {
     if let Some(owner) = owner {
         memory.each_page(owner, |address, page| found.push((address, xxh3::xxh3_128(page))))?;
     }
+    found.sort_unstable();
     Ok(found)
 }
 
@@ -208,7 +204,7 @@ fn memory(a: &Look, b: &Look, both: &[(&Process, &Process)]) -> Result<Vec<Pages
         let space = |look: &Look| look.image.processes.get(&PodPid(is.pid)).map(|state| Owner::Mm(state.mm));
         let pages = count(&pages(&a.memory, space(a))?, &pages(&b.memory, space(b))?);
         if !pages.is_none() {
-            found.push(Pages { pid: is.pid, command: command(is), pages });
+            found.push(Pages { pid: is.pid, command: is.line(), pages });
         }
     }
     Ok(found)
@@ -240,7 +236,7 @@ fn descriptors(was: &Process, is: &Process) -> Option<Descriptors> {
     let opened = only(&is.descriptors, &was.descriptors);
     let closed = only(&was.descriptors, &is.descriptors);
     let any = !opened.is_empty() || !closed.is_empty();
-    any.then(|| Descriptors { pid: is.pid, command: command(is), opened, closed })
+    any.then(|| Descriptors { pid: is.pid, command: is.line(), opened, closed })
 }
 
 /// Gone, come, and the same in another state. Sockets of the same ends are told apart by their place in the list.

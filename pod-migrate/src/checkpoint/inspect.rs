@@ -90,6 +90,13 @@ pub struct Process {
     pub environment: Vec<String>,
 }
 
+impl Process {
+    /// Its command line, or its name if it has none.
+    pub fn line(&self) -> String {
+        if self.args.is_empty() { self.command.clone() } else { self.args.join(" ") }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Maps {
     pub maps: u64,

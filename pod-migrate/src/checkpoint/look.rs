@@ -100,8 +100,7 @@ impl Parts {
         let layer = self.layers.entry(place).or_default();
         let path = path.into_vec();
         if node == Node::Removed {
-            let below = |other: &[u8]| other.starts_with(&path) && other.get(path.len()) == Some(&b'/');
-            layer.retain(|other, _| *other != path && !below(other));
+            remove(layer, path);
             self.file = None;
             return Ok(());
         }
@@ -137,5 +136,30 @@ impl Parts {
             }
             at += have as u64;
         }
+    }
+}
+
+/// A file, or a directory with all that is in it. That lies together; an image may remove as much as it likes.
+fn remove(layer: &mut BTreeMap<Vec<u8>, Stored>, mut path: Vec<u8>) {
+    layer.remove(&path);
+    path.push(b'/');
+    let after = layer.range(path.clone()..).map(|(other, _)| other);
+    let inside: Vec<_> = after.take_while(|other| other.starts_with(&path)).cloned().collect();
+    inside.iter().for_each(|other| drop(layer.remove(other)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_goes_with_all_that_is_in_it() {
+        let stored = || Stored { node: Node::Directory, meta: None, bytes: 0, digest: 0 };
+        let paths = ["a", "a/b", "a/b/c", "a!", "a0", "ab", "b"];
+        let mut layer: BTreeMap<_, _> = paths.iter().map(|path| (path.as_bytes().to_vec(), stored())).collect();
+        remove(&mut layer, b"a".to_vec());
+        assert_eq!(layer.keys().map(Vec::as_slice).collect::<Vec<_>>(), [&b"a!"[..], b"a0", b"ab", b"b"]);
+        remove(&mut layer, b"nothing".to_vec());
+        assert_eq!(layer.len(), 4);
     }
 }

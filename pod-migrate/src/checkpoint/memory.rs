@@ -116,10 +116,13 @@ impl Memory {
         Ok(bytes)
     }
 
-    /// All pages of something that are not zeros, in order, each with its address.
+    /// All pages of something that are not zeros, each with its address, in the order of the file: so a record that has
+    /// to be unpacked is unpacked once, however many pages are like some of it.
     pub fn each_page(&self, owner: Owner, mut see: impl FnMut(u64, &[u8])) -> Result<()> {
         let mut buffer = vec![0; PIECE as usize];
-        for run in self.list(owner) {
+        let mut runs: Vec<&Run> = self.list(owner).iter().collect();
+        runs.sort_by_key(|run| (run.record.record(), run.skip));
+        for run in runs {
             let mut at = run.range.start;
             while at < run.range.end {
                 let end = run.range.end.min(at + PIECE);
@@ -171,4 +174,48 @@ fn by_owner(all: Vec<(PageRun, Waiting)>, kept: &BTreeMap<MmId, Ranges>) -> BTre
         }
     }
     runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Packer, Reader, Writer};
+    use std::io::Seek;
+
+    /// Two packed records, and a process whose pages are by turns like one of the one and one of the other: whoever went by
+    /// address would unpack a record for each page.
+    #[test]
+    fn a_record_is_unpacked_once_for_all_that_is_like_it() {
+        let (a, b) = (Owner::Mm(MmId(1)), Owner::Mm(MmId(2)));
+        let mut file = tempfile::tempfile().unwrap();
+        let mut w = Writer::to_file(file.try_clone().unwrap()).unwrap();
+        for byte in [1, 2] {
+            let bytes = vec![byte; 64 * PAGE as usize];
+            let run = PageRun { owner: a, address: u64::from(byte) << 20, bytes: bytes.len() as u64 };
+            w.packed(run, &Packer::new(1).unwrap().pack(&bytes).unwrap().unwrap()).unwrap();
+        }
+        w.finish().unwrap();
+        file.rewind().unwrap();
+        let mut reader = Reader::of_file(file.try_clone().unwrap()).unwrap();
+        let mut runs = Vec::new();
+        while let Some(record) = reader.next().unwrap() {
+            runs.extend(record.run.zip(reader.leave_pages().unwrap()));
+        }
+        let at = |owner: Owner, address| (owner.kind().0, owner.id(), address);
+        let alike: Vec<Alike> = (0..64)
+            .map(|n| Alike { to: at(b, n * PAGE), from: at(a, ((1 + n % 2) << 20) + n * PAGE), bytes: PAGE })
+            .collect();
+        let memory = Memory::new(file, runs, &BTreeMap::new()).with(&alike).unwrap();
+        let (mut seen, mut changes) = (BTreeMap::new(), Vec::new());
+        memory
+            .each_page(b, |address, page| {
+                changes.push(page[0]);
+                assert!(seen.insert(address, page[0]).is_none());
+            })
+            .unwrap();
+        changes.dedup();
+        assert_eq!(changes, [1, 2]);
+        assert_eq!(seen, (0..64).map(|n| (n * PAGE, 1 + (n % 2) as u8)).collect());
+        assert_eq!(memory.read(b, PAGE..2 * PAGE).unwrap(), [2; PAGE as usize]);
+    }
 }

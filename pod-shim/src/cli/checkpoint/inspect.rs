@@ -11,6 +11,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// Processes that are deeper in the tree are shown no further to the right: an image may have one below each other.
+const DEEPEST: usize = 40;
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  pod checkpoint inspect web-1\n  pod checkpoint inspect ./web.pod --fds --files\n  \
@@ -138,7 +141,6 @@ fn processes(of: &Inspected) -> String {
     let threads: usize = of.processes.iter().map(|process| process.threads).sum();
     let mut table = Table::new(&["PID", "USER", "THREADS", "FDS", "MAPPED", "SAVED", "COMMAND"]);
     for (depth, process) in tree(&of.processes) {
-        let command = if process.args.is_empty() { process.command.clone() } else { process.args.join(" ") };
         let state = if process.state == "running" { String::new() } else { format!(" ({})", process.state) };
         table.row(vec![
             process.pid.to_string(),
@@ -147,7 +149,7 @@ fn processes(of: &Inspected) -> String {
             process.descriptors.len().to_string(),
             size(process.mapped_bytes),
             size(process.stored_bytes),
-            format!("{}{}{state}", "  ".repeat(depth), plain(&command)),
+            format!("{}{}{state}", "  ".repeat(depth.min(DEEPEST)), plain(&process.line())),
         ]);
     }
     format!("\nprocesses {}, threads {threads}\n{}", of.processes.len(), table.indented())
