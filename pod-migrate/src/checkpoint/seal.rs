@@ -32,6 +32,8 @@ const TAG: usize = 16;
 const FILE_KEY: usize = 16;
 /// A header that is longer is none of ours.
 const MOST_HEADER: usize = 64 << 10;
+/// So many fit in one.
+const MOST_RECIPIENTS: usize = 600;
 
 /// Whether a file is one of these, by how it begins. The file stands at its begin before and after.
 pub fn is_sealed(file: &File) -> io::Result<bool> {
@@ -44,6 +46,11 @@ pub fn is_sealed(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Whether something can be encrypted to all of them: to be found out before it is there.
+pub fn check(recipients: &[Recipient]) -> Result<()> {
+    header(&[0; FILE_KEY], recipients).map(drop)
+}
+
 /// Writes all of `from` to `to`, for the recipients to open.
 pub fn seal(from: &mut impl Read, to: &mut impl Write, recipients: &[Recipient]) -> Result<()> {
     let file_key: [u8; FILE_KEY] = random()?;
@@ -54,10 +61,9 @@ pub fn seal(from: &mut impl Read, to: &mut impl Write, recipients: &[Recipient])
     write(to, &header)?;
     write(to, &nonce)?;
     let mut number = 0u64;
-    let mut piece = Vec::with_capacity(PIECE + TAG);
     let mut next = read_piece(from, PIECE)?;
     loop {
-        std::mem::swap(&mut piece, &mut next);
+        let mut piece = next;
         next = read_piece(from, PIECE)?;
         let last = next.is_empty();
         let place = place(number, last).into();
@@ -122,6 +128,10 @@ fn derive(key: &[u8], salt: Option<&[u8]>, info: &[u8]) -> [u8; 32] {
 }
 
 fn header(file_key: &[u8; FILE_KEY], recipients: &[Recipient]) -> Result<Vec<u8>> {
+    if recipients.len() > MOST_RECIPIENTS {
+        let what = format!("a checkpoint is for {MOST_RECIPIENTS} recipients at most, not {}", recipients.len());
+        return Err(Problem::new(IDENTITY, what).fix("encrypt it to fewer"));
+    }
     let mut header = MAGIC.to_vec();
     for recipient in recipients {
         let secret = StaticSecret::from(random::<32>()?);
@@ -175,7 +185,7 @@ fn read_header(from: &mut impl Read) -> Result<Vec<u8>> {
             line = header.len();
         }
     }
-    Err(changed())
+    Err(damaged(format!("the encrypted checkpoint has a header of more than {MOST_HEADER} bytes")))
 }
 
 /// The key of the file, if one of the identities opens it and the header is as it was written.
@@ -262,6 +272,21 @@ mod tests {
             assert!(opened_with(&sealed, 1).unwrap() == bytes && opened_with(&sealed, 2).unwrap() == bytes, "{length}");
             assert_eq!(opened_with(&sealed, 3).unwrap_err().code(), IDENTITY);
         }
+    }
+
+    #[test]
+    fn what_is_written_can_be_opened_for_however_many_it_is() {
+        let key = [7; FILE_KEY];
+        let of = |recipients: &[Recipient]| header(&key, recipients).unwrap().len();
+        let one = identity(1).recipient();
+        let (none, each) = (of(&[]), of(std::slice::from_ref(&one)) - of(&[]));
+        assert!(none + MOST_RECIPIENTS * each < MOST_HEADER);
+        assert_eq!(check(&vec![one.clone(); MOST_RECIPIENTS + 1]).unwrap_err().code(), IDENTITY);
+        // A key with which nothing is secret.
+        let weak = bech32::encode::<bech32::Bech32>(bech32::Hrp::parse("age").unwrap(), &[0; 32]).unwrap();
+        assert_eq!(check(&[one, Recipient::parse(&weak).unwrap()]).unwrap_err().code(), IDENTITY);
+        let long = [MAGIC, &b"-> X25519 a\n\n".repeat(MOST_HEADER / 12)].concat();
+        assert_eq!(opened_with(&long, 1).unwrap_err().code(), DAMAGED);
     }
 
     #[test]
