@@ -18,7 +18,7 @@ pub mod seal;
 
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
-use crate::image::{Reader, Writer, verify_but_pages};
+use crate::image::{Reader, WRITE, Writer, verify_but_pages};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
 pub use describe::Socket;
@@ -114,6 +114,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let compression = options.compression.unwrap_or(Compression::default_for(options.export.is_some()));
     // What is to be encrypted lies in memory until it is.
     if !options.recipients.is_empty() {
+        seal::check(&options.recipients)?;
         room::for_sealing(&capture.processes(), compression != Compression::None, &spec.name)?;
     }
     let file = match options.recipients.is_empty() {
@@ -130,23 +131,18 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let watchdog = Watchdog::over_writes();
     let mut still = capture.freeze(options.stop)?;
     let captured = still.dump(&mut w, || Ok(()))?;
-    let finished;
-    let frozen;
-    if options.stop {
-        // The disk may take its time now: the pod is not to go on.
-        drop(watchdog);
-        finished = finish(w, file, dir, compression, &options.recipients)?;
-        finished.file.name(&path)?;
+    let mut frozen = still.since().elapsed();
+    // Who goes on does so from here; who is to end stands still until the checkpoint has its name.
+    let ending = options.stop.then_some(still);
+    // The disk may take its time now.
+    drop(watchdog);
+    let Finished { file, bytes, unpacked_bytes, duplicate_bytes } =
+        finish(w, file, dir, compression, &options.recipients)?;
+    file.name(&path)?;
+    if let Some(still) = ending {
         frozen = still.since().elapsed();
         still.kill()?;
-    } else {
-        frozen = still.since().elapsed();
-        drop(still);
-        drop(watchdog);
-        finished = finish(w, file, dir, compression, &options.recipients)?;
-        finished.file.name(&path)?;
     }
-    let Sizes { bytes, unpacked_bytes, duplicate_bytes } = finished.sizes;
     volumes::remember(store, &spec)?;
     store.event(pod, "checkpoint", &[("name", &name)]);
     let Captured { dump, files, connections } = captured;
@@ -219,10 +215,6 @@ fn open_clear(path: &Path, identities: &[Identity]) -> Result<File> {
 /// What only lacks its name.
 struct Finished {
     file: Nameless,
-    sizes: Sizes,
-}
-
-struct Sizes {
     bytes: u64,
     unpacked_bytes: u64,
     duplicate_bytes: u64,
@@ -238,31 +230,41 @@ fn finish(
 ) -> Result<Finished> {
     let mut written = w.finish()?;
     let end = written.stream_position().and_then(|end| room::trim(&written, end).map(|()| end));
-    let unpacked_bytes = end.code(crate::image::WRITE, || "end the checkpoint".into())?;
+    let unpacked_bytes = end.code(WRITE, || "end the checkpoint".into())?;
+    // Of what it was written to nothing must stay open: its room is wanted.
+    drop(written);
     let (file, duplicate_bytes) = match compression {
         Compression::None => (file, 0),
-        Compression::Zstd(level) => {
-            let smaller = match &file {
-                Beginning::Nameless(_) => Beginning::Nameless(Nameless::new(dir)?),
-                Beginning::Memory(_) => Beginning::Memory(memory()?),
-            };
-            let copy = smaller.file().try_clone().doing(|| "copy a descriptor".into())?;
-            let (_, saving) = pack::pack(file.file(), copy, level)?;
-            (smaller, saving.alike)
-        }
+        Compression::Zstd(level) => smaller(file, dir, level)?,
     };
     let file = match file {
         Beginning::Nameless(file) => file,
         Beginning::Memory(mut clear) => {
             let file = Nameless::new(dir)?;
-            clear.rewind().code(crate::image::WRITE, || "read the checkpoint once more".into())?;
+            clear.rewind().code(WRITE, || "read the checkpoint once more".into())?;
             seal::seal(&mut clear, &mut file.file(), recipients)?;
             file
         }
     };
-    file.file().sync_all().code(crate::image::WRITE, || "write the checkpoint to the disk".into())?;
+    file.file().sync_all().code(WRITE, || "write the checkpoint to the disk".into())?;
     let bytes = file.file().metadata().doing(|| "look at the checkpoint".into())?.len();
-    Ok(Finished { file, sizes: Sizes { bytes, unpacked_bytes, duplicate_bytes } })
+    Ok(Finished { file, bytes, unpacked_bytes, duplicate_bytes })
+}
+
+/// A packed one instead, of the same sort; and how many bytes of pages were in it already.
+fn smaller(file: Beginning, dir: &Path, level: i32) -> Result<(Beginning, u64)> {
+    let smaller = match &file {
+        Beginning::Nameless(_) => Beginning::Nameless(Nameless::new(dir)?),
+        Beginning::Memory(_) => Beginning::Memory(memory()?),
+    };
+    let copy = smaller.file().try_clone().doing(|| "copy a descriptor".into())?;
+    let (_, saving) = pack::pack(file.file(), copy, level).map_err(|problem| match problem.code() {
+        WRITE => Problem::new(WRITE, "pack the checkpoint, which takes room for a second file until it is done")
+            .because(problem)
+            .fix("make room for it, or `--compress none`"),
+        _ => problem,
+    })?;
+    Ok((smaller, saving.alike))
 }
 
 /// Name and path of a checkpoint to be made.
