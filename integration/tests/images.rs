@@ -342,3 +342,62 @@ fn an_encrypted_checkpoint_is_for_who_has_the_key() -> Result<()> {
     host.pod(&["rm", "-f", "tree"])?;
     bed.nothing_left(&before)
 }
+
+/// What a restore puts into memory is what was saved, and no page more: a pod that is saved and restored over and over
+/// does not grow by it.
+#[test]
+fn memory_does_not_grow_by_being_restored() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a();
+    let program = bed::beside_us("guest").context("guest is built with us")?;
+    host.pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &program.to_string_lossy(), "memory"])?;
+    said(host, "memory", "ready")?;
+    let path = |round: usize| bed.shared().join(format!("{round}.pod")).to_string_lossy().into_owned();
+    let save = |round, how| host.pod(&["checkpoint", "create", "memory", "-e", &path(round), "--stop", "-c", how]);
+    save(0, "zstd")?;
+    for (round, how) in [(1, "none"), (2, "zstd")] {
+        host.pod(&["rm", "memory"])?;
+        host.pod(&["restore", "-i", &path(round - 1)])?;
+        save(round, how)?;
+        let seen = host.pod(&["--json", "checkpoint", "diff", &path(round - 1), &path(round)])?;
+        let seen: Value = serde_json::from_str(&seen)?;
+        let all = ["memory", "shared_memory"].map(|list| seen[list].as_array().cloned().unwrap_or_default()).concat();
+        let pages = |what| all.iter().filter_map(|one| one[what].as_u64()).sum::<u64>();
+        // What it ran of meanwhile is a page or two of stack.
+        ensure!(pages("added") <= 4 && pages("removed") == 0 && pages("changed") <= 16, "round {round}: {all:?}");
+    }
+    host.pod(&["rm", "memory"])?;
+    bed.nothing_left(&before)
+}
+
+/// There is room for the checkpoint, and none for the smaller one that is made of it.
+#[test]
+fn a_disk_that_is_full_when_it_is_packed_ends_no_pod() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a();
+    let program = bed::beside_us("guest").context("guest is built with us")?;
+    host.pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &program.to_string_lossy(), "memory"])?;
+    said(host, "memory", "ready")?;
+    let [whole, disk] = ["whole.pod", "disk"].map(|name| bed.shared().join(name));
+    let made = host.pod(&["--json", "checkpoint", "create", "memory", "-e", &whole.to_string_lossy()])?;
+    let made: Value = serde_json::from_str(&made)?;
+    let [bytes, unpacked] = ["bytes", "unpacked_bytes"].map(|name| made[name].as_u64().unwrap_or(0));
+    ensure!(bytes > 16 << 20, "there is much that cannot be packed: {made}");
+    std::fs::create_dir(&disk)?;
+    let at = disk.to_string_lossy().into_owned();
+    let size = format!("size={}", unpacked + bytes / 2);
+    host.run(&["mount", "-n", "-t", "tmpfs", "-o", &size, "full", &at])?;
+    let path = disk.join("memory.pod").to_string_lossy().into_owned();
+    for (round, more) in [&[][..], &["--stop"]].into_iter().enumerate() {
+        let (_, words) = host.pod_fails(&[&["checkpoint", "create", "memory", "-e", &path], more].concat())?;
+        ensure!(words.contains("error[E-IMAGE-WRITE]") && words.contains("room for a second file"), "it says: {words}");
+        host.pod(&["kill", "-s", "USR1", "memory"])?;
+        said(host, "memory", &format!("ok {}", round + 1))?;
+        ensure!(host.run(&["ls", "-A", &at])?.is_empty(), "something is left on the disk");
+    }
+    host.run(&["umount", "-n", &at])?;
+    host.pod(&["rm", "-f", "memory"])?;
+    bed.nothing_left(&before)
+}
