@@ -119,6 +119,8 @@ fn a_pod_on_the_lan_is_reached_and_removed() {
     let dir = host();
     let init = Init::new();
     let mut pod = spec("0123456789ab", LAN(), &["10.77.0.100/24", "fd77::100/64"]);
+    // As the first process has set it by then.
+    init.sh("echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad");
     let began = Instant::now();
     let attachment = plug(dir.path(), &mut pod, &init, false);
     eprintln!("leased and attached in {:?}", began.elapsed());
@@ -128,6 +130,7 @@ fn a_pod_on_the_lan_is_reached_and_removed() {
     assert!(inside.contains("10.77.0.100/24") && inside.contains("fd77::100/64"), "{inside}");
     assert!(inside.contains("fe80::23:45ff:fe67:89ab/64") && inside.contains("02:23:45:67:89:ab"), "{inside}");
     assert!(!inside.contains("tentative"), "{inside}");
+    assert_eq!(init.sh("cat /proc/sys/net/ipv6/conf/eth0/accept_dad").trim(), "1", "addresses that programs add");
     let listener = init.inside(|| TcpListener::bind(("10.77.0.100", 80)).unwrap());
     TcpStream::connect_timeout(&"10.77.0.100:80".parse().unwrap(), Duration::from_secs(2)).unwrap();
     drop(listener);

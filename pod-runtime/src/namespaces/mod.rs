@@ -70,7 +70,8 @@ pub fn settle(spec: &Spec, settings: &Settings<'_>, outer_pid_max: Option<&str>)
         // Both as in docker: ping and low ports without privileges, in a network namespace of the pod's own.
         ("net.ipv4.ping_group_range", "0 2147483647"),
         ("net.ipv4.ip_unprivileged_port_start", "0"),
-        // The pod's addresses are leased: nobody else has them, so none of the second that duplicate detection takes.
+        // Devices that programs make lead nowhere else: none of the second that duplicate detection takes. `eth0` does,
+        // and has a setting of its own.
         ("net.ipv6.conf.all.accept_dad", "0"),
         ("net.ipv6.conf.default.accept_dad", "0"),
     ] {

@@ -179,10 +179,11 @@ pub fn cut(link: &str) -> Result<()> {
 fn prepare_namespace() -> Result<(Wire, u32, OwnedFd)> {
     let control = netdev::control_socket().doing(|| "open a socket in the pod".into())?;
     netdev::set_up(control.as_fd(), "lo", true).doing(|| "bring the pod's loopback up".into())?;
-    // Addresses come from the lease only: one that a router gave would be lost by a move. A host without IPv6 loses
-    // nothing by the absence of the settings.
-    for name in ["accept_ra", "autoconf"] {
-        if let Err(error) = std::fs::write(format!("/proc/sys/net/ipv6/conf/{INSIDE}/{name}"), "0") {
+    // Addresses come from the lease only: one that a router gave would be lost by a move. What a program adds by itself
+    // may be another's, and is asked for as on any host, whatever the namespace's default is; the leased ones are not.
+    // A host without IPv6 loses nothing by the absence of the settings.
+    for (name, value) in [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "1")] {
+        if let Err(error) = std::fs::write(format!("/proc/sys/net/ipv6/conf/{INSIDE}/{name}"), value) {
             tracing::debug!("{name} of {INSIDE} in the pod: {error}");
         }
     }
