@@ -21,6 +21,7 @@ pub mod spec;
 pub mod status;
 pub mod store;
 pub mod sys;
+pub mod untested;
 pub mod usher;
 pub mod when;
 
