@@ -7,7 +7,7 @@
 
 use crate::connections::Connections;
 use crate::dump::{DumpReport, dump};
-use crate::freeze::Frozen;
+use crate::freeze::{Frozen, Standstill};
 use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::objects::files::socket::tcp::Silence;
@@ -293,7 +293,7 @@ impl Still {
         self.capture.log(w, self.hold.log)?;
         let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
         let moment = moment(self.capture.init, sessions)?;
-        self.frozen.clock_stands(Instant::now());
+        self.frozen.clock_stands(Standstill { here: Instant::now(), monotonic: moment.monotonic });
         w.put(Kind::MOMENT, 0, &moment)?;
         if let Some(network) = network::dump(&self.capture.spec, self.capture.init.0)? {
             w.put(Kind::NETWORK, 0, &network)?;

@@ -49,7 +49,7 @@ pub fn dump(
     let init = first(frozen)?;
     frozen.look()?;
     let view = View::new(init, outside)?;
-    let mut files = FilesDump::new(&view);
+    let mut files = FilesDump::new(&view).since(frozen.standstill());
     let mut spaces = Spaces::new(ahead);
     let mut chains = Chains::default();
     refuse(frozen)?;

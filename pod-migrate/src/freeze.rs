@@ -69,6 +69,33 @@ pub struct Process {
     pub maps: Vec<Map>,
     /// From then on, too.
     pub texts: Texts,
+    /// Once [`Frozen::clock_stands`] was called.
+    pub standstill: Option<Standstill>,
+}
+
+/// When the pod's clocks were noted: from then on they stand still for the pod, and what it reads on a clock that has gone
+/// on meanwhile must be put right by so much.
+#[derive(Debug, Clone, Copy)]
+pub struct Standstill {
+    pub here: Instant,
+    /// The pod's CLOCK_MONOTONIC then, nanoseconds.
+    pub monotonic: i64,
+}
+
+impl Standstill {
+    /// What remained until an expiry by `clock` when the clocks were noted, of which `left` remains now; `now` is the pod's
+    /// CLOCK_MONOTONIC, if a task of the pod was asked. CPU time does not pass while a task stands. 0 is disarmed.
+    pub fn remaining(&self, clock: i32, left_ns: u64, now: Option<i64>) -> u64 {
+        let of_the_cpu = clock < 0 || [libc::CLOCK_PROCESS_CPUTIME_ID, libc::CLOCK_THREAD_CPUTIME_ID].contains(&clock);
+        if left_ns == 0 || of_the_cpu {
+            return left_ns;
+        }
+        let passed = match now {
+            Some(now) => now.saturating_sub(self.monotonic).max(0) as u64,
+            None => self.here.elapsed().as_nanos() as u64,
+        };
+        left_ns.saturating_add(passed)
+    }
 }
 
 /// What /proc says of a process.
@@ -251,13 +278,21 @@ impl Frozen {
     }
 
     /// The clock of the pod has gone on up to here since its tasks were stopped, one after the other: for as long their
-    /// waits have waited.
-    pub fn clock_stands(&mut self, here: Instant) {
-        let threads = self.processes.iter_mut().flat_map(|process| &mut process.threads);
-        for (waiting, then) in threads.filter_map(|thread| thread.interrupted.waiting.as_mut()) {
-            let waited = here.saturating_duration_since(*then).as_nanos() as u64;
-            (waiting.remaining_ns, *then) = (waiting.remaining_ns.saturating_sub(waited), here);
+    /// waits have waited. What is read of timers later has gone on beyond it.
+    pub fn clock_stands(&mut self, standstill: Standstill) {
+        let here = standstill.here;
+        for process in &mut self.processes {
+            process.standstill = Some(standstill);
+            for (waiting, then) in process.threads.iter_mut().filter_map(|thread| thread.interrupted.waiting.as_mut()) {
+                let waited = here.saturating_duration_since(*then).as_nanos() as u64;
+                (waiting.remaining_ns, *then) = (waiting.remaining_ns.saturating_sub(waited), here);
+            }
         }
+    }
+
+    /// Since when the clocks of the pod stand, if they do.
+    pub fn standstill(&self) -> Option<Standstill> {
+        self.processes.first()?.standstill
     }
 
     /// Lets all tasks run on where they were.
@@ -523,6 +558,7 @@ fn describe_process(host: i32, threads: Vec<Thread>, level: usize) -> Result<Pro
         stat,
         maps: Vec::new(),
         texts: Texts::default(),
+        standstill: None,
     })
 }
 
@@ -561,4 +597,24 @@ fn read_status(tid: i32) -> io::Result<status::Status> {
 
 fn read_stat(pid: i32) -> Option<stat::Stat> {
     stat::parse(&proc::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_stand_are_counted_from_when_they_were_noted() {
+        let standstill = Standstill { here: Instant::now(), monotonic: 1000 };
+        let remaining = |clock, left| standstill.remaining(clock, left, Some(1500));
+        for clock in [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME] {
+            assert_eq!((remaining(clock, 7), remaining(clock, 0), remaining(clock, u64::MAX)), (507, 0, u64::MAX));
+        }
+        // -6 is how the kernel writes a CPU clock of the process itself.
+        for clock in [libc::CLOCK_PROCESS_CPUTIME_ID, libc::CLOCK_THREAD_CPUTIME_ID, -6] {
+            assert_eq!(remaining(clock, 7), 7);
+        }
+        let earlier = Standstill { here: Instant::now() - Duration::from_secs(5), monotonic: 0 };
+        assert!(earlier.remaining(libc::CLOCK_MONOTONIC, 7, None) > 5_000_000_000);
+    }
 }

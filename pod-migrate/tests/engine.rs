@@ -3,12 +3,13 @@
 
 mod guest;
 
-use pod_migrate::freeze::Frozen;
+use pod_migrate::freeze::{Frozen, Standstill};
 use pod_migrate::ids::{FdTableId, FileId, HostPid, MmId};
 use pod_migrate::objects::task::ProcessState;
 use pod_migrate::objects::task::dump::{self as task, Parts};
 use pod_migrate::objects::task::waits::Waits;
 use pod_migrate::remote::Borrowed;
+use pod_runtime::sys::descriptor;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -67,9 +68,17 @@ impl Drop for Guest {
 
 /// Freezes a process, asks it everything, lets it go.
 fn ask(pid: i32) -> pod_migrate::Result<ProcessState> {
+    ask_since(pid, None)
+}
+
+/// The same when the clocks were noted already.
+fn ask_since(pid: i32, standstill: Option<Standstill>) -> pod_migrate::Result<ProcessState> {
     let mut frozen = Frozen::seize(HostPid(pid), || Ok(vec![pid]), &Waits::default())?;
     assert!(!frozen.processes().is_empty(), "process {pid} is not there");
     frozen.look()?;
+    if let Some(standstill) = standstill {
+        frozen.clock_stands(standstill);
+    }
     let process = &frozen.processes()[0];
     let parts = Parts { mm: MmId(1), fd_table: FdTableId(1), cwd: FileId(1), root: None };
     let mut borrowed = Borrowed::enter(process, &process.maps)?;
@@ -144,7 +153,22 @@ fn what_a_process_is_asked_is_true() {
     std::thread::sleep(Duration::from_millis(300));
     let state = ask(guest.pid()).unwrap();
     assert_ne!(state.handlers[libc::SIGTERM as usize - 1].handler, 0);
-    assert_ne!(state.interval_timers[0].interval_us, 0);
+    let period = state.interval_timers[0].interval_us;
+    assert_ne!(period, 0);
+    // Five seconds ago it had as much more to go, unless it has just expired; timers of CPU time, which are not armed, stay so.
+    let monotonic = descriptor::clock(libc::CLOCK_MONOTONIC).unwrap() as i64 - 5_000_000_000;
+    let here = Instant::now() - Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let later = ask_since(guest.pid(), Some(Standstill { here, monotonic })).unwrap();
+        let left: Vec<u64> = later.interval_timers.iter().map(|timer| timer.value_us).collect();
+        assert_eq!(left[1..], [0, 0]);
+        if left[0] > 5_000_000 {
+            break;
+        }
+        assert_eq!(left[0], period, "what has expired begins again");
+        assert!(Instant::now() < until, "the timer has always expired");
+    }
     assert_eq!(state.limits.len(), 16);
     assert!(state.threads.iter().all(|thread| thread.rseq.is_some()));
     assert!(state.threads.iter().all(|thread| thread.clear_tid != 0 && thread.robust_list.is_some()));

@@ -1,6 +1,7 @@
 //! Open files there and back without a pod: a child sets objects up and stops, its table is dumped from outside, and the
 //! image is opened in a fresh process. What only exists in namespaces of its own is tested by the guests.
 
+use pod_migrate::freeze::Standstill;
 use pod_migrate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use pod_migrate::image::{Kind, Reader, Writer};
 use pod_migrate::objects::files::socket;
@@ -12,6 +13,7 @@ use pod_runtime::sys::{descriptor, inet, pidfd, unix};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 /// A child that has set something up and waits until it is killed.
 struct Child {
@@ -68,13 +70,12 @@ struct Dumped {
 }
 
 fn dump(child: &Child) -> Dumped {
-    dump_as(child, false)
+    dump_as(child, |dump| dump)
 }
 
-fn dump_as(child: &Child, one_by_one: bool) -> Dumped {
+fn dump_as(child: &Child, how: impl FnOnce(FilesDump<'_>) -> FilesDump<'_>) -> Dumped {
     let view = View::new(HostPid(std::process::id() as i32), Outside::default()).unwrap();
-    let dump = FilesDump::new(&view);
-    let mut dump = if one_by_one { dump.one_by_one() } else { dump };
+    let mut dump = how(FilesDump::new(&view));
     let table = dump.table(child.task()).unwrap();
     let unsure = dump.unsure(table);
     let mut writer = Writer::new(Vec::new());
@@ -194,6 +195,40 @@ fn small_kinds() {
     opener.finish().unwrap();
 }
 
+/// Timers are read some time after the pod's clocks were noted, and have gone on meanwhile.
+#[test]
+fn what_remains_of_timers_is_counted_from_when_the_clocks_were_noted() {
+    const SECOND: u64 = 1_000_000_000;
+    const PASSED: Duration = Duration::from_secs(5);
+    let armed = |clock, flags, value| {
+        let timer = descriptor::timerfd(clock).unwrap();
+        descriptor::set_timer(timer.as_fd(), flags, value, 0).unwrap();
+        timer
+    };
+    let clock = |id| descriptor::clock(id).unwrap();
+    let deadline = clock(libc::CLOCK_REALTIME) + 1000 * SECOND;
+    let standing = [
+        armed(libc::CLOCK_MONOTONIC, 0, 1000 * SECOND),
+        armed(libc::CLOCK_BOOTTIME, 1, clock(libc::CLOCK_BOOTTIME) + 1000 * SECOND),
+        armed(libc::CLOCK_REALTIME, 0, 1000 * SECOND),
+    ];
+    let (wall, idle) = (armed(libc::CLOCK_REALTIME, 1, deadline), descriptor::timerfd(1).unwrap());
+    let child = Child::start(|| ());
+    let here = Instant::now() - PASSED;
+    let dumped = dump_as(&child, |dump| dump.since(Some(Standstill { here, monotonic: 0 })));
+    let state = |fd: &OwnedFd| match &dumped.files.files[&dumped.id(fd)].state {
+        FileState::Timerfd(state) => state.clone(),
+        other => panic!("{other:?}"),
+    };
+    for timer in &standing {
+        let state = state(timer);
+        assert!((1001 * SECOND..=1005 * SECOND + SECOND / 10).contains(&state.remaining_ns), "{state:?}");
+    }
+    let until = state(&wall).wall_ns.unwrap();
+    assert!((deadline..deadline + SECOND / 2).contains(&until), "an hour is that hour: {until} and not {deadline}");
+    assert_eq!(state(&idle).remaining_ns, 0);
+}
+
 /// The clock of a connection goes on.
 fn timeless(file: &File) -> File {
     let mut file = file.clone();
@@ -247,7 +282,7 @@ fn many_descriptors_are_the_same_as_each_by_itself() {
 }
 
 fn same_in_both_ways(child: &Child) {
-    let (at_once, each) = (dump(child), dump_as(child, true));
+    let (at_once, each) = (dump(child), dump_as(child, |dump| dump.one_by_one()));
     let (table, told) = (&each.files.tables[&each.table], &at_once.files.tables[&at_once.table]);
     assert!(table.fds.len() > survey::MANY);
     for (id, file) in &each.files.files {

@@ -1,10 +1,12 @@
-//! Timers: an interval timer, POSIX timers (armed, disarmed, thread-less), a sleep that goes on with what remains.
+//! Timers: an interval timer, one that has expired while its signal is blocked, POSIX timers (armed, disarmed, thread-less), a sleep that goes on with what remains.
 
 use crate::{Guest, sys};
-use anyhow::{Result, ensure};
-use nix::sys::signal::{SigEvent, SigevNotify, Signal};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const HOUR_US: i64 = 3_600_000_000;
@@ -17,6 +19,25 @@ struct Timers {
     itimer: i64,
     long_left: Duration,
     sleeper: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    late: UnixStream,
+}
+
+/// Has an interval timer whose signal it does not take until it is asked for; then it takes it and those that follow.
+fn late(mut asked: UnixStream) -> i32 {
+    const PENDING: &str = "ShdPnd:\t0000000000002000";
+    let expired = || std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains(PENDING));
+    let alarm = SigSet::from(Signal::SIGALRM);
+    let armed = alarm.thread_block().is_ok() && sys::itimer(Some((10_000, 10_000))).is_ok();
+    if !armed || crate::until("the blocked timer to expire", expired).is_err() {
+        return 1;
+    }
+    let mut byte = *b"!";
+    while asked.write_all(&byte).and_then(|()| asked.read_exact(&mut byte)).is_ok() {
+        if (0..3).any(|_| alarm.wait().is_err()) || crate::until("the blocked timer to expire", expired).is_err() {
+            return 1;
+        }
+    }
+    0
 }
 
 fn timer(signal: Signal) -> Result<Timer> {
@@ -33,6 +54,10 @@ fn left(timer: &Timer) -> Result<Option<Duration>> {
 }
 
 pub fn set_up() -> Result<Box<dyn Guest>> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(Duration::from_secs(10)))?;
+    sys::fork(|| late(theirs))?;
+    ours.read_exact(&mut [0])?;
     for signal in [libc::SIGALRM, libc::SIGUSR2, libc::SIGVTALRM] {
         sys::count_signals(signal)?;
     }
@@ -50,7 +75,7 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
         ended.store(true, std::sync::atomic::Ordering::SeqCst);
     });
     let long_left = left(&long)?.unwrap_or_default();
-    Ok(Box::new(Timers { long, ticking, idle, ticks: 0, itimer: HOUR_US, long_left, sleeper }))
+    Ok(Box::new(Timers { long, ticking, idle, ticks: 0, itimer: HOUR_US, long_left, sleeper, late: ours }))
 }
 
 impl Guest for Timers {
@@ -69,6 +94,8 @@ impl Guest for Timers {
         let before = self.ticks;
         crate::until("the ticking timer to tick", || sys::signals(libc::SIGVTALRM) > before)?;
         ensure!(!self.sleeper.load(std::sync::atomic::Ordering::SeqCst), "a sleep of an hour ended");
+        self.late.write_all(b"?")?;
+        self.late.read_exact(&mut [0]).context("three signals of a timer that had expired")?;
         ensure!(sys::signals(libc::SIGALRM) + sys::signals(libc::SIGUSR2) == 0, "a timer of an hour went off");
         Ok(())
     }

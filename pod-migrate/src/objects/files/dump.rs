@@ -14,6 +14,7 @@ use super::{
     pidfd, pipe, pty, regular, signalfd, socket, timerfd,
 };
 use crate::crew;
+use crate::freeze::Standstill;
 use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -42,6 +43,7 @@ pub struct FilesDump<'v> {
     /// By the address of the kernel's struct, where it is known.
     by_identity: HashMap<u64, FileId>,
     one_by_one: bool,
+    standstill: Option<Standstill>,
     /// References without a descriptor, by inode and access: these share one description.
     by_path: HashMap<(u64, u64, i32), FileId>,
     /// Inodes that several descriptions share: the number each has in the image.
@@ -124,6 +126,7 @@ impl<'v> FilesDump<'v> {
             by_inode: HashMap::new(),
             by_identity: HashMap::new(),
             one_by_one: false,
+            standstill: None,
             by_path: HashMap::new(),
             shared: HashMap::new(),
             tables: Vec::new(),
@@ -141,6 +144,11 @@ impl<'v> FilesDump<'v> {
     /// As where the kernel does not tell of all descriptors of a task at once.
     pub fn one_by_one(self) -> Self {
         FilesDump { one_by_one: true, ..self }
+    }
+
+    /// What remains until timers expire is counted from then.
+    pub fn since(self, standstill: Option<Standstill>) -> Self {
+        FilesDump { standstill, ..self }
     }
 
     /// The descriptor table of this task; tasks that share a table get the same id.
@@ -435,7 +443,9 @@ impl<'v> FilesDump<'v> {
             Class::Eventfd => FileState::Eventfd(eventfd::dump(&look.info).doing(|| subject.to_owned())?),
             // The targets follow in `finish`, when all files are known.
             Class::Epoll => FileState::Epoll(epoll::State { targets: Vec::new() }),
-            Class::Timerfd => FileState::Timerfd(timerfd::dump(&look.info).doing(|| subject.to_owned())?),
+            Class::Timerfd => {
+                FileState::Timerfd(timerfd::dump(&look.info, self.standstill).doing(|| subject.to_owned())?)
+            }
             Class::Signalfd => FileState::Signalfd(signalfd::dump(&look.info).doing(|| subject.to_owned())?),
             // The watches too: a file without a name can only be told when all that are open are known.
             Class::Inotify => FileState::Inotify(inotify::State::default()),

@@ -3,6 +3,7 @@
 //! The pod's monotonic clocks go on where they stopped, so what remained until an expiry still remains. An absolute time
 //! on the wall clock stays that time: it can be over when the pod runs again, and then the timer fires at once.
 
+use crate::freeze::Standstill;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pod_runtime::proc::fdinfo::FdInfo;
 use pod_runtime::sys::descriptor;
@@ -29,7 +30,7 @@ pub struct State {
     pub wall_ns: Option<u64>,
 }
 
-pub(super) fn dump(info: &FdInfo) -> Result<State> {
+pub(super) fn dump(info: &FdInfo, standstill: Option<Standstill>) -> Result<State> {
     let timer = info.timer().ok_or_else(|| Problem::new("E-SYSTEM", "the kernel does not show a timerfd's state"))?;
     let wall = matches!(timer.clock, CLOCK_REALTIME | CLOCK_REALTIME_ALARM);
     let wall_ns = if wall && timer.settime_flags & ABSOLUTE != 0 && timer.remaining_ns > 0 {
@@ -37,11 +38,12 @@ pub(super) fn dump(info: &FdInfo) -> Result<State> {
     } else {
         None
     };
+    let left = timer.remaining_ns;
     Ok(State {
         clock: timer.clock,
         ticks: timer.ticks,
         settime_flags: timer.settime_flags,
-        remaining_ns: timer.remaining_ns,
+        remaining_ns: standstill.map_or(left, |standstill| standstill.remaining(timer.clock, left, None)),
         interval_ns: timer.interval_ns,
         wall_ns,
     })

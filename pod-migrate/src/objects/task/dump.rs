@@ -87,7 +87,7 @@ pub fn dump(
         umask: process.status.umask,
         handlers: questions.handlers(),
         pending: pending(process.leader(), true)?,
-        interval_timers: questions.interval_timers(),
+        interval_timers: questions.interval_timers(process),
         timers: questions.posix_timers(process, timers),
         limits: limits::parse(&process.texts.limits)
             .into_iter()
@@ -122,7 +122,8 @@ impl Questions {
     const SWITCHES: usize = 7;
     const RESIDENT: usize = 11;
     const DISCARD: usize = 12;
-    const HANDLERS: usize = 13;
+    const CLOCK: usize = 13;
+    const HANDLERS: usize = 14;
     const TIMERS: usize = Self::HANDLERS + SIGNALS as usize;
 
     fn new(timers: &[timers::Timer], fresh: u64) -> Self {
@@ -144,6 +145,9 @@ impl Questions {
         let page = |what, number, last| RemoteCall::new(what, number, vec![fresh.into(), 4096.into(), last]);
         calls.push(page("mincore", libc::SYS_mincore, Arg::Out(1)));
         calls.push(page("madvise", libc::SYS_madvise, libc::MADV_DONTNEED.into()).may_fail());
+        // Between the timers: by so much all of them have gone on.
+        let clock = vec![libc::CLOCK_MONOTONIC.into(), Arg::Out(16)];
+        calls.push(RemoteCall::new("clock_gettime", libc::SYS_clock_gettime, clock));
         for signal in 1..=SIGNALS {
             let args = vec![signal.into(), 0.into(), Arg::Out(32), 8.into()];
             // SIGKILL and SIGSTOP may be asked for too.
@@ -192,14 +196,28 @@ impl Questions {
             .collect()
     }
 
-    fn interval_timers(&self) -> Vec<IntervalTimer> {
-        (0..3)
-            .map(|which| {
+    /// What remained until a timer expires when the pod's clocks were noted.
+    fn remaining(&self, process: &Process, clock: i32, left_ns: u64) -> u64 {
+        let [seconds, nanoseconds, ..] = self.words(Self::CLOCK);
+        let now = (seconds * 1_000_000_000 + nanoseconds) as i64;
+        process.standstill.map_or(left_ns, |standstill| standstill.remaining(clock, left_ns, Some(now)))
+    }
+
+    fn interval_timers(&self, process: &Process) -> Vec<IntervalTimer> {
+        // ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+        [libc::CLOCK_MONOTONIC, libc::CLOCK_PROCESS_CPUTIME_ID, libc::CLOCK_PROCESS_CPUTIME_ID]
+            .into_iter()
+            .enumerate()
+            .map(|(which, clock)| {
                 let [interval_s, interval_us, value_s, value_us] = self.words(Self::INTERVAL + which);
-                IntervalTimer {
-                    interval_us: interval_s * 1_000_000 + interval_us,
-                    value_us: value_s * 1_000_000 + value_us,
-                }
+                let interval = interval_s * 1_000_000 + interval_us;
+                let value = match value_s * 1_000_000 + value_us {
+                    // It has expired and nobody has taken its SIGALRM yet, which is when the kernel starts it again; when it
+                    // is due nobody tells. One that is restored without a value would be off for good.
+                    0 if which == libc::ITIMER_REAL as usize => interval,
+                    value => self.remaining(process, clock, value * 1000).div_ceil(1000),
+                };
+                IntervalTimer { interval_us: interval, value_us: value }
             })
             .collect()
     }
@@ -221,7 +239,7 @@ impl Questions {
                     thread: if directed { target().map(|thread| thread.tid) } else { None },
                     value: timer.value,
                     interval_ns: interval_s * 1_000_000_000 + interval_ns,
-                    remaining_ns: value_s * 1_000_000_000 + value_ns,
+                    remaining_ns: self.remaining(process, timer.clock, value_s * 1_000_000_000 + value_ns),
                     overrun: self.calls[at + 1].result.max(0) as i32,
                 }
             })

@@ -7,15 +7,15 @@ use crate::remote::{Arg, RemoteCall};
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 const SIGEV_THREAD_ID: i32 = 4;
 
-/// setitimer(2) for those that are armed.
+/// setitimer(2) for those that are armed, or have a period all the same, as those of CPU time can.
 pub fn restore_interval_timers(state: &ProcessState) -> Vec<RemoteCall> {
-    let armed = state.interval_timers.iter().enumerate().filter(|(_, timer)| timer.value_us != 0);
-    armed
-        .map(|(which, timer)| {
-            let args = vec![(which as u64).into(), Arg::In(itimerval(timer)), 0.into()];
-            RemoteCall::new("arm an interval timer", libc::SYS_setitimer, args)
-        })
-        .collect()
+    let set =
+        state.interval_timers.iter().enumerate().filter(|(_, timer)| timer.value_us != 0 || timer.interval_us != 0);
+    set.map(|(which, timer)| {
+        let args = vec![(which as u64).into(), Arg::In(itimerval(timer)), 0.into()];
+        RemoteCall::new("arm an interval timer", libc::SYS_setitimer, args)
+    })
+    .collect()
 }
 
 fn itimerval(timer: &IntervalTimer) -> Vec<u8> {
