@@ -20,6 +20,7 @@ fn start(bed: &Bed, kind: &str, ballast: &str) -> Result<()> {
     let run = ["run", "-d", "--name", kind, "--network", "none"];
     let rights: &[&str] = match kind {
         "mounts" | "names" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
+        "subgroups" | "sysctls" => &["--privileged"],
         "routes" => &["--cap-add", "NET_ADMIN"],
         _ => &[],
     };
@@ -99,7 +100,7 @@ ways! { restored restored_elsewhere moved moved_with_memory_ahead: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
-    mqueues mounts routes hugepages names
+    mqueues mounts routes hugepages names subgroups sysctls
 ] }
 
 /// All guests in one pod: none is in the way of another, and the pod goes there and back, is saved and restored.

@@ -16,6 +16,10 @@ fn refused(kind: &str, code: &str, options: &[&str]) -> Result<()> {
     for round in ["ok 1", "ok 2"] {
         let (_, message) = bed.a().pod_fails(&["checkpoint", "create", kind])?;
         ensure!(message.contains(code), "{message}");
+        // Whoever asks before is told, unless it is of a moment.
+        let checked = bed.a().output(&["pod", "check", kind])?;
+        let checked = String::from_utf8_lossy(&checked.stdout);
+        ensure!(LATE.contains(&kind) || checked.contains(code), "{checked}");
         ensure!(bed.a().pod(&["explain", code])?.contains(code), "{code} has no page");
         bed.a().pod(&["kill", "-s", "USR1", kind])?;
         said(bed.a(), kind, round)?;
@@ -26,6 +30,9 @@ fn refused(kind: &str, code: &str, options: &[&str]) -> Result<()> {
     );
     bed.a().pod(&["rm", "-f", kind]).map(drop)
 }
+
+/// What is only seen of a pod that stands still.
+const LATE: [&str; 5] = ["bpffilter", "devicenode", "hidden", "namespacefd", "urgent"];
 
 /// Rights that what is refused needs, for most programs do not get them.
 const NO_FILTER: &[&str] = &["--security-opt", "seccomp=unconfined"];
@@ -39,6 +46,7 @@ macro_rules! refused {
 }
 
 refused! {
+    addressset "E-NETWORK-INSIDE" &["--cap-add", "NET_ADMIN"];
     aio "E-MEMORY-KIND" NO_FILTER;
     bpffilter "E-SOCKET-EBPF" PRIVILEGED;
     bpfmap "E-FILE-BPF" PRIVILEGED;
@@ -46,9 +54,11 @@ refused! {
     devicenode "E-FILE-KIND" &["--cap-add", "MKNOD"];
     fanotify "E-FILE-FANOTIFY" PRIVILEGED;
     filtered "E-NETWORK-INSIDE" &["--cap-add", "NET_ADMIN"];
+    frozengroup "E-CGROUP-INSIDE" PRIVILEGED;
     fuse "E-FILE-FUSE" &["--device", "/dev/fuse"];
     hidden "E-FILE-HIDDEN" MOUNTS;
     hostdevice "E-FILE-DEVICE" &["--device", "/dev/loop-control"];
+    ipsec "E-NETWORK-INSIDE" &["--cap-add", "NET_ADMIN"];
     keyring "E-KEYRING" NO_FILTER;
     kvm "E-FILE-KVM" &["--device", "/dev/kvm"];
     landlock "E-LANDLOCK" &[];
@@ -61,6 +71,7 @@ refused! {
     perf "E-FILE-PERF" PRIVILEGED;
     ring "E-FILE-IO-URING" NO_FILTER;
     secret "E-FILE-SECRET" NO_FILTER;
+    shaped "E-NETWORK-INSIDE" &["--cap-add", "NET_ADMIN"];
     sharedfolder "E-SHARED-TABLE" &[];
     sharedhuge "E-MEMORY-KIND" &[];
     sharedspace "E-SHARED-MEMORY-MAP" &[];

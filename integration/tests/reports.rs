@@ -137,6 +137,30 @@ fn pods_reach_each_other_and_the_world() -> Result<()> {
     Ok(())
 }
 
+/// A packet filter that asks for the state of connections, and is gone again.
+#[test]
+fn connections_that_are_tracked_are_named() -> Result<()> {
+    let bed = Bed::new()?;
+    let serve = "import socket,subprocess,time\n\
+        subprocess.run(['nft','add table ip t; add chain ip t c { type filter hook output priority 0; }; \
+        add rule ip t c ct state new accept'],check=True)\n\
+        s=socket.create_server(('127.0.0.1',7000)); c=socket.create_connection(('127.0.0.1',7000)); a=s.accept()\n\
+        subprocess.run(['nft','flush','ruleset'],check=True)\nprint('ready',flush=True)\ntime.sleep(1000)";
+    let run = ["run", "-d", "--name", "tracked", "--network", "none", "--cap-add", "NET_ADMIN", "--"];
+    bed.a().pod(&[&run[..], &["python3", "-c", serve]].concat())?;
+    integration::pods::said(bed.a(), "tracked", "ready")?;
+    let checked = bed.a().pod(&["check", "tracked"])?;
+    ensure!(checked.contains("DOWNGRADE W-CONNTRACK"), "{checked}");
+    let said = bed.a().output(&["pod", "checkpoint", "create", "tracked", "tracked"])?;
+    let said = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+    ensure!(said.contains("W-CONNTRACK"), "{said}");
+    bed.a().pod(&["rm", "-f", "tracked"])?;
+    bed.a().pod(&["restore", "tracked"])?;
+    let checked = bed.a().pod(&["check", "tracked"])?;
+    ensure!(!checked.contains("W-CONNTRACK"), "it is said of a pod of which it is not true: {checked}");
+    Ok(())
+}
+
 #[test]
 fn memory_that_is_shared_since_fork_is_named() -> Result<()> {
     let bed = Bed::new()?;

@@ -7,7 +7,7 @@ use crate::capture::{Moment, Origin, clock};
 use crate::image::{Kind, Owner, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
-use crate::objects::namespaces::{self, mounts, uts};
+use crate::objects::namespaces::{self, cgroups, mounts, settings, uts};
 use crate::restore::{self, Ahead, Image, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
@@ -156,6 +156,7 @@ pub fn receive_memory<R: Read>(reader: &mut Reader<R>, newborn: &Newborn) -> Res
         let (init, spec) = (newborn.born.init, &newborn.spec);
         match record.kind {
             Kind::NETWORK => namespaces::network::restore(init, &record.state()?, spec)?,
+            Kind::SETTINGS => settings::restore(init, &record.state::<Vec<_>>()?, spec)?,
             Kind::UTS => uts::restore(init, &record.state()?, &spec.security)?,
             Kind::MOUNTS => mounts::restore(init, &record.state::<Vec<mounts::Inside>>()?, &spec.security)?,
             Kind::STORAGE => {
@@ -215,6 +216,7 @@ pub fn restore<R: Read>(
             socket::permitted(state, &newborn.spec.security)?;
         }
     }
+    cgroups::restore(&image.cgroups, &newborn.born.cgroup, &newborn.spec.security)?;
     restore::restore((image, ahead), reader, &mut newborn.born, outliving, |record, _| until(record))
 }
 

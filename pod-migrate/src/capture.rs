@@ -14,7 +14,7 @@ use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
-use crate::objects::namespaces::{mounts, network, uts};
+use crate::objects::namespaces::{cgroups, mounts, network, settings, uts};
 use crate::objects::task::waits::Observer;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
@@ -85,6 +85,9 @@ pub struct Capture {
     /// Of memory that is sent while the pod runs.
     tracker: Option<Tracker>,
     observer: Observer,
+    /// What control groups and settings say that nobody has touched, for a pod that may have.
+    usual_groups: Option<cgroups::Usual>,
+    usual_settings: Option<settings::Settings>,
     /// Only one tool saves or moves a pod at a time.
     _lock: Flock<File>,
 }
@@ -122,6 +125,8 @@ impl Capture {
             files: Sent::default(),
             tracker: None,
             observer: Observer::begin(pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default()),
+            usual_groups: None,
+            usual_settings: None,
         })
     }
 
@@ -186,6 +191,8 @@ impl Capture {
     /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
     /// connection is between the kernel and a program, if there is one soon.
     pub fn freeze(mut self, leaving: bool) -> Result<Still> {
+        self.usual_groups = cgroups::usual(&self.spec.security, &self.cgroup)?;
+        self.usual_settings = settings::usual(&self.spec)?;
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
         let unwritten = Unwritten::begin(self.init);
         let cgroup = self.cgroup.clone();
@@ -298,6 +305,11 @@ impl Still {
         if let Some(network) = network::dump(&self.capture.spec, self.capture.init.0)? {
             w.put(Kind::NETWORK, 0, &network)?;
         }
+        let capture = &self.capture;
+        let made = settings::dump(&capture.spec, capture.usual_settings.as_ref(), capture.init.0)?;
+        if !made.is_empty() {
+            w.put(Kind::SETTINGS, 0, &made)?;
+        }
         if let Some(names) = uts::dump(&self.capture.spec.security, self.capture.init.0)? {
             w.put(Kind::UTS, 0, &names)?;
         }
@@ -306,12 +318,19 @@ impl Still {
         may_leave()?;
         let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         self.hold.cut()?;
+        let (security, usual) = (&self.capture.spec.security, self.capture.usual_groups.as_ref());
+        let groups = cgroups::dump(security, &self.capture.cgroup, usual, self.frozen.processes())?;
+        if !groups.is_empty() {
+            w.put(Kind::CGROUPS, 0, &groups)?;
+        }
         let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
         let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, self.capture.tracker.as_ref(), w)?;
         if unsaved.closing > 0 {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);
         }
+        let tracked = network::downgrade(&self.capture.spec, self.capture.init.0);
+        dump.warnings.extend(tracked.map(|problem| format!("{}: {}", problem.code(), problem.chain())));
         let connections = match self.settling {
             Some(_) => {
                 let network = self.capture.pod.store().network_dir()?;

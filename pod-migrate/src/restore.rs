@@ -33,6 +33,7 @@ use crate::objects::files::opener::External;
 use crate::objects::files::{self, Files, Opener, Opening};
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Kept, MmState, SharedMemoryState};
+use crate::objects::namespaces::cgroups;
 use crate::objects::namespaces::ipc::{self, IpcState};
 use crate::objects::task::{Filter, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
@@ -63,6 +64,7 @@ pub struct Image {
     pub kept: BTreeMap<MmId, Ranges>,
     pub files: Files,
     pub ipc: IpcState,
+    pub cgroups: Vec<cgroups::Group>,
 }
 
 impl Image {
@@ -96,6 +98,7 @@ impl Image {
                 Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
                 Kind::FILE => insert(&mut image.files.files, crate::ids::FileId(record.id), record.state()?)?,
                 Kind::IPC => image.ipc = record.state()?,
+                Kind::CGROUPS => image.cgroups = record.state()?,
                 _ => other(&record, reader)?,
             }
         }
@@ -174,6 +177,7 @@ pub fn restore<R: Read>(
     drop(ahead);
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;
+    cgroups::enter(&image.cgroups, &born.cgroup, |pid| grown.stubs.get(&pid).map(|stub| stub.task))?;
     Ok(Restored { grown, opener, image, external, leaving })
 }
 

@@ -59,10 +59,14 @@ kinds! {
     MOMENT = 8 v 2,
     /// Mounts that were made inside the pod.
     MOUNTS = 9 v 1,
-    /// Addresses, routes and rules that were made inside the pod.
-    NETWORK = 10 v 1,
+    /// Addresses, routes and rules that were made inside the pod. 2: neighbours.
+    NETWORK = 10 v 2,
     /// Host and domain name of a pod that may change them.
     UTS = 11 v 1,
+    /// What was made of the pod's control groups inside it.
+    CGROUPS = 12 v 1,
+    /// Settings of the kernel (sysctl) that were made in the pod's namespaces.
+    SETTINGS = 13 v 1,
     /// The tree of processes and threads with sessions and groups.
     TREE = 16 v 1,
     /// One process: its threads' registers, signals, credentials, limits, timers. 2: filters by reference, switches, waits

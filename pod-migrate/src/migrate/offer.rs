@@ -33,7 +33,9 @@ pub fn blockers(pod: &Pod) -> Result<Vec<Problem>> {
     }
     found.extend(crate::objects::namespaces::mounts::dump(pod, init.pid).err());
     found.extend(crate::objects::namespaces::network::check(&spec, init.pid));
-    let members = Cgroup::open(pod.id())?.procs()?;
+    let cgroup = Cgroup::open(pod.id())?;
+    found.extend(crate::objects::namespaces::cgroups::check(&spec.security, &cgroup));
+    let members = cgroup.procs()?;
     let outside = crate::capture::outside_now(pod).unwrap_or_default();
     found.extend(crate::check::check(&spec, crate::ids::HostPid(init.pid), &members, outside)?);
     Ok(found)
@@ -49,6 +51,7 @@ pub fn downgrades(pod: &Pod) -> Result<Vec<Problem>> {
     let found = [
         crate::connections::downgrade(&spec, &network, init),
         crate::settle::downgrade(init),
+        crate::objects::namespaces::network::downgrade(&spec, init.0),
         crate::objects::memory::dump::downgrade(&processes),
     ];
     Ok(found.into_iter().flatten().collect())

@@ -9,6 +9,7 @@ use crate::ids::PodPid;
 use crate::image::damaged;
 use crate::objects::files::FdTable;
 use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
+use crate::objects::namespaces::cgroups;
 use crate::objects::task::check::TABLES;
 use crate::objects::task::{Life, Node, ProcessState};
 use crate::{Problem, Result};
@@ -61,6 +62,7 @@ pub(super) fn image(image: &Image) -> Result<()> {
     if let Some(pid) = living.keys().find(|pid| !image.processes.contains_key(pid)) {
         return Err(damaged(format!("process {pid} has no state in the image")));
     }
+    cgroups::believe(&image.cgroups, |pid| living.contains_key(&pid))?;
     tables_are_apart(image)?;
     for (pid, state) in &image.processes {
         same("process", pid, &state.pid)?;

@@ -7,9 +7,11 @@
 //! limits. A controller that the host does not have is a warning that names it.
 
 mod devices;
+mod fresh;
 mod hierarchy;
 mod limits;
 
+pub use fresh::Fresh;
 pub use hierarchy::{Hierarchies, visible};
 
 use crate::problem::{Doing, Problem, Result};
@@ -111,6 +113,12 @@ impl Cgroup {
     /// The pod's folder of a v1 controller.
     fn v1(&self, controller: &str) -> Option<PathBuf> {
         self.hierarchies.v1_of(controller).map(|v1| v1.mount.join(&self.path))
+    }
+
+    /// The pod's folder in each hierarchy, with the hierarchy's name: its controllers of v1, nothing for v2.
+    pub fn named_folders(&self) -> Vec<(String, PathBuf)> {
+        let v1 = self.hierarchies.v1.iter().map(|v1| (v1.controllers.join(","), v1.mount.join(&self.path)));
+        self.unified().map(|folder| (String::new(), folder)).into_iter().chain(v1).collect()
     }
 
     fn folders(&self) -> impl Iterator<Item = PathBuf> + '_ {
@@ -271,6 +279,7 @@ impl Cgroup {
                     }
                 }
             }
+            fresh::forget(&folder);
             // The last pod takes the common parent away.
             if let Some(parent) = folder.parent() {
                 let _ = fs::remove_dir(parent);

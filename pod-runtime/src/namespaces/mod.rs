@@ -15,6 +15,20 @@ use std::os::fd::OwnedFd;
 /// 32768 is its least value.
 const PORTABLE_PID_MAX: &str = "32768";
 
+/// What the network of every pod is set to.
+pub const NETWORK: [(&str, &str); 5] = [
+    // An MPTCP connection cannot be rebuilt on another host: no kernel has a repair mode for it. Programs that would use
+    // it by default (Go's servers since 1.24) fall back to TCP by themselves.
+    ("net.mptcp.enabled", "0"),
+    // Both as in docker: ping and low ports without privileges, in a network namespace of the pod's own.
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    // Devices that programs make lead nowhere else: none of the second that duplicate detection takes. `eth0` does, and
+    // has a setting of its own.
+    ("net.ipv6.conf.all.accept_dad", "0"),
+    ("net.ipv6.conf.default.accept_dad", "0"),
+];
+
 /// What `/proc/self/timens_offsets` takes: seconds may be negative, nanoseconds may not.
 pub fn time_offsets(clocks: Clocks) -> String {
     let line = |name: &str, nanoseconds: i128| {
@@ -63,18 +77,7 @@ pub fn settle(spec: &Spec, settings: &Settings<'_>, outer_pid_max: Option<&str>)
     }
     crate::sys::process::loopback_up().doing(|| "bring the pod's loopback device up".into())?;
     // Absent settings are those of a kernel without the feature.
-    for (name, value) in [
-        // An MPTCP connection cannot be rebuilt on another host: no kernel has a repair mode for it. Programs that
-        // would use it by default (Go's servers since 1.24) fall back to TCP by themselves.
-        ("net.mptcp.enabled", "0"),
-        // Both as in docker: ping and low ports without privileges, in a network namespace of the pod's own.
-        ("net.ipv4.ping_group_range", "0 2147483647"),
-        ("net.ipv4.ip_unprivileged_port_start", "0"),
-        // Devices that programs make lead nowhere else: none of the second that duplicate detection takes. `eth0` does,
-        // and has a setting of its own.
-        ("net.ipv6.conf.all.accept_dad", "0"),
-        ("net.ipv6.conf.default.accept_dad", "0"),
-    ] {
+    for (name, value) in NETWORK {
         if settings.read(name).is_some_and(|now| now != value) {
             settings.write(name, value)?;
         }

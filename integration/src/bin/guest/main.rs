@@ -48,7 +48,9 @@ mod sharedparts;
 mod signalfd;
 mod signals;
 mod signed;
+mod subgroups;
 mod switches;
+mod sysctls;
 mod tcp;
 mod tcpends;
 mod threads;
@@ -113,7 +115,9 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("signalfd", signalfd::set_up),
     ("signals", signals::set_up),
     ("signed", signed::set_up),
+    ("subgroups", subgroups::set_up),
     ("switches", switches::set_up),
+    ("sysctls", sysctls::set_up),
     ("tcp", tcp::set_up),
     ("tcpends", tcpends::set_up),
     ("threads", threads::set_up),

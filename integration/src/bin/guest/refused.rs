@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 /// By name, as `integration/tests/refused.rs` knows them with their codes.
 pub const REFUSED: &[(&str, crate::SetUp)] = &[
+    ("addressset", addressset),
     ("aio", aio),
     ("bpffilter", bpffilter),
     ("bpfmap", bpfmap),
@@ -21,9 +22,11 @@ pub const REFUSED: &[(&str, crate::SetUp)] = &[
     ("devicenode", devicenode),
     ("fanotify", fanotify),
     ("filtered", filtered),
+    ("frozengroup", frozengroup),
     ("fuse", fuse),
     ("hidden", hidden),
     ("hostdevice", hostdevice),
+    ("ipsec", ipsec),
     ("keyring", keyring),
     ("kvm", kvm),
     ("landlock", landlock),
@@ -36,6 +39,7 @@ pub const REFUSED: &[(&str, crate::SetUp)] = &[
     ("perf", perf),
     ("ring", ring),
     ("secret", secret),
+    ("shaped", shaped),
     ("sharedfolder", sharedfolder),
     ("sharedhuge", sharedhuge),
     ("sharedspace", sharedspace),
@@ -380,6 +384,95 @@ fn filtered() -> Made {
     hold((), |()| {
         let found = std::process::Command::new("nft").args(["list", "tables"]).output()?;
         ensure!(found.stdout == b"table ip guest\n", "nft lists {:?}", String::from_utf8_lossy(&found.stdout));
+        Ok(())
+    })
+}
+
+/// What a program prints; it must succeed.
+fn printed(program: &str, args: &str) -> Result<String> {
+    let output = std::process::Command::new(program).args(args.split(' ')).output()?;
+    ensure!(output.status.success(), "{program} {args}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A queueing discipline that was asked for.
+fn shaped() -> Made {
+    // One that holds nothing up: another guest may be on the same network.
+    printed("tc", "qdisc add dev lo clsact")?;
+    hold((), |()| {
+        let shown = printed("tc", "qdisc show dev lo")?;
+        ensure!(shown.contains("qdisc clsact"), "tc shows {shown:?}");
+        Ok(())
+    })
+}
+
+/// A policy of IPsec.
+fn ipsec() -> Made {
+    printed("ip", "xfrm policy add src 10.1.1.1 dst 10.1.1.2 dir out action block")?;
+    hold((), |()| {
+        let shown = printed("ip", "xfrm policy")?;
+        ensure!(shown.contains("src 10.1.1.1/32 dst 10.1.1.2/32"), "ip shows {shown:?}");
+        Ok(())
+    })
+}
+
+/// A set of addresses, as ipset(8) makes them.
+fn addressset() -> Made {
+    const CREATE: u16 = 2;
+    const HEADER: u16 = 12;
+    // Name, type, revision, family, and nothing that its type would take.
+    let about = [
+        attribute(2, b"guest\0"),
+        attribute(3, b"hash:ip\0"),
+        attribute(4, &[0]),
+        attribute(5, &[2]),
+        vec![4, 0, 7, 0x80],
+    ];
+    ip_set(CREATE, &about.concat())?;
+    hold((), |()| ip_set(HEADER, &attribute(2, b"guest\0")))
+}
+
+fn attribute(number: u8, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len();
+    let mut attribute = [&[length as u8, 0, number, 0][..], value].concat();
+    attribute.resize(length.next_multiple_of(4), 0);
+    attribute
+}
+
+/// A request that is to be acknowledged.
+fn ip_set(command: u16, attributes: &[u8]) -> Result<()> {
+    use std::io::Read;
+    const NETFILTER: i64 = 12;
+    let socket = sys::call(libc::SYS_socket, [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), NETFILTER, 0, 0])?;
+    let mut socket = sys::owned(socket as i32);
+    // struct nlmsghdr, struct nfgenmsg, the version of the protocol.
+    let mut message = [0u8; 20].to_vec();
+    message.extend(attribute(1, &[6]));
+    message.extend_from_slice(attributes);
+    let (length, kind, flags) = (message.len() as u32, 6 << 8 | command, 5u16);
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message[6..8].copy_from_slice(&flags.to_ne_bytes());
+    socket.write_all(&message)?;
+    let mut answer = [0; 512];
+    let got = socket.read(&mut answer)?;
+    let code = if got >= 20 && answer[4] == 2 { i32::from_ne_bytes(answer[16..20].try_into()?) } else { 0 };
+    ensure!(code == 0, "command {command} is answered by {code}");
+    Ok(())
+}
+
+/// A control group below the pod's own that is frozen, with a process in it.
+fn frozengroup() -> Made {
+    let child = child(|| Ok(()))?;
+    let folder = PathBuf::from("/sys/fs/cgroup");
+    let folder =
+        if folder.join("cgroup.procs").exists() { folder } else { folder.join("unified") }.join("guest-frozen");
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("cgroup.procs"), child.to_string())?;
+    std::fs::write(folder.join("cgroup.freeze"), "1")?;
+    hold(folder, |folder| {
+        let events = std::fs::read_to_string(folder.join("cgroup.events"))?;
+        ensure!(events.contains("populated 1") && events.contains("frozen 1"), "{events}");
         Ok(())
     })
 }

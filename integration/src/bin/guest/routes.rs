@@ -1,7 +1,7 @@
 //! What a pod that may administer its network makes of it: addresses of both families, routes in several tables, one that
-//! leads by another, one that leads nowhere, rules.
+//! leads by another, one that leads nowhere, rules, neighbours.
 
-use crate::Guest;
+use crate::{Guest, until};
 use anyhow::{Result, ensure};
 use std::process::Command;
 
@@ -16,7 +16,15 @@ fn ip(args: &str) -> Result<String> {
 }
 
 fn shown() -> Result<String> {
-    let all = ["-o addr show dev lo", "route show table all", "-6 route show table all", "rule", "-6 rule"];
+    let all = [
+        "-o addr show dev lo",
+        "route show table all",
+        "-6 route show table all",
+        "rule",
+        "-6 rule",
+        "neigh show nud permanent",
+        "neigh show proxy",
+    ];
     all.map(ip).into_iter().collect::<Result<Vec<_>>>().map(|texts| texts.join("--\n"))
 }
 
@@ -30,9 +38,14 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
         "-6 route add fd98::/64 dev lo table 78",
         "rule add from 10.9.9.9 table 77 priority 100",
         "-6 rule add fwmark 5 table 78 priority 101",
+        // None of IPv4: on lo it would be the one for all addresses.
+        "-6 neigh add fd99::99 lladdr 02:00:00:00:00:9a dev lo nud permanent",
+        "neigh add proxy 10.9.9.77 dev lo",
     ] {
         ip(line)?;
     }
+    // The kernel makes some of the routes of an address a little later.
+    until("the route of an address", || ip("-6 route show table local").is_ok_and(|text| text.contains("fd99::9 ")))?;
     Ok(Box::new(Routes { shown: shown()? }))
 }
 

@@ -1,10 +1,12 @@
 //! What belongs to a namespace and not to a task. Most of it is shown only to who is in the namespace: a thread of ours
 //! enters it ([`within`]).
 
+pub mod cgroups;
 pub mod ipc;
 pub mod mounts;
 pub mod mqueue;
 pub mod network;
+pub mod settings;
 pub mod uts;
 
 use crate::{Doing, Problem, Result};

@@ -1,15 +1,16 @@
-//! What a pod that may administer its network has made of it: addresses, routes of every table, rules. They are kept in
-//! the kernel's own messages, as ip-route(8) saves them, and compared with what the newborn pod has: what it lacks is
-//! added, what it should not have is taken away.
+//! What a pod that may administer its network has made of it: addresses, routes of every table, rules, permanent
+//! neighbours. They are kept in the kernel's own messages, as ip-route(8) saves them, and compared with what the newborn
+//! pod has: what it lacks is added, what it should not have is taken away.
 //!
-//! Routes that the kernel makes by itself (of addresses) are left to it. Other devices than the pod's own and packet
-//! filters are refused. Neighbours, queueing disciplines and tracked connections come anew.
+//! Routes that the kernel makes by itself (of addresses) are left to it, and neighbours that it has found. Other devices
+//! than the pod's own, packet filters and what else the kernel keeps for such a program are refused ([`refuse`]).
+//! Connections that are tracked come anew, which is reported: without packet filters nobody asks for them.
 
 use super::{Namespace, permitted, within};
 use crate::objects::files::socket::diag::messages_of;
 use crate::{Doing, Problem, Result};
 use netlink_sys::Socket;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use pod_runtime::spec::{NetworkMode, Spec};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -17,8 +18,10 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-/// A device or a packet filter that a program in the pod has made.
+/// A device, a packet filter or the like that a program in the pod has made.
 pub const INSIDE: &str = "E-NETWORK-INSIDE";
+/// Connections are tracked in the pod's network.
+pub const TRACKED: &str = "W-CONNTRACK";
 
 const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
@@ -42,11 +45,16 @@ struct Kind {
 const ADDRESS: Kind = Kind { new: 20, head: 8, passing: &[IFA_CACHEINFO] };
 const ROUTE: Kind = Kind { new: 24, head: 12, passing: &[RTA_CACHEINFO] };
 const RULE: Kind = Kind { new: 32, head: 12, passing: &[] };
+const NEIGHBOUR: Kind = Kind { new: 28, head: 12, passing: &[NDA_CACHEINFO, NDA_PROBES] };
 
 const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_NODAD: u32 = 2;
 const RTA_CACHEINFO: u16 = 12;
+const NDA_CACHEINFO: u16 = 3;
+const NDA_PROBES: u16 = 4;
+const NUD_PERMANENT: u8 = 0x80;
+const NTF_PROXY: u8 = 8;
 const RTPROT_KERNEL: u8 = 2;
 const RT_TABLE_LOCAL: u8 = 255;
 const RTM_F_CLONED: u32 = 0x200;
@@ -57,6 +65,9 @@ pub struct State {
     pub addresses: Vec<ByteBuf>,
     pub routes: Vec<ByteBuf>,
     pub rules: Vec<ByteBuf>,
+    /// Permanent ones, and those that the pod answers for.
+    #[serde(default)]
+    pub neighbours: Vec<ByteBuf>,
     /// The addresses that the pod was given: one that is restored with others keeps those.
     pub own: Vec<IpAddr>,
 }
@@ -97,26 +108,81 @@ fn refuse(init: i32) -> Option<Problem> {
             return refusal(format!("a program in the pod uses the packet filter table {name} (iptables)"));
         }
     }
-    match within(init, Namespace::Network, || Ok(has_filter())) {
-        Ok(true) => refusal("a program in the pod has made packet filters (nftables)".into()),
-        Ok(false) => None,
+    match within(init, Namespace::Network, || Ok(made_inside())) {
+        Ok(Some(what)) => refusal(format!("a program in the pod has made {what}")),
+        Ok(None) => None,
         Err(problem) => Some(problem),
     }
 }
 
-/// Whether there is any table of nftables; none where the kernel has no such thing.
-fn has_filter() -> bool {
+/// Of the calling thread's network, the first thing that nobody can take along.
+fn made_inside() -> Option<String> {
     const GET_TABLE: u16 = 10 << 8 | 1;
-    let socket = Socket::new(NETLINK_NETFILTER);
-    socket.and_then(|socket| list(&socket, GET_TABLE, &[0; 4])).is_ok_and(|found| !found.is_empty())
+    const LIST_SETS: u16 = 6 << 8 | 7;
+    /// struct nfgenmsg; then the version of the protocol.
+    const SETS: [u8; 12] = [0, 0, 0, 0, 5, 0, 1, 0, 6, 0, 0, 0];
+    const GET_STATE: u16 = 0x12;
+    const GET_POLICY: u16 = 0x15;
+    const GET_NEXT_HOP: u16 = 106;
+    // None where the kernel has no such thing.
+    let any = |protocol, kind, payload: &[u8]| {
+        let socket = Socket::new(protocol);
+        socket.and_then(|socket| list(&socket, kind, payload)).is_ok_and(|found| !found.is_empty())
+    };
+    for (protocol, kind, payload, name) in [
+        (NETLINK_NETFILTER, GET_TABLE, &[0; 4][..], "packet filters (nftables)"),
+        (NETLINK_NETFILTER, LIST_SETS, &SETS[..], "sets of addresses (ipset)"),
+        (NETLINK_XFRM, GET_STATE, &[][..], "states of IPsec (ip xfrm state)"),
+        (NETLINK_XFRM, GET_POLICY, &[][..], "policies of IPsec (ip xfrm policy)"),
+        (NETLINK_ROUTE, GET_NEXT_HOP, &[0; 8][..], "next hops that routes share (ip nexthop)"),
+    ] {
+        if any(protocol, kind, payload) {
+            return Some(name.to_owned());
+        }
+    }
+    discipline().map(|name| format!("a queueing discipline, {name} (tc)"))
+}
+
+/// The name of one that was asked for: those that the kernel gives every device have no handle.
+fn discipline() -> Option<String> {
+    const GET_DISCIPLINE: u16 = 38;
+    const HEAD: usize = 20;
+    let found = Socket::new(NETLINK_ROUTE).and_then(|socket| list(&socket, GET_DISCIPLINE, &[0; HEAD])).ok()?;
+    let made = found.iter().find(|message| message.get(8..12).is_some_and(|handle| handle != [0; 4]))?;
+    // TCA_KIND comes first: length, number, text.
+    let kind = made.get(HEAD + 4..).unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(String::from_utf8_lossy(kind).into_owned())
+}
+
+/// What is not as it was afterwards: connections that the kernel tracks for packet filters which the pod had.
+pub fn downgrade(spec: &Spec, init: i32) -> Option<Problem> {
+    if !spec.security.may("NET_ADMIN") || spec.network.mode == NetworkMode::Host {
+        return None;
+    }
+    let count = || Ok(fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap_or_default());
+    let count: u64 = within(init, Namespace::Network, count).ok()?.trim().parse().ok()?;
+    let what = format!("{count} connections are tracked by the pod's own kernel; that begins anew");
+    (count > 0)
+        .then(|| Problem::new(TRACKED, what).fix("nothing, unless packet filters are made that ask for their state"))
 }
 
 impl State {
     fn read() -> Result<State> {
         let socket = open()?;
         let routes = listed(&socket, &ROUTE)?.into_iter().filter(is_made).collect();
-        Ok(State { addresses: listed(&socket, &ADDRESS)?, routes, rules: listed(&socket, &RULE)?, own: Vec::new() })
+        let (addresses, rules) = (listed(&socket, &ADDRESS)?, listed(&socket, &RULE)?);
+        Ok(State { addresses, routes, rules, neighbours: neighbours(&socket)?, own: Vec::new() })
     }
+}
+
+/// Those that a program has made: the others come and go by themselves.
+fn neighbours(socket: &Socket) -> Result<Vec<ByteBuf>> {
+    let mut proxies = [0; 12];
+    proxies[10] = NTF_PROXY;
+    let mut found = listed_as(socket, &NEIGHBOUR, &[0; 12])?;
+    found.retain(|message| message.get(8).is_some_and(|state| state & NUD_PERMANENT != 0));
+    found.extend(listed_as(socket, &NEIGHBOUR, &proxies)?);
+    Ok(found)
 }
 
 /// Not by the kernel itself.
@@ -130,16 +196,19 @@ pub fn restore(init: i32, state: &State, spec: &Spec) -> Result<()> {
     permitted(&spec.security, "NET_ADMIN", "addresses and routes of its own")?;
     within(init, Namespace::Network, || {
         let now = State::read()?;
-        let State { addresses: had, routes, rules, own } = state;
+        let State { addresses: had, routes, rules, neighbours, own } = state;
         // A copy that was given another address: what went by the first one's is not for it.
         let is_copy = *own != addresses(spec);
         let others =
             |address: &&ByteBuf| !is_copy || !ip_of(address).is_some_and(|ip| own.contains(&ip) || is_link_local(ip));
         let had: Vec<ByteBuf> = had.iter().filter(others).cloned().collect();
         let socket = open()?;
-        for (kind, wanted, there) in
-            [(&RULE, rules, &now.rules), (&ADDRESS, &had, &now.addresses), (&ROUTE, routes, &now.routes)]
-        {
+        for (kind, wanted, there) in [
+            (&RULE, rules, &now.rules),
+            (&ADDRESS, &had, &now.addresses),
+            (&NEIGHBOUR, neighbours, &now.neighbours),
+            (&ROUTE, routes, &now.routes),
+        ] {
             let surplus: Vec<&ByteBuf> = there.iter().filter(|one| !is_copy && !wanted.contains(one)).collect();
             surplus.into_iter().try_for_each(|one| change(&socket, kind, false, one))?;
             // One may be the way to the next.
@@ -173,7 +242,11 @@ fn open() -> Result<Socket> {
 }
 
 fn listed(socket: &Socket, kind: &Kind) -> Result<Vec<ByteBuf>> {
-    let found = list(socket, kind.new + 2, &vec![0; kind.head]).doing(|| "list what the pod's network has".into())?;
+    listed_as(socket, kind, &vec![0; kind.head])
+}
+
+fn listed_as(socket: &Socket, kind: &Kind, wanted: &[u8]) -> Result<Vec<ByteBuf>> {
+    let found = list(socket, kind.new + 2, wanted).doing(|| "list what the pod's network has".into())?;
     Ok(found.iter().map(|message| ByteBuf::from(lasting(message, kind))).collect())
 }
 
