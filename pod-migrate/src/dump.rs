@@ -8,17 +8,18 @@ use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::Spaces;
 use crate::objects::memory::tracking::Tracker;
-use crate::objects::memory::{self, Told};
+use crate::objects::memory::{self, Policy, Told};
 use crate::objects::namespaces::ipc;
 use crate::objects::task::dump::{self as task, Asked, Parts};
 use crate::objects::task::landlock::Onlookers;
-use crate::objects::task::{Chains, Life, Node, ProcessState, Tree, check, interrupted};
+use crate::objects::task::{Chains, Life, Node, ProcessState, Tree, check, interrupted, keys, scheduling, switches};
 use crate::remote::{Arg, Borrowed, RemoteCall};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::net::IpAddr;
@@ -61,9 +62,12 @@ pub fn dump(
     spaces.unattached(init)?;
     let Rest { contents, removed_queues, peers, mut warnings } = files.finish(w)?;
     warnings.extend(frozen.processes().iter().flat_map(interrupted::begun_anew));
-    warnings.extend(spaces.shared_since_fork().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
+    warnings.extend(spaces.shared_since_fork().map(said));
+    warnings.extend(frozen.processes().iter().filter_map(keys::downgrade).map(said));
     spaces.records(w)?;
-    w.put(Kind::IPC, 0, &ipc::dump(init.0, &removed_queues)?)?;
+    let ipc = ipc::dump(init.0, &removed_queues)?;
+    warnings.extend(ipc.downgrade().map(said));
+    w.put(Kind::IPC, 0, &ipc)?;
     spaces.kept(w)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
     let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {
@@ -78,6 +82,11 @@ pub fn dump(
         peers,
         warnings,
     })
+}
+
+/// A line of the report.
+fn said(problem: Problem) -> String {
+    format!("{}: {}", problem.code(), problem.chain())
 }
 
 fn first(frozen: &Frozen) -> Result<HostPid> {
@@ -132,7 +141,19 @@ fn tree(frozen: &Frozen) -> Tree {
         }))
         .collect();
     processes.sort_by_key(|node| node.pid);
-    Tree { processes }
+    Tree { processes, autogroups: autogroups(frozen) }
+}
+
+/// One process of each session is asked: all of a session are in one group, unless they came to it from elsewhere.
+fn autogroups(frozen: &Frozen) -> Vec<(PodPid, i32)> {
+    let mut sessions = BTreeSet::new();
+    let first = |process: &&Process| sessions.insert(process.session);
+    let nice = |process: &Process| {
+        let text = pod_runtime::proc::read(process.proc("autogroup")).ok()?;
+        let nice = scheduling::session_nice(&text)?;
+        (nice != 0).then_some((process.pid, nice))
+    };
+    frozen.processes().iter().filter(first).filter_map(nice).collect()
 }
 
 /// A process on its way into the stream. All of a [`CROWD`] are asked at once, so that none is waited for alone.
@@ -177,7 +198,9 @@ impl<'a> Walk<'a> {
         self.ours = self.borrowed.range();
         let call = |fd: &TaskFd| RemoteCall::new("fcntl", libc::SYS_fcntl, vec![fd.0.into(), libc::F_GETFD.into()]);
         let closes = self.unsure.iter().map(call);
-        let more = closes.chain(self.peers.iter().map(|(fd, _)| peer_question(*fd))).collect();
+        let peers = self.peers.iter().map(|(fd, _)| peer_question(*fd));
+        let maps = if has_nodes() { &self.process.maps[..] } else { &[] };
+        let more = closes.chain(peers).chain(maps.iter().map(|map| switches::policy_of_map(map.start))).collect();
         task::ask(self.process, &mut self.borrowed, more)
     }
 
@@ -188,19 +211,37 @@ impl<'a> Walk<'a> {
         files: &mut FilesDump<'_>,
         chains: &mut Chains,
     ) -> Result<(ProcessState, Told)> {
-        let found = task::dump(self.process, &mut self.borrowed, &mut asked, self.parts, chains)?;
+        let (state, mut told) = task::dump(self.process, &mut self.borrowed, &mut asked, self.parts, chains)?;
         onlookers.ask(self.process, &mut self.borrowed)?;
         for (fd, call) in self.unsure.iter().zip(&asked.more) {
             files.close_on_exec(self.parts.fd_table, *fd, call.result & i64::from(libc::FD_CLOEXEC) != 0);
         }
-        let told = asked.more.iter().skip(self.unsure.len());
-        for ((_, file), call) in self.peers.iter().zip(told).filter(|(_, call)| call.result == 0) {
+        let answers = asked.more.iter().skip(self.unsure.len());
+        for ((_, file), call) in self.peers.iter().zip(answers).filter(|(_, call)| call.result == 0) {
             let pid = call.out.first().and_then(|ucred| ucred.first_chunk());
             files.peer(*file, pid.map_or(0, |pid| i32::from_ne_bytes(*pid)));
         }
+        told.policies = self.policies(&asked.more[self.unsure.len() + self.peers.len()..])?;
         self.borrowed.begin_leaving()?;
-        Ok(found)
+        Ok((state, told))
     }
+
+    /// `answers` are those of all maps, if they were asked for.
+    fn policies(&mut self, answers: &[RemoteCall]) -> Result<BTreeMap<u64, Policy>> {
+        let with = self.process.maps.iter().zip(answers).filter(|(_, answer)| switches::has_policy(answer));
+        let starts: Vec<u64> = with.map(|(map, _)| map.start).collect();
+        if starts.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut calls: Vec<RemoteCall> = starts.iter().map(|start| switches::nodes_of_map(*start)).collect();
+        self.borrowed.run(self.process.leader(), &mut calls)?;
+        Ok(starts.into_iter().zip(&calls).filter_map(|(start, call)| Some((start, switches::policy(call)?))).collect())
+    }
+}
+
+/// Whether this kernel knows of memory policies.
+fn has_nodes() -> bool {
+    std::path::Path::new("/proc/self/numa_maps").exists()
 }
 
 /// SO_PEERCRED.

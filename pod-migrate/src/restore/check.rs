@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn said(nodes: Vec<Node>) -> Problem {
-        image(&Image { tree: Some(Tree { processes: nodes }), ..Image::default() }).unwrap_err()
+        image(&Image { tree: Some(Tree { processes: nodes, ..Tree::default() }), ..Image::default() }).unwrap_err()
     }
 
     #[test]

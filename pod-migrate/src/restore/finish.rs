@@ -48,6 +48,7 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
     run_all(&mut jobs)?;
     run_all(&mut states().map(|state| job(grown, state, signals::restore_process_pending(state))).collect::<Vec<_>>())?;
     states().for_each(|state| outside_settings(grown, state));
+    session_settings(image, grown);
     let waits = begin_waits(image, grown)?;
     take_stubs_away(image, grown)?;
     // What took the stubs away were calls, of the first thread of each.
@@ -303,6 +304,16 @@ fn outside_settings(grown: &Grown, state: &ProcessState) {
     }
     if let Some(filter) = state.coredump_filter.filter(|_| grown.inherited.coredump_filter != state.coredump_filter) {
         write("coredump_filter", format!("{filter:#x}"));
+    }
+}
+
+/// As near as this host can, like all of scheduling.
+fn session_settings(image: &Image, grown: &Grown) {
+    for (pid, nice) in image.tree.iter().flat_map(|tree| &tree.autogroups) {
+        let Some(stub) = grown.stubs.get(pid) else { continue };
+        if let Err(error) = fs::write(format!("/proc/{}/autogroup", stub.task), nice.to_string()) {
+            tracing::debug!(pid = pid.0, %error, "the nice value of its session is not restored");
+        }
     }
 }
 

@@ -436,6 +436,14 @@ pub(super) fn afterwards(space: &MmState) -> Vec<RemoteCall> {
             // A hint that this kernel does not know changes nothing that a program could see.
             calls.push(RemoteCall::new("madvise", libc::SYS_madvise, args).may_fail());
         }
+        if let Some((mode, nodes)) = &map.policy {
+            // Nodes that this host does not have: where memory comes from is nothing that a program can rely on.
+            let nodes = [Arg::In(nodes.to_vec()), (nodes.len() as u64 * 8).into()];
+            let [place, length, mode] = [map.start.into(), bytes.into(), (*mode).into()];
+            let [nodes, count] = nodes;
+            let args = vec![place, length, mode, nodes, count, 0.into()];
+            calls.push(RemoteCall::new("set the memory policy of a map", libc::SYS_mbind, args).may_fail());
+        }
         // What is locked takes no guards.
         for (start, end) in &map.guards {
             let args = vec![(*start).into(), end.wrapping_sub(*start).into(), MADV_GUARD_INSTALL.into()];

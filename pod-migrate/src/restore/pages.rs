@@ -431,6 +431,7 @@ pub(super) mod tests {
             advice: Vec::new(),
             protection_key: 0,
             huge: 0,
+            policy: None,
             backing: Backing::Anonymous,
         }
     }

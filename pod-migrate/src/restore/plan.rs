@@ -89,7 +89,7 @@ mod tests {
     }
 
     fn plan_of(nodes: Vec<Node>) -> BTreeMap<PodPid, Made> {
-        let image = Image { tree: Some(Tree { processes: nodes }), ..Image::default() };
+        let image = Image { tree: Some(Tree { processes: nodes, ..Tree::default() }), ..Image::default() };
         plan(&image).unwrap()
     }
 
@@ -116,13 +116,19 @@ mod tests {
 
     #[test]
     fn a_circle_is_refused() {
-        let image = Image { tree: Some(Tree { processes: vec![node(2, 3, 1), node(3, 2, 1)] }), ..Image::default() };
+        let image = Image {
+            tree: Some(Tree { processes: vec![node(2, 3, 1), node(3, 2, 1)], ..Tree::default() }),
+            ..Image::default()
+        };
         assert_eq!(plan(&image).unwrap_err().code(), crate::image::DAMAGED);
     }
 
     #[test]
     fn free_pids_are_above_all() {
-        let image = Image { tree: Some(Tree { processes: vec![node(1, 0, 1), node(7, 1, 40)] }), ..Image::default() };
+        let image = Image {
+            tree: Some(Tree { processes: vec![node(1, 0, 1), node(7, 1, 40)], ..Tree::default() }),
+            ..Image::default()
+        };
         assert_eq!(free_pid(&image, 0), PodPid(41));
     }
 }

@@ -68,3 +68,16 @@ pub fn affinity_of_all() -> io::Result<Vec<u8>> {
     }
     Ok(mask)
 }
+
+/// Where in the state of the processor, as ptrace gives it, the rights of protection keys (PKRU) are; nowhere on one that
+/// has none.
+pub fn key_rights_at() -> Option<usize> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const STATE: u32 = 0xd;
+    const RIGHTS: u32 = 9;
+    if __cpuid(0).eax < STATE {
+        return None;
+    }
+    let part = __cpuid_count(STATE, RIGHTS);
+    (part.eax >= 4).then_some(part.ebx as usize)
+}

@@ -7,6 +7,9 @@ use pod_migrate::migrate::{self, Ended};
 use pod_runtime::{Problem, Result};
 use serde_json::json;
 
+/// What begins anew with every move: CPU time and the like.
+const ANEW: &str = "W-ANEW";
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The pod
@@ -42,6 +45,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
             "refused": reports(&checked.refused),
             "downgrades": reports(&checked.downgrades),
             "warnings": checked.warnings,
+            // True of every pod, and so no line of its own for people: `pod explain` has it.
+            "always": [ANEW],
             "memory_bytes": args.to.as_ref().map(|_| checked.memory),
             "file_bytes": args.to.as_ref().map(|_| checked.files),
         }))?;

@@ -33,6 +33,12 @@ fn now() -> Result<BTreeMap<&'static str, String>> {
     all.insert("timer slack", format!("{:?}", nix::sys::prctl::get_timerslack()?));
     all.insert("death signal", format!("{:?}", nix::sys::prctl::get_pdeathsig()?));
     all.insert("nice", sys::call(libc::SYS_getpriority, [0, 0, 0, 0, 0])?.to_string());
+    // Its number is another each time.
+    let autogroup = std::fs::read_to_string("/proc/self/autogroup").unwrap_or_default();
+    all.insert(
+        "nice of the session",
+        autogroup.split_once(" nice").map(|(_, nice)| nice.to_owned()).unwrap_or_default(),
+    );
     all.insert("policy", sys::call(libc::SYS_sched_getscheduler, [0; 5])?.to_string());
     all.insert("personality", sys::call(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0])?.to_string());
     Ok(all)
@@ -48,6 +54,9 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
     std::fs::write("/proc/self/comm", "a (new) name")?;
     nix::sys::prctl::set_child_subreaper(true)?;
     nix::sys::prctl::set_timerslack(123_456)?;
+    if std::path::Path::new("/proc/self/autogroup").exists() {
+        std::fs::write("/proc/self/autogroup", "3")?;
+    }
     sys::call(libc::SYS_setpriority, [0, 0, 5, 0, 0])?;
     Ok(Box::new(Limits { before: now()? }))
 }

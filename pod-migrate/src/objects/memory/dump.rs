@@ -4,7 +4,7 @@
 use super::pages::{self, Contents};
 use super::ranges::Ranges;
 use super::tracking::Tracker;
-use super::{Backing, Kept, Layout, Map, MmState, SharedMemoryKind, SharedMemoryState, Told};
+use super::{Backing, Kept, Layout, Map, MmState, Policy, SharedMemoryKind, SharedMemoryState, Told};
 use crate::freeze::Process;
 use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
 use crate::image::{Kind, Owner, Writer};
@@ -90,7 +90,7 @@ impl<'a> Spaces<'a> {
         };
         let mut places = Vec::new();
         for map in process.maps.iter().filter(|map| map.end <= ours.start || map.start >= ours.end) {
-            self.one(process, map, &mut state, &mut places, files)?;
+            self.one(process, map, told.policies.get(&map.start), &mut state, &mut places, files)?;
         }
         self.private.push(Private {
             mm: id,
@@ -107,6 +107,7 @@ impl<'a> Spaces<'a> {
         &mut self,
         process: &Process,
         map: &maps::Map,
+        policy: Option<&Policy>,
         state: &mut MmState,
         places: &mut Vec<Place>,
         files: &mut FilesDump<'_>,
@@ -141,6 +142,7 @@ impl<'a> Spaces<'a> {
             advice: advice(map),
             protection_key: map.protection_key,
             huge: if is_own_huge(map) { map.page_bytes } else { 0 },
+            policy: policy.cloned(),
             backing,
         });
         Ok(())

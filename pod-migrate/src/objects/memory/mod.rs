@@ -16,6 +16,7 @@ pub use pages::Contents;
 use crate::ids::{FileId, MmId, SharedMemoryId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MmState {
@@ -64,8 +65,10 @@ pub struct Alike {
 }
 
 /// What only the process itself is told.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
+    /// The policies of maps that have one, by their first address.
+    pub policies: BTreeMap<u64, Policy>,
     /// The end of its heap.
     pub brk: u64,
     pub lock_future: bool,
@@ -118,8 +121,14 @@ pub struct Map {
     /// Bytes of a huge page (MAP_HUGETLB); 0 is ordinary pages.
     #[serde(default)]
     pub huge: u64,
+    /// mbind(2): mode with flags, and the nodes, unless it is the default.
+    #[serde(default)]
+    pub policy: Option<Policy>,
     pub backing: Backing,
 }
+
+/// Of NUMA: mode with flags, and a bit for each node.
+pub type Policy = (i32, ByteBuf);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Backing {

@@ -3,8 +3,8 @@
 //! They belong to the IPC namespace and live on without any process, so they are found in `/proc/sysvipc`, which shows
 //! the namespace of whoever opens it: both directions run in a thread of their own that has entered the pod's. Reading
 //! changes nothing (messages are copied out by MSG_COPY). Ids are made again through `/proc/sys/kernel/*_next_id`.
-//! What the kernel gives no way to read is lost: the undo lists of semaphores, who sent last and when. Segments of
-//! shared memory are kept by [`crate::objects::memory`], beside the maps that attach them.
+//! What the kernel gives no way to read is lost: the undo lists of semaphores, which is reported ([`UNDO`]), and who sent last
+//! and when (W-ANEW). Segments of shared memory are kept by [`crate::objects::memory`], beside the maps that attach them.
 
 use super::mqueue::{self, PosixQueue};
 use super::{Namespace, within};
@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
+
+/// A process may have asked that its operations on a semaphore be undone when it ends.
+pub const UNDO: &str = "W-SEMAPHORE-UNDO";
 
 /// Everything of the two kinds in one namespace. One record, IPC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +38,28 @@ pub struct Owner {
     pub gid: u32,
     /// The nine permission bits.
     pub mode: u32,
+}
+
+impl IpcState {
+    /// What is not afterwards as it was.
+    pub fn downgrade(&self) -> Option<Problem> {
+        undone(self.semaphores.len())
+    }
+}
+
+/// The same of a pod that runs.
+pub fn downgrade(pid: i32) -> Option<Problem> {
+    undone(within(pid, Namespace::Ipc, || ids("sem")).ok()?.len())
+}
+
+fn undone(sets: usize) -> Option<Problem> {
+    let what = "what a process asked to be undone of it at its end (SEM_UNDO) is forgotten";
+    let what = match sets {
+        0 => return None,
+        1 => format!("the pod has a set of semaphores: {what}"),
+        n => format!("the pod has {n} sets of semaphores: {what}"),
+    };
+    Some(Problem::new(UNDO, what).fix("nothing, unless a process is killed while it holds one"))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use pod_runtime::proc::{limits, status::Status, timers};
 use pod_runtime::sys::{ptrace, task};
 use pod_runtime::{Doing, Result};
 use serde_bytes::ByteBuf;
+use std::collections::BTreeMap;
 
 const PR_GET_THP_DISABLE: i32 = 42;
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -180,7 +181,12 @@ impl Questions {
     fn told(&self) -> Told {
         let locked = self.result(Self::DISCARD) == -i64::from(libc::EINVAL);
         let there = self.calls[Self::RESIDENT].out[0][0] & 1 != 0;
-        Told { brk: self.result(Self::BRK) as u64, lock_future: locked, lock_future_on_fault: locked && !there }
+        Told {
+            policies: BTreeMap::new(),
+            brk: self.result(Self::BRK) as u64,
+            lock_future: locked,
+            lock_future_on_fault: locked && !there,
+        }
     }
 
     fn subreaper(&self) -> bool {

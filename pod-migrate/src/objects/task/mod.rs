@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod dump;
 pub mod interrupted;
 pub mod keyrings;
+pub mod keys;
 pub mod landlock;
 pub mod limits;
 pub mod scheduling;
@@ -27,9 +28,12 @@ use serde_bytes::ByteBuf;
 pub use switches::{Dispatch, ProcessSwitches, ThreadSwitches};
 
 /// All processes of the pod, ordered by pid. One record.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
     pub processes: Vec<Node>,
+    /// The nice values of sessions (sched(7), autogroup) that have another than 0, each by one of its processes.
+    #[serde(default)]
+    pub autogroups: Vec<(PodPid, i32)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,6 +11,11 @@ pub fn is_inherited(scheduling: &Scheduling) -> bool {
     usual && scheduling.flags == 0
 }
 
+/// What /proc/PID/autogroup says: `/autogroup-17 nice 5`.
+pub fn session_nice(text: &str) -> Option<i32> {
+    text.trim_end().rsplit_once(" nice ")?.1.parse().ok()
+}
+
 /// For the calling thread. A host with fewer CPUs, or one that gives no real-time priority, makes it as near as it can:
 /// how fast a program runs is not part of what it can rely on.
 pub fn restore(scheduling: &Scheduling) -> Vec<RemoteCall> {
@@ -39,4 +44,16 @@ fn attributes(scheduling: &Scheduling) -> Vec<u8> {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nice_of_a_session() {
+        assert_eq!(session_nice("/autogroup-17 nice -5\n"), Some(-5));
+        assert_eq!(session_nice(""), None);
+        assert_eq!(session_nice("/autogroup-17 nice x"), None);
+    }
 }

@@ -188,6 +188,7 @@ fn descriptor(number: usize, bytes: &[u8]) -> Option<RemoteCall> {
 
 /// Nodes of memory that a policy can name.
 const NODES: usize = 1024;
+const MPOL_F_ADDR: u64 = 2;
 
 /// What a thread is asked.
 pub fn of_a_thread() -> [RemoteCall; 8] {
@@ -207,6 +208,22 @@ pub fn of_a_thread() -> [RemoteCall; 8] {
         )
         .may_fail(),
     ]
+}
+
+/// What memory policy a map has; most have none, so that the nodes are asked for later ([`nodes_of_map`]).
+pub fn policy_of_map(address: u64) -> RemoteCall {
+    let args = vec![Arg::Out(4), 0.into(), 0.into(), address.into(), MPOL_F_ADDR.into()];
+    RemoteCall::new("get_mempolicy", libc::SYS_get_mempolicy, args).may_fail()
+}
+
+/// Whether an answer is worth asking on.
+pub fn has_policy(answer: &RemoteCall) -> bool {
+    answer.result == 0 && answer.out.first().is_some_and(|mode| mode.iter().any(|byte| *byte != 0))
+}
+
+pub fn nodes_of_map(address: u64) -> RemoteCall {
+    let args = vec![Arg::Out(4), Arg::Out(NODES / 8), (NODES as u64).into(), address.into(), MPOL_F_ADDR.into()];
+    RemoteCall::new("get_mempolicy", libc::SYS_get_mempolicy, args).may_fail()
 }
 
 impl ThreadSwitches {
@@ -262,7 +279,7 @@ impl ThreadSwitches {
     }
 }
 
-fn policy(answer: &RemoteCall) -> Option<(i32, ByteBuf)> {
+pub fn policy(answer: &RemoteCall) -> Option<(i32, ByteBuf)> {
     let mode = i32::from_ne_bytes(answer.out.first()?.get(..4)?.try_into().ok()?);
     (answer.result == 0 && mode != 0).then(|| (mode, ByteBuf::from(answer.out[1].clone())))
 }
