@@ -21,6 +21,8 @@ fn start(bed: &Bed, kind: &str, ballast: &str) -> Result<()> {
     let rights: &[&str] = match kind {
         "mounts" | "names" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
         "subgroups" | "sysctls" => &["--privileged"],
+        // mbind(2) and set_mempolicy(2) are for who may say where others run.
+        "advised" => &["--cap-add", "SYS_NICE"],
         "routes" => &["--cap-add", "NET_ADMIN"],
         _ => &[],
     };
@@ -100,6 +102,7 @@ ways! { restored restored_elsewhere moved moved_with_memory_ahead: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads timeouts timerfd timers tree udp unix unixends
     reuseport
+    advised handles rawsockets
     mqueues mounts routes hugepages names subgroups sysctls
 ] }
 

@@ -161,6 +161,64 @@ fn connections_that_are_tracked_are_named() -> Result<()> {
     Ok(())
 }
 
+/// What is of a moment, and what the kernel shows to nobody.
+const WAITING: &str = "import fcntl,os,socket,time\n\
+    def lo(*a): s=socket.socket(*a); s.bind(('127.0.0.1',0)); return s\n\
+    d=os.open('/tmp',os.O_RDONLY); fcntl.fcntl(d,fcntl.F_NOTIFY,fcntl.DN_MODIFY|fcntl.DN_MULTISHOT)\n\
+    a,b=socket.socketpair(); a.send(b'!',socket.MSG_OOB)\n\
+    u=lo(socket.AF_INET,socket.SOCK_DGRAM); u.connect(u.getsockname())\n\
+    u.setsockopt(socket.IPPROTO_UDP,1,1); u.send(b'held back')\n\
+    e=lo(socket.AF_INET,socket.SOCK_DGRAM); e.setsockopt(socket.IPPROTO_IP,11,1); e.connect(('127.0.0.1',9)); e.send(b'x')\n\
+    r=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_ICMP)\n\
+    p=socket.socket(socket.AF_INET,socket.SOCK_DGRAM,socket.IPPROTO_ICMP); p.sendto(b'\\x08\\0'+bytes(8),('127.0.0.1',0))\n\
+    n=socket.socket(socket.AF_NETLINK,socket.SOCK_RAW,0); n.bind((0,0)); n.send(bytes([32,0,0,0,18,0,1,0])+bytes(12)+b'\\1'+bytes(11))\n\
+    time.sleep(.2)\nprint('ready',flush=True)\ntime.sleep(1000)";
+
+#[test]
+fn what_nobody_could_keep_of_files_is_named() -> Result<()> {
+    let bed = Bed::new()?;
+    bed.a().pod(&["run", "-d", "--name", "waiting", "--network", "none", "--", "python3", "-c", WAITING])?;
+    integration::pods::said(bed.a(), "waiting", "ready")?;
+    let said = bed.a().output(&["pod", "checkpoint", "create", "waiting", "waiting"])?;
+    let said = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+    for lost in [
+        "directory notifications (F_NOTIFY)",
+        "MSG_OOB",
+        "held back by UDP_CORK",
+        "errors that wait in a socket",
+        "packets that wait in a raw socket",
+        "replies that wait in a ping socket",
+        "kernel messages that wait in a netlink socket",
+    ] {
+        ensure!(said.contains(lost), "nothing is said of {lost:?}: {said}");
+    }
+    bed.a().pod(&["rm", "-f", "waiting"])?;
+    bed.a().pod(&["restore", "waiting"]).map(drop)
+}
+
+/// Semaphores, and the code that is of every pod.
+#[test]
+fn what_is_to_be_undone_of_semaphores_is_named() -> Result<()> {
+    let bed = Bed::new()?;
+    let with = "import ctypes,time\nl=ctypes.CDLL(None)\nprint('ready' if l.semget(7,1,0o1600)>=0 else 'none',flush=True)\ntime.sleep(1000)";
+    let without = "import time\nprint('ready',flush=True)\ntime.sleep(1000)";
+    for (name, text) in [("with", with), ("without", without)] {
+        bed.a().pod(&["run", "-d", "--name", name, "--network", "none", "--", "python3", "-c", text])?;
+        integration::pods::said(bed.a(), name, "ready")?;
+        let checked = bed.a().pod(&["check", name])?;
+        let said = bed.a().output(&["pod", "checkpoint", "create", name, name])?;
+        let said = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+        for text in [checked, said] {
+            ensure!(text.contains("W-SEMAPHORE-UNDO") == (name == "with"), "{name}: {text}");
+            ensure!(!text.contains("W-ANEW"), "{text}");
+        }
+    }
+    let json = bed.a().pod(&["check", "without", "--json"])?;
+    ensure!(json.contains("W-ANEW"), "{json}");
+    ensure!(bed.a().pod(&["explain", "W-ANEW"])?.contains("getrusage"));
+    Ok(())
+}
+
 #[test]
 fn memory_that_is_shared_since_fork_is_named() -> Result<()> {
     let bed = Bed::new()?;

@@ -11,6 +11,7 @@
 
 mod sys;
 
+mod advised;
 mod churn;
 mod clocks;
 mod counter;
@@ -20,6 +21,7 @@ mod eventfd;
 mod fifo;
 mod files;
 mod flow;
+mod handles;
 mod headless;
 mod hugepages;
 mod inotify;
@@ -37,6 +39,7 @@ mod packets;
 mod peers;
 mod pipes;
 mod pty;
+mod rawsockets;
 mod refused;
 mod registers;
 mod reuseport;
@@ -79,6 +82,7 @@ pub trait Guest {
 type SetUp = fn() -> Result<Box<dyn Guest>>;
 
 const GUESTS: &[(&str, SetUp)] = &[
+    ("advised", advised::set_up),
     ("churn", churn::set_up),
     ("clocks", clocks::set_up),
     ("counter", counter::set_up),
@@ -88,6 +92,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("fifo", fifo::set_up),
     ("files", files::set_up),
     ("flow", flow::set_up),
+    ("handles", handles::set_up),
     ("headless", headless::set_up),
     ("hugepages", hugepages::set_up),
     ("inotify", inotify::set_up),
@@ -105,6 +110,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("peers", peers::set_up),
     ("pipes", pipes::set_up),
     ("pty", pty::set_up),
+    ("rawsockets", rawsockets::set_up),
     ("registers", registers::set_up),
     ("reuseport", reuseport::set_up),
     ("routes", routes::set_up),

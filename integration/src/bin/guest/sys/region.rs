@@ -105,6 +105,24 @@ impl Region {
         Ok(())
     }
 
+    /// mbind(2) to the first node.
+    pub fn bind(&self, mode: i32) -> Result<()> {
+        let nodes = [1u64; 1];
+        // SAFETY: the range is ours; the kernel reads one word. What is there stays.
+        check(unsafe { libc::syscall(libc::SYS_mbind, self.address, self.bytes, mode, nodes.as_ptr(), 64, 0) })?;
+        Ok(())
+    }
+
+    /// get_mempolicy(2): mode, and the first nodes.
+    pub fn policy(&self) -> Result<(i32, u64)> {
+        const OF_ADDRESS: i32 = 2;
+        let (mut mode, mut nodes) = (0i32, [0u64; 16]);
+        let (to, room) = (nodes.as_mut_ptr(), size_of_val(&nodes) * 8);
+        // SAFETY: the kernel writes a number and as many words as there are.
+        check(unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, to, room, self.address, OF_ADDRESS) })?;
+        Ok((mode, nodes[0]))
+    }
+
     /// MADV_DONTNEED: what was there is gone, and zeros come back.
     pub fn give_back(&mut self, at: usize, bytes: usize) -> Result<()> {
         assert!(at + bytes <= self.bytes);
