@@ -27,10 +27,10 @@ pub use ahead::Ahead;
 pub(crate) use ahead::latest;
 
 use crate::crew;
-use crate::ids::{MmId, PodPid, SharedMemoryId};
+use crate::ids::{FileId, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Reader, Record, damaged};
 use crate::objects::files::opener::External;
-use crate::objects::files::{self, Files, Opener, Opening};
+use crate::objects::files::{self, File, Files, Opener, Opening};
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Kept, MmState, SharedMemoryState};
 use crate::objects::namespaces::cgroups;
@@ -83,7 +83,7 @@ impl Image {
             match record.kind {
                 Kind::READY_FOR_PAGES => break,
                 Kind::TREE => image.tree = Some(record.state()?),
-                Kind::PROCESS | Kind::MM => {
+                Kind::PROCESS | Kind::MM | Kind::FILE => {
                     large.push(record);
                     if large.len() == CROWD {
                         image.take_in(&std::mem::take(&mut large))?;
@@ -96,7 +96,6 @@ impl Image {
                     kept.entry(MmId(record.id)).or_default().extend(more);
                 }
                 Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
-                Kind::FILE => insert(&mut image.files.files, crate::ids::FileId(record.id), record.state()?)?,
                 Kind::IPC => image.ipc = record.state()?,
                 Kind::CGROUPS => image.cgroups = record.state()?,
                 _ => other(&record, reader)?,
@@ -104,24 +103,28 @@ impl Image {
         }
         image.kept = kept.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect();
         image.take_in(&large)?;
+        image.files.share_options()?;
         check::image(&image)?;
         Ok(image)
     }
 
-    /// Records of processes and of their memory: what takes longest to understand.
+    /// Records of processes, of their memory and of files: what takes longest to understand.
     fn take_in(&mut self, records: &[Record]) -> Result<()> {
         enum Understood {
             Process(ProcessState),
             Space(MmState),
+            File(Box<File>),
         }
         let understood = crew::share(records.len(), |at| match records[at].kind {
             Kind::PROCESS => records[at].state().map(Understood::Process),
+            Kind::FILE => records[at].state().map(Understood::File),
             _ => records[at].state().map(Understood::Space),
         });
         for (record, understood) in records.iter().zip(understood) {
             match understood? {
                 Understood::Process(state) => insert(&mut self.processes, PodPid(record.id as i32), state)?,
                 Understood::Space(state) => insert(&mut self.spaces, MmId(record.id), state)?,
+                Understood::File(file) => insert(&mut self.files.files, FileId(record.id), *file)?,
             }
         }
         Ok(())

@@ -90,6 +90,7 @@ fn dump_as(child: &Child, how: impl FnOnce(FilesDump<'_>) -> FilesDump<'_>) -> D
             other => panic!("unexpected {other}"),
         }
     }
+    files.share_options().unwrap();
     Dumped { files, table, unsure, raw: contents.into_iter().map(|c| (c.file, c.fd, c.bytes)).collect() }
 }
 

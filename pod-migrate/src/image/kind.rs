@@ -77,8 +77,8 @@ kinds! {
     /// One descriptor table: of one process and all its threads.
     FD_TABLE = 19 v 1,
     /// One open file description. 2: which session of `pod exec` has the other end. 3: keys of TCP's signatures, what packet
-    /// sockets listen to, POSIX message queues.
-    FILE = 20 v 3,
+    /// sockets listen to, POSIX message queues. 4: a socket's options by the file that has the same.
+    FILE = 20 v 4,
     /// One piece of shared memory.
     SHARED_MEMORY = 21 v 1,
     /// SysV queues and semaphores. 2: POSIX queues.

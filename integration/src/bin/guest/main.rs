@@ -16,6 +16,7 @@ mod churn;
 mod clocks;
 mod counter;
 mod credentials;
+mod crowd;
 mod epoll;
 mod eventfd;
 mod fifo;
@@ -87,6 +88,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("clocks", clocks::set_up),
     ("counter", counter::set_up),
     ("credentials", credentials::set_up),
+    ("crowd", crowd::set_up),
     ("epoll", epoll::set_up),
     ("eventfd", eventfd::set_up),
     ("fifo", fifo::set_up),

@@ -39,6 +39,7 @@ pub use opener::{Opener, Opening, task_work};
 pub use view::{Holder, Outside, Task, View};
 
 use crate::ids::{FdTableId, FileId, PodPid, TaskFd};
+use pod_runtime::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -131,6 +132,27 @@ pub struct ControllingTerminal {
 }
 
 impl Files {
+    /// Sockets whose options are in the record of another one have them after this.
+    pub fn share_options(&mut self) -> Result<()> {
+        let values = |file: &File| match &file.state {
+            FileState::Socket(state) => socket::options(state).map(|options| options.values.clone()),
+            _ => None,
+        };
+        let named = self.files.iter().filter_map(|(id, file)| Some((*id, values(file)?.of()?)));
+        let named: Vec<(FileId, FileId)> = named.collect();
+        for (id, of) in named {
+            let known = self.files.get(&of).and_then(values).filter(|values| values.of().is_none());
+            let known =
+                known.ok_or_else(|| opener::broken(format!("file {id} has the options of {of}, which has none")))?;
+            let Some(FileState::Socket(state)) = self.files.get_mut(&id).map(|file| &mut file.state) else { continue };
+            let connected = socket::is_connection(state);
+            if let Some(options) = socket::options_mut(state) {
+                options.values.take(&known, connected);
+            }
+        }
+        Ok(())
+    }
+
     /// By session leader: the terminal that it must take with `TIOCSCTTY` right after its setsid(2), before it has
     /// children, because they get it by fork only.
     pub fn controlling_terminals(&self) -> BTreeMap<PodPid, ControllingTerminal> {

@@ -20,6 +20,7 @@ impl FilesDump<'_> {
         self.finish_epolls()?;
         self.finish_inotifies()?;
         self.finish_pipes();
+        self.share_options();
         for (index, entry) in self.entries.iter().enumerate() {
             w.put(Kind::FILE, index as u64 + 1, &entry.file)?;
         }
@@ -190,6 +191,20 @@ impl FilesDump<'_> {
             let same = kind == watch.handle_type && handle == watch.handle;
             same.then(|| inotify::Open::Nameless(FileId(*index as u64 + 1)))
         })
+    }
+
+    /// Options that several sockets have, and that were read once, are with the first of them.
+    fn share_options(&mut self) {
+        let mut first: HashMap<usize, FileId> = HashMap::new();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            let Some(FileState::Socket(state)) = entry.file.as_mut().map(|file| &mut file.state) else { continue };
+            let Some(options) = socket::options_mut(state) else { continue };
+            let file = FileId(index as u64 + 1);
+            let known = *first.entry(options.values.identity()).or_insert(file);
+            if known != file {
+                options.values.name(known);
+            }
+        }
     }
 
     /// A pipe is in packet mode when one of its writing ends is.

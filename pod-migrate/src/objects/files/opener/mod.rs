@@ -353,7 +353,9 @@ fn taken_over(mut link: &UnixStream) -> Result<Files> {
     link.read_exact(&mut length).doing(doing)?;
     let mut bytes = Vec::new();
     link.take(u64::from_le_bytes(length)).read_to_end(&mut bytes).doing(doing)?;
-    ciborium::from_reader(&bytes[..]).doing(doing)
+    let mut files: Files = ciborium::from_reader(&bytes[..]).doing(doing)?;
+    files.share_options()?;
+    Ok(files)
 }
 
 /// An image that contradicts itself.

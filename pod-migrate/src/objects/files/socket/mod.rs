@@ -15,6 +15,7 @@ mod reuseport;
 pub mod tcp;
 pub mod udp;
 pub mod unix;
+pub mod values;
 
 use super::dump::FilesDump;
 use address::Family;
@@ -193,7 +194,7 @@ pub fn check(fd: BorrowedFd<'_>, subject: &str) -> Result<()> {
     refusal(Kind::of(fd)?, subject).map_or(Ok(()), Err)
 }
 
-fn options(state: &State) -> Option<&options::Options> {
+pub fn options(state: &State) -> Option<&options::Options> {
     match state {
         State::Tcp(state) => Some(&state.options),
         State::Udp(state) => Some(&state.options),
@@ -202,10 +203,28 @@ fn options(state: &State) -> Option<&options::Options> {
     }
 }
 
+/// Whether it is made as all connections are.
+pub(super) fn is_connection(state: &State) -> bool {
+    matches!(state, State::Tcp(state) if matches!(state.phase, tcp::Phase::Connected(_)))
+}
+
+/// The same, to be changed.
+pub fn options_mut(state: &mut State) -> Option<&mut options::Options> {
+    match state {
+        State::Tcp(state) => Some(&mut state.options),
+        State::Udp(state) => Some(&mut state.options),
+        State::Netlink(state) => Some(&mut state.options),
+        State::Raw(_) | State::Packet(_) | State::Unix(_) => None,
+    }
+}
+
 /// Whether a pod with these rights could have made the socket itself: an image can be anybody's, and the opener has
 /// more rights than the pod.
 pub fn permitted(state: &State, security: &Security) -> Result<()> {
     let options = options(state);
+    if options.is_some_and(|options| options.values.are_elsewhere()) {
+        return Err(Problem::new(crate::image::DAMAGED, "the options of a socket are nowhere in the image"));
+    }
     let set = |name: &str| options.and_then(|o| o.values.get(name)).is_some_and(|value| value.iter().any(|b| *b != 0));
     let needs = match state {
         State::Raw(_) => Some("a raw socket"),

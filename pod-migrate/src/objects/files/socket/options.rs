@@ -2,6 +2,7 @@
 //! does not have that value already, so that options which a kernel lacks, or whose default differs, do no harm.
 
 use super::reuseport::{self, Found};
+use super::values::Values;
 use libc::{IPPROTO_IP as IP, IPPROTO_IPV6 as V6, IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, SOL_SOCKET as ANY, c_int};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
@@ -9,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
 /// When an option must be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,15 +167,16 @@ fn is_inet(address: &[u8]) -> bool {
     [libc::AF_INET, libc::AF_INET6].contains(&family)
 }
 
+/// What a new socket has of these depends on where it is connected to.
+const OF_THE_ROUTE: [&str; 2] = ["tcp_congestion", "v6_unicast_hops"];
+
 /// SOL_SOCKET, not in libc for this target: which of the buffers were sized by hand.
 const SO_BUF_LOCK: c_int = 72;
 
 /// All that is set on a socket besides its addresses.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Options {
-    /// By the names of the table. Many sockets have the same.
-    #[serde(with = "shared")]
-    pub values: Arc<BTreeMap<String, ByteBuf>>,
+    pub values: Values,
     /// Set after TCP's repair mode, which uses the same field of the kernel.
     pub reuse_address: bool,
     /// As getsockopt gives it: twice what a program asked for.
@@ -192,21 +193,6 @@ pub struct Options {
     /// Nobody can tell whether there is such a program.
     #[serde(skip)]
     pub reuseport_unknown: bool,
-}
-
-mod shared {
-    use super::{Arc, BTreeMap, ByteBuf};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    type Values = BTreeMap<String, ByteBuf>;
-
-    pub(super) fn serialize<S: Serializer>(values: &Arc<Values>, to: S) -> Result<S::Ok, S::Error> {
-        values.as_ref().serialize(to)
-    }
-
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Arc<Values>, D::Error> {
-        Values::deserialize(from).map(Arc::new)
-    }
 }
 
 impl Options {
@@ -250,7 +236,7 @@ impl Options {
         Ok(Options {
             reuseport_program: ByteBuf::from(program),
             reuseport_unknown,
-            values: Arc::new(values),
+            values: Values::from(values),
             reuse_address: number(libc::SO_REUSEADDR) == 1,
             send_buffer: number(libc::SO_SNDBUF) as u32,
             receive_buffer: number(libc::SO_RCVBUF) as u32,
@@ -299,20 +285,47 @@ impl Options {
     }
 
     fn set(&self, fd: BorrowedFd<'_>, when: When) -> Result<()> {
-        for (name, level, number, capacity, _) in TABLE.iter().filter(|entry| entry.4 == when) {
-            let Some(wanted) = self.values.get(*name) else { continue };
-            let Ok(current) = inet::option(fd, *level, *number, &[], *capacity) else {
-                tracing::debug!("this kernel has no socket option {name}");
-                continue;
-            };
-            if current[..] == wanted[..] {
-                continue;
+        let all = || TABLE.iter().enumerate().filter(|(_, entry)| entry.4 == when).map(|(index, _)| index);
+        if !self.values.like_others() {
+            for index in all() {
+                self.set_one(fd, index);
             }
-            if let Err(error) = inet::set_option(fd, *level, *number, wanted) {
-                // A congestion control that is not built here, a device that is not there: the socket works on.
-                tracing::warn!("W-SOCKET-OPTION: {name} of a socket could not be set: {error}");
+            return Ok(());
+        }
+        let changed = self.values.changed(when);
+        match changed.get() {
+            Some(changed) => {
+                for index in changed {
+                    self.set_one(fd, *index);
+                }
+            }
+            None => {
+                let needed = all().filter(|index| self.set_one(fd, *index) || OF_THE_ROUTE.contains(&TABLE[*index].0));
+                let _ = changed.set(needed.collect());
             }
         }
         Ok(())
+    }
+
+    /// Whether it was another.
+    fn set_one(&self, fd: BorrowedFd<'_>, index: usize) -> bool {
+        let (name, level, number, capacity, _) = &TABLE[index];
+        let Some(wanted) = self.values.get(name) else { return false };
+        let Ok(current) = inet::option(fd, *level, *number, &[], *capacity) else {
+            tracing::debug!("this kernel has no socket option {name}");
+            return false;
+        };
+        if current[..] == wanted[..] {
+            return false;
+        }
+        if let Err(error) = inet::set_option(fd, *level, *number, wanted) {
+            // Images of earlier versions have it of connections, which nobody can set it on.
+            if *name == "multicast_ttl" && error.raw_os_error() == Some(libc::EINVAL) {
+                return false;
+            }
+            // A congestion control that is not built here, a device that is not there: the socket works on.
+            tracing::warn!("W-SOCKET-OPTION: {name} of a socket could not be set: {error}");
+        }
+        true
     }
 }

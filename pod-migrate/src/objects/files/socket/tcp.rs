@@ -44,6 +44,7 @@ use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 const TCP_REPAIR: i32 = 19;
 const TCP_REPAIR_QUEUE: i32 = 20;
@@ -225,10 +226,14 @@ fn dump_once(fd: BorrowedFd<'_>, family: Family, subject: &str, options: ReadOpt
             .fix("let the program do it itself (for TLS: switch kTLS off)"));
     }
     let info = Info::of(fd)?;
+    // TCP shows one (accepted connections that of their first packet), but lets nobody set it.
+    const NOBODYS: &str = "multicast_ttl";
     // Of a connection they tell what was negotiated, which is restored by other means.
-    let negotiated: &[&str] =
-        if matches!(info.state, LISTEN | CLOSE) { &[] } else { &["tcp_maxseg", "tcp_window_clamp"] };
-    let options = options(negotiated)?;
+    let but: &[&str] = match info.state {
+        LISTEN | CLOSE => &[NOBODYS],
+        _ => &[NOBODYS, "tcp_maxseg", "tcp_window_clamp"],
+    };
+    let options = options(but)?;
     let phase = match info.state {
         LISTEN => Phase::Listening {
             local: local.unwrap_or(unspecified(family)),
@@ -425,10 +430,13 @@ fn peek_sent(fd: BorrowedFd<'_>, outstanding: usize) -> Result<Option<Vec<u8>>> 
 
 /// Whether this kernel keeps the unit of a connection's clock in bit 0 (since 6.7); before, bit 0 was time.
 fn microsecond_bit() -> bool {
-    let Ok(name) = nix::sys::utsname::uname() else { return false };
-    let release = name.release().to_string_lossy().into_owned();
-    let mut parts = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (6, 7)
+    static HAS_ONE: OnceLock<bool> = OnceLock::new();
+    *HAS_ONE.get_or_init(|| {
+        let Ok(name) = nix::sys::utsname::uname() else { return false };
+        let release = name.release().to_string_lossy().into_owned();
+        let mut parts = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (6, 7)
+    })
 }
 
 /// Makes the socket again, in the pod's network namespace. Nothing is sent: a connection stays in repair mode until
@@ -510,8 +518,8 @@ fn set_sequence(fd: BorrowedFd<'_>, queue: i32, sequence: u32) -> Result<()> {
 }
 
 fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Options) -> Result<()> {
-    set_sequence(fd, SEND_QUEUE, connection.send_sequence)?;
     set_sequence(fd, RECEIVE_QUEUE, connection.receive_sequence)?;
+    set_sequence(fd, SEND_QUEUE, connection.send_sequence)?;
     bind(fd, &connection.local)?;
     // Before connect(), or the first segments are of 524 bytes. Refused values are the kernel's own floor or ceiling.
     let _ = inet::set_number(fd, IPPROTO_TCP, libc::TCP_MAXSEG, connection.mss.min(32767) as i32);
@@ -534,9 +542,9 @@ fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Opt
         let value = if microsecond_bit() { timestamp } else { timestamp & !1 };
         inet::set_number(fd, IPPROTO_TCP, TCP_TIMESTAMP, value as i32).doing(|| "set the connection's clock".into())?;
     }
-    fill_received(fd, &connection.unread, options)?;
-    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE).doing(|| "choose the send queue".into())?;
+    // The send queue is the chosen one still.
     send_again(fd, &connection.unacknowledged[..sent_before(connection)], 0, options)?;
+    fill_received(fd, &connection.unread, options)?;
 
     // A FIN that is to be handed in again has not been received yet, and so it has not been acknowledged.
     let received = connection.receive_sequence.wrapping_add(connection.unread.len() as u32);
@@ -551,13 +559,16 @@ fn restore_connection(fd: BorrowedFd<'_>, connection: &Connection, options: &Opt
 
 /// In pieces, which take more room than what the peer sent: the buffer is made as large for the moment.
 fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8], options: &Options) -> Result<()> {
+    if unread.is_empty() {
+        return Ok(());
+    }
     let size = |bytes: usize| {
         inet::set_number(fd, SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes.min(1 << 30) as i32)
             .doing(|| "size the receive buffer".into())
     };
     let own = options.receive_buffer as usize / 2;
     let room = unread.len().saturating_mul(2).saturating_add(64 << 10);
-    let enlarged = !unread.is_empty() && room > own;
+    let enlarged = room > own;
     if enlarged {
         size(room)?;
     }

@@ -9,7 +9,6 @@ use super::super::address::Family;
 use super::super::options::{Options, TABLE};
 use pod_runtime::Result;
 use pod_runtime::proc::btf::{Btf, Place};
-use serde_bytes::ByteBuf;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -316,11 +315,7 @@ impl<'p> Groups<'p> {
             }
             let value = Options::value(fd, entry);
             if value.as_ref() != options.values.get(entry.0).map(|value| &**value) {
-                let values = Arc::make_mut(&mut options.values);
-                match value {
-                    Some(value) => drop(values.insert(entry.0.to_string(), ByteBuf::from(value))),
-                    None => drop(values.remove(entry.0)),
-                }
+                options.values.replace(entry.0, value);
             }
         }
         if group.others.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECKED) {
