@@ -15,6 +15,7 @@ use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::namespaces::{cgroups, mounts, network, settings, uts};
+use crate::objects::task::glance::Glance;
 use crate::objects::task::waits::Observer;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
@@ -113,10 +114,14 @@ impl Capture {
                 _ => problem,
             });
         };
+        let cgroup = Cgroup::open(pod.id())?;
+        // Beside what is sent first, for it takes milliseconds.
+        let processes = cgroup.procs()?;
+        std::thread::spawn(move || Glance::prepare(&processes));
         Ok(Capture {
             pod: pod.clone(),
             _lock: lock(pod, &spec.name)?,
-            cgroup: Cgroup::open(pod.id())?,
+            cgroup,
             init: crate::objects::task::check::voice(HostPid(init.pid)),
             spec,
             sent: BTreeMap::new(),
@@ -164,7 +169,9 @@ impl Capture {
             return Ok(false);
         }
         let cgroup = self.cgroup.clone();
-        let waits = self.observer.observe(&cgroup.procs()?);
+        let processes = cgroup.procs()?;
+        Glance::prepare(&processes);
+        let waits = self.observer.observe(&processes);
         let watchdog = Watchdog::start();
         // What stands against it, if anything does, the freeze itself will say.
         let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(false) };
@@ -196,7 +203,9 @@ impl Capture {
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
         let unwritten = Unwritten::begin(self.init);
         let cgroup = self.cgroup.clone();
-        Survey::prepare(&cgroup.procs()?);
+        let processes = cgroup.procs()?;
+        Glance::prepare(&processes);
+        Survey::prepare(&processes);
         let hold = client::hold(&self.pod, false)?;
         let observer = &mut self.observer;
         let mut servers = BTreeSet::new();

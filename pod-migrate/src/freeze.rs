@@ -8,13 +8,14 @@
 
 use crate::crew;
 use crate::ids::{HostPid, PodPid, TaskFd};
+use crate::objects::task::glance::{self, Glance, Seen, Spokesmen};
 use crate::objects::task::interrupted::{self, Healed, Interrupted};
 use crate::objects::task::waits::Waits;
 use crate::objects::task::{Life, check};
 use pod_runtime::proc::maps::{self, Map};
 use pod_runtime::proc::{self, stat, status};
 use pod_runtime::sys::pidfd;
-use pod_runtime::sys::ptrace::{self, Regs, Wait};
+use pod_runtime::sys::ptrace::{self, Regs, RseqConfiguration, Wait};
 use pod_runtime::{Doing, Problem, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -130,6 +131,10 @@ pub struct Thread {
     pub status: status::Status,
     /// The call that the stop has interrupted.
     pub interrupted: Interrupted,
+    /// Its registration for restartable sequences, if it was asked for.
+    pub rseq: Option<RseqConfiguration>,
+    /// Of a process with many threads.
+    pub seen: Option<Seen>,
 }
 
 /// A process that ended and was not waited for.
@@ -166,6 +171,18 @@ impl Process {
     /// For messages: "41 (nginx)".
     pub fn name(&self) -> String {
         format!("{} ({})", self.pid, self.comm)
+    }
+
+    /// Which of its threads are asked for all.
+    pub fn spokesmen(&self) -> Spokesmen {
+        Spokesmen::of(self.threads.iter().map(|thread| thread.seen.as_ref()))
+    }
+
+    /// Threads, as the host numbers them, of which another one shows what they have.
+    fn like_others(&self) -> BTreeSet<i32> {
+        let spokesmen = self.spokesmen();
+        let others = self.threads.iter().enumerate().filter(|(at, _)| spokesmen.like(*at) != *at);
+        others.map(|(_, thread)| thread.host.0).collect()
     }
 
     /// Any living thread: the leader, unless it ended.
@@ -257,7 +274,8 @@ impl Frozen {
             if piece % 2 == 0 {
                 return Ok(Seen::Maps(maps::parse(&process.text("smaps")?)));
             }
-            match check::frozen(process.host, &process.status, &common).into_iter().next() {
+            let others = process.like_others();
+            match check::frozen(process.host, &process.status, &common, &others).into_iter().next() {
                 Some(problem) => Err(problem),
                 None => Texts::read(process).map(Seen::Rest),
             }
@@ -315,6 +333,8 @@ impl Drop for Frozen {
 struct Hunt {
     /// Seized threads by host tid; the value says where each stopped.
     caught: BTreeMap<i32, Option<Stop>>,
+    /// Processes with many of them.
+    crowded: BTreeSet<i32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -351,7 +371,11 @@ impl Hunt {
         loop {
             let mut fresh = false;
             for pid in members()? {
-                for tid in threads_of(pid) {
+                let tids = threads_of(pid);
+                if tids.len() >= glance::MANY {
+                    self.crowded.insert(pid);
+                }
+                for tid in tids {
                     if !self.caught.contains_key(&tid) {
                         fresh |= self.seize(tid)?;
                     }
@@ -442,11 +466,22 @@ impl Hunt {
         Ok(true)
     }
 
+    /// The threads of crowded processes, if the kernel tells of many at once.
+    fn glance(&self) -> BTreeMap<i32, Seen> {
+        let Some(glance) = (!self.crowded.is_empty()).then(Glance::get).flatten() else { return BTreeMap::new() };
+        let of = |process: &i32| {
+            let seen = glance.of(*process);
+            seen.inspect_err(|why| tracing::debug!(process, %why, "threads are asked one by one")).unwrap_or_default()
+        };
+        self.crowded.iter().flat_map(of).collect()
+    }
+
     /// Everything is still: who is who.
     fn settle(mut self, init: HostPid, since: Instant, waits: &Waits) -> Result<Frozen> {
         let mut by_process: BTreeMap<i32, Vec<Thread>> = BTreeMap::new();
         let caught: Vec<(i32, Stop)> = self.caught.iter().filter_map(|(tid, stop)| Some((*tid, (*stop)?))).collect();
-        let statuses = crew::share(caught.len(), |at| read_status(caught[at].0));
+        let mut seen = self.glance();
+        let statuses = glance::statuses(caught.iter().map(|(tid, _)| *tid), &seen, read_status);
         for ((tid, Stop { group, healed }), status) in caught.into_iter().zip(statuses) {
             let status = status.doing(|| format!("read the status of task {tid}"))?;
             let interrupted = interrupted::look(tid, &healed, waits, &status);
@@ -458,11 +493,16 @@ impl Hunt {
                 group_stop: group,
                 status,
                 interrupted,
+                rseq: healed.rseq,
+                seen: seen.remove(&tid),
             });
         }
         let level = read_status(init.0).doing(|| "read the status of the first process".into())?.ns_pid.len();
         let mut processes = Vec::new();
-        let tasks = by_process.iter().flat_map(|(host, threads)| threads.iter().map(|thread| (*host, thread.host.0)));
+        let may_have_some = |thread: &&Thread| thread.seen.as_ref().is_none_or(|seen| !seen.childless);
+        let tasks = by_process
+            .iter()
+            .flat_map(|(host, threads)| threads.iter().filter(may_have_some).map(|thread| (*host, thread.host.0)));
         let tasks: Vec<(i32, i32)> = tasks.collect();
         let children = crew::share(tasks.len(), |at| children_of(tasks[at].0, tasks[at].1));
         let children: BTreeSet<i32> = children.into_iter().flatten().collect();

@@ -7,4 +7,5 @@
 pub mod files;
 pub mod memory;
 pub mod namespaces;
+mod pieces;
 pub mod task;

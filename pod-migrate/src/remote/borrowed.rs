@@ -213,7 +213,7 @@ impl<'a> Borrowed<'a> {
     }
 
     /// Runs calls in many threads, as many of them at once as can be.
-    pub fn run_all(&mut self, threads: &[Thread], calls: &mut [Vec<RemoteCall>]) -> Result<()> {
+    pub fn run_all(&mut self, threads: &[&Thread], calls: &mut [Vec<RemoteCall>]) -> Result<()> {
         if threads.len() < 2 || !self.map_code()? {
             return threads.iter().zip(calls).try_for_each(|(thread, calls)| self.run(thread, calls));
         }
@@ -236,7 +236,7 @@ impl<'a> Borrowed<'a> {
         Ok(self.code)
     }
 
-    fn run_crowd(&mut self, threads: &[Thread], calls: &mut [Vec<RemoteCall>]) -> Result<()> {
+    fn run_crowd(&mut self, threads: &[&Thread], calls: &mut [Vec<RemoteCall>]) -> Result<()> {
         let (pid, base) = (self.process.host.0, self.data + TABLES);
         let (mut bytes, mut tables) = (Vec::new(), Vec::new());
         for calls in calls.iter() {

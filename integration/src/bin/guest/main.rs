@@ -58,6 +58,7 @@ mod sysctls;
 mod tcp;
 mod tcpends;
 mod threads;
+mod throng;
 mod timeouts;
 mod timerfd;
 mod timers;
@@ -129,6 +130,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("tcp", tcp::set_up),
     ("tcpends", tcpends::set_up),
     ("threads", threads::set_up),
+    ("throng", throng::set_up),
     ("timeouts", timeouts::set_up),
     ("timerfd", timerfd::set_up),
     ("timers", timers::set_up),

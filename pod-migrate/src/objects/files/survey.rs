@@ -9,7 +9,8 @@
 //! not those of /proc. Then each descriptor is asked for by itself.
 
 use super::eventfd;
-use super::socket::tcp::summary::{self, Plan, Summary};
+use super::socket::tcp::summary::{Plan, Summary};
+use crate::objects::pieces;
 use nix::sys::stat::{FileStat, fstat};
 use pod_runtime::proc::btf::{Btf, Place};
 use pod_runtime::proc::fdinfo::{self, FdInfo};
@@ -326,7 +327,7 @@ fn is_tcp(plan: &Plan, mode: &Place, at: impl Fn(usize) -> i32) -> Vec<EbpfInstr
 /// Writes the pieces of a summary; r8 is at the struct sock.
 fn write_summary(plan: &Plan, at: impl Fn(usize) -> i32) -> Vec<EbpfInstruction> {
     let (load, store, set) = (EbpfInstruction::load, EbpfInstruction::store, EbpfInstruction::set);
-    const PIECE: i32 = summary::PIECE as i32;
+    const PIECE: i32 = pieces::PIECE as i32;
     let to = at(0) - PIECE;
     let write = |pieces: &[(u32, u32)]| {
         let piece = |(offset, bytes): &(u32, u32)| {

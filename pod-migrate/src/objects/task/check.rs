@@ -8,6 +8,7 @@ use pod_runtime::sys::kcmp::{Shared, compare};
 use pod_runtime::sys::{memory, pidfd, ptrace};
 use pod_runtime::{Problem, Result};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -73,7 +74,7 @@ pub fn voice(process: HostPid) -> HostPid {
 pub fn process(host: HostPid, common: &Common) -> Vec<Problem> {
     let Ok(text) = proc::read(format!("/proc/{host}/status")) else { return Vec::new() };
     let status = status::parse(&text);
-    let mut found = frozen(host, &status, common);
+    let mut found = frozen(host, &status, common, &BTreeSet::new());
     if status.tracer != 0 && status.tracer != std::process::id() as i32 {
         let what = format!("{} is being traced by process {} of the host", name(host.0, &status), status.tracer);
         found.push(Problem::new(TRACED, what).fix("end the debugger, then try again"));
@@ -81,8 +82,9 @@ pub fn process(host: HostPid, common: &Common) -> Vec<Problem> {
     found
 }
 
-/// The same of one that we trace, and whose status is known and does not change.
-pub fn frozen(host: HostPid, status: &status::Status, common: &Common) -> Vec<Problem> {
+/// The same of one that we trace, and whose status is known and does not change. Threads that are `alike` share all with one
+/// that is not among them.
+pub fn frozen(host: HostPid, status: &status::Status, common: &Common, alike: &BTreeSet<i32>) -> Vec<Problem> {
     let pid = host.0;
     let mut found = Vec::new();
     if status.tgid != pid && pidfd::open_any(pid).is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
@@ -101,7 +103,7 @@ pub fn frozen(host: HostPid, status: &status::Status, common: &Common) -> Vec<Pr
         let what = format!("{} is a 32-bit program", name(pid, status));
         found.push(Problem::new(NARROW, what).fix("use the program's 64-bit build"));
     }
-    found.extend(threads(pid, status));
+    found.extend(threads(pid, status, alike));
     found
 }
 
@@ -113,12 +115,12 @@ fn is_32_bit(pid: i32) -> bool {
 }
 
 /// Threads share descriptors, directories and namespaces here; one that left is refused.
-fn threads(pid: i32, status: &status::Status) -> Option<Problem> {
+fn threads(pid: i32, status: &status::Status, alike: &BTreeSet<i32>) -> Option<Problem> {
     let net = namespace(pid, "net");
     let tids = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     for tid in tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
         // One that has ended has nothing to share.
-        if tid == pid || (tid == status.tgid && pid != status.tgid) {
+        if alike.contains(&tid) || tid == pid || (tid == status.tgid && pid != status.tgid) {
             continue;
         }
         let apart = |what| matches!(compare(pid, tid, what), Ok(order) if order != Ordering::Equal);
@@ -143,11 +145,14 @@ pub fn answers(process: &Process) -> Result<()> {
     const BLOCK: u8 = 1;
     let blocks = |thread: &&Thread| {
         let dispatch = ptrace::user_dispatch(thread.host.0).unwrap_or_default();
+        if dispatch.mode == 0 {
+            return false;
+        }
         let mut selector = [0];
         let read = memory::read_exact(thread.host.0, dispatch.selector, &mut selector);
-        dispatch.mode != 0 && (dispatch.selector == 0 || (read.is_ok() && selector[0] == BLOCK))
+        dispatch.selector == 0 || (read.is_ok() && selector[0] == BLOCK)
     };
-    match process.threads.iter().find(blocks) {
+    match process.spokesmen().first().map(|at| &process.threads[at]).find(blocks) {
         None => Ok(()),
         Some(thread) => {
             let what = format!("thread {} of {} blocks its system calls now", thread.tid, process.name());

@@ -2,10 +2,11 @@
 //! only the task itself is told. All of it is questions, so that a process that loses its engine half way has not
 //! changed.
 
+use super::glance::Seen;
 use super::{
     AlternateStack, Chains, Credentials, Dispatch, Handler, IntervalTimer, Limit, PosixTimer, ProcessState,
-    ProcessSwitches, Registers, RobustList, Rseq, Scheduling, ThreadState, ThreadSwitches, interrupted, keyrings,
-    switches,
+    ProcessSwitches, Registers, RobustList, Rseq, Scheduling, Seccomp, ThreadState, ThreadSwitches, interrupted,
+    keyrings, switches,
 };
 use crate::freeze::{Process, Thread};
 use crate::ids::{FdTableId, FileId, MmId};
@@ -20,6 +21,8 @@ use std::collections::BTreeMap;
 const PR_GET_THP_DISABLE: i32 = 42;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const SIGNALS: i32 = 64;
+/// Of a struct robust_list_head: the kernel takes no other.
+const ROBUST_LIST_BYTES: u64 = 24;
 
 /// What of a process is kept elsewhere.
 #[derive(Debug, Clone, Copy)]
@@ -69,12 +72,8 @@ pub fn dump(
     keyrings::refuse_session(process, borrowed)?;
     let mut threads = Vec::with_capacity(process.threads.len());
     threads.push(dump_thread(process, process.leader(), &of_leader, &everywhere, chains)?);
-    let others = &process.threads[1..];
-    let mut answers = vec![fixed; others.len()];
-    borrowed.run_all(others, &mut answers)?;
-    for (thread, calls) in others.iter().zip(&answers) {
-        threads.push(dump_thread(process, thread, calls, &everywhere, chains)?);
-    }
+    let others = others(process, borrowed, &threads[0], &everywhere, chains)?;
+    threads.extend(others);
     if let Some(status) = process.leader_ended {
         threads.insert(0, ended_leader(process, status, &threads[0]));
     }
@@ -107,6 +106,111 @@ pub fn dump(
         threads,
     };
     Ok((state, questions.told()))
+}
+
+/// All threads but the first. Of those that are alike one is asked, and one in so many to see that they are.
+fn others(
+    process: &Process,
+    borrowed: &mut Borrowed<'_>,
+    first: &ThreadState,
+    everywhere: &[u8],
+    chains: &mut Chains,
+) -> Result<Vec<ThreadState>> {
+    let all = &process.threads;
+    let spokesmen = process.spokesmen();
+    let mut ask = |which: &[usize]| {
+        let threads: Vec<&Thread> = which.iter().map(|at| &all[*at]).collect();
+        let mut answers = vec![thread_questions(); threads.len()];
+        borrowed.run_all(&threads, &mut answers)?;
+        let states = threads.iter().zip(&answers);
+        let states = states.map(|(thread, calls)| dump_thread(process, thread, calls, everywhere, chains));
+        states.collect::<Result<Vec<_>>>()
+    };
+    let asked: Vec<usize> = spokesmen.asked().iter().copied().filter(|at| *at != 0).collect();
+    let mut known: BTreeMap<usize, ThreadState> = asked.iter().copied().zip(ask(&asked)?).collect();
+    let like = |known: &BTreeMap<usize, ThreadState>, at: usize| {
+        let of = spokesmen.like(at);
+        let (thread, state) = (&all[at], if of == 0 { Some(first) } else { known.get(&of) });
+        let (Some(seen), Some(state)) = (&thread.seen, state) else { return Ok(None) };
+        like_another(process, thread, seen, (&all[of], state)).map(Some)
+    };
+    for at in asked.iter().filter(|at| spokesmen.like(**at) != **at) {
+        if like(&known, *at)?.as_ref() != known.get(at) {
+            tracing::debug!("threads of {} are not alike as they were taken for: each is asked", process.name());
+            return ask(&(1..all.len()).collect::<Vec<_>>());
+        }
+    }
+    for at in 1..all.len() {
+        if !known.contains_key(&at)
+            && let Some(state) = like(&known, at)?
+        {
+            known.insert(at, state);
+        }
+    }
+    Ok(known.into_values().collect())
+}
+
+/// A thread that has all in common with another but what only it has, of which it is not asked either.
+fn like_another(
+    process: &Process,
+    thread: &Thread,
+    seen: &Seen,
+    (other, state): (&Thread, &ThreadState),
+) -> Result<ThreadState> {
+    let tid = thread.host.0;
+    let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
+    let may_have_one = seen.does_io || other.seen.as_ref().is_none_or(|other| other.does_io);
+    let io_priority = if may_have_one { task::io_priority(tid).doing(doing)? } else { state.scheduling.io_priority };
+    let shown = Shown::of(process, thread)?;
+    Ok(ThreadState {
+        tid: thread.tid,
+        comm: ByteBuf::from(thread.status.name.clone()),
+        registers: shown.registers,
+        xstate: shown.xstate,
+        blocked: shown.blocked,
+        pending: shown.pending,
+        rseq: shown.rseq,
+        alternate_stack: seen.alternate_stack(thread.regs.rsp),
+        clear_tid: seen.clear_tid,
+        robust_list: (seen.robust_list != 0).then_some(RobustList { head: seen.robust_list, bytes: ROBUST_LIST_BYTES }),
+        scheduling: Scheduling { io_priority, ..state.scheduling.clone() },
+        // The first thread's own are kept with it.
+        seccomp: match &state.seccomp {
+            Seccomp::Filters(_) if std::ptr::eq(other, process.leader()) => Seccomp::As(process.pid),
+            as_it_is => as_it_is.clone(),
+        },
+        waiting: thread.interrupted.waiting.map(|(waiting, _)| waiting),
+        ended: None,
+        ..state.clone()
+    })
+}
+
+/// What ptrace shows of a thread from outside.
+struct Shown {
+    registers: Registers,
+    xstate: ByteBuf,
+    blocked: u64,
+    pending: Vec<ByteBuf>,
+    rseq: Option<Rseq>,
+}
+
+impl Shown {
+    fn of(process: &Process, thread: &Thread) -> Result<Shown> {
+        let tid = thread.host.0;
+        let doing = || format!("read the state of task {} of {}", thread.tid, process.name());
+        let rseq = thread.rseq.or_else(|| ptrace::rseq_configuration(tid).ok());
+        Ok(Shown {
+            registers: Registers::from(&interrupted::resumed(&thread.regs, &thread.interrupted)),
+            xstate: ByteBuf::from(ptrace::xstate(tid).doing(doing)?),
+            blocked: ptrace::signal_mask(tid).doing(doing)?,
+            pending: pending(thread, false)?,
+            rseq: rseq.filter(|rseq| rseq.pointer != 0).map(|rseq| Rseq {
+                address: rseq.pointer,
+                bytes: rseq.size,
+                signature: rseq.signature,
+            }),
+        })
+    }
 }
 
 /// One table for a process: fixed questions first, then handlers, then timers.
@@ -291,14 +395,14 @@ fn dump_thread(
     let stack = &calls[0].out[0];
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
     let half = |bytes: &[u8]| i32::from_ne_bytes(bytes.try_into().expect("four bytes"));
-    let registers = interrupted::resumed(&thread.regs, &thread.interrupted);
+    let shown = Shown::of(process, thread)?;
     Ok(ThreadState {
         tid: thread.tid,
         comm: ByteBuf::from(status.name.clone()),
-        registers: Registers::from(&registers),
-        xstate: ByteBuf::from(ptrace::xstate(tid).doing(doing)?),
-        blocked: ptrace::signal_mask(tid).doing(doing)?,
-        pending: pending(thread, false)?,
+        registers: shown.registers,
+        xstate: shown.xstate,
+        blocked: shown.blocked,
+        pending: shown.pending,
         alternate_stack: AlternateStack {
             address: word(&stack[..8]),
             flags: half(&stack[8..12]),
@@ -309,11 +413,7 @@ fn dump_thread(
             .ok()
             .filter(|(head, _)| *head != 0)
             .map(|(head, bytes)| RobustList { head, bytes }),
-        rseq: ptrace::rseq_configuration(tid).ok().filter(|rseq| rseq.pointer != 0).map(|rseq| Rseq {
-            address: rseq.pointer,
-            bytes: rseq.size,
-            signature: rseq.signature,
-        }),
+        rseq: shown.rseq,
         credentials: credentials(status, calls[3].result as u32),
         parent_death_signal: half(&calls[1].out[0]),
         timer_slack_ns: calls[4].result.max(0) as u64,

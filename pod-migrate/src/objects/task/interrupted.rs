@@ -16,7 +16,7 @@ use crate::ids::HostPid;
 use crate::remote::stranded;
 use pod_runtime::proc::{self, status};
 use pod_runtime::sys::memory;
-use pod_runtime::sys::ptrace::{self, Regs};
+use pod_runtime::sys::ptrace::{self, Regs, RseqConfiguration};
 use pod_runtime::{Doing, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -64,6 +64,7 @@ pub(crate) struct Healed {
     pub regs: Regs,
     /// The call that waits the whole of its time again.
     anew: Option<i64>,
+    pub rseq: Option<RseqConfiguration>,
 }
 
 /// What a stop has interrupted.
@@ -93,9 +94,10 @@ pub(crate) fn heal(tid: i32, waits: &Waits) -> Result<Option<Healed>> {
     if let Some((saved, mask)) = stranded(tid, regs.rip) {
         let put_back = ptrace::set_signal_mask(tid, mask).and_then(|()| ptrace::set_regs(tid, &saved));
         put_back.doing(|| format!("put task {tid} of the host back where a killed engine found it"))?;
-        return Ok(Some(Healed { regs: saved, anew: None }));
+        return Ok(Some(Healed { regs: saved, anew: None, rseq: None }));
     }
-    let mut changed = leave_sequence(tid, &mut regs);
+    let rseq = ptrace::rseq_configuration(tid).ok();
+    let mut changed = rseq.is_some_and(|rseq| leave_sequence(tid, rseq, &mut regs));
     let mut anew = None;
     if syscall_error(&regs) == Some(EINTR) && STOPPABLE.contains(&(regs.orig_rax as i64)) {
         let status = status_of(tid);
@@ -108,7 +110,7 @@ pub(crate) fn heal(tid: i32, waits: &Waits) -> Result<Option<Healed>> {
     if changed {
         ptrace::set_regs(tid, &regs).doing(|| format!("begin an interrupted call of task {tid} of the host again"))?;
     }
-    Ok(Some(Healed { regs, anew }))
+    Ok(Some(Healed { regs, anew, rseq }))
 }
 
 /// Registers that make the interrupted call again, if they can with what remains of its time; tells the call if they
@@ -236,8 +238,7 @@ pub(crate) fn restarted_here(regs: &Regs) -> Regs {
 
 /// A thread that stands in a restartable sequence (rseq(2)) is not in it any more once it was stopped: it goes on at
 /// the sequence's abort handler, as the kernel would have it.
-fn leave_sequence(tid: i32, regs: &mut Regs) -> bool {
-    let Ok(rseq) = ptrace::rseq_configuration(tid) else { return false };
+fn leave_sequence(tid: i32, rseq: RseqConfiguration, regs: &mut Regs) -> bool {
     let read = |address: u64| {
         let mut word = [0; 8];
         memory::read_exact(tid, address, &mut word).ok().map(|()| u64::from_le_bytes(word))

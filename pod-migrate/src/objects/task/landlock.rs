@@ -7,6 +7,7 @@
 //! Only a task that has no_new_privs or CAP_SYS_ADMIN can have restricted itself.
 
 use crate::freeze::{Frozen, Process, Thread};
+use crate::objects::task::glance::Spokesmen;
 use crate::remote::{Borrowed, RemoteCall};
 use pod_runtime::birth;
 use pod_runtime::cgroup::Cgroup;
@@ -65,7 +66,9 @@ impl Onlookers {
 
     /// Refuses a process of which a thread cannot look at its onlooker.
     pub fn ask(&self, process: &Process, borrowed: &mut Borrowed<'_>) -> Result<()> {
-        for thread in process.threads.iter().filter(|thread| may_be_restricted(thread)) {
+        let spokesmen = Spokesmen::of_credentials(process.threads.iter().map(|thread| thread.seen.as_ref()));
+        let asked = spokesmen.first().map(|at| &process.threads[at]);
+        for thread in asked.filter(|thread| may_be_restricted(thread)) {
             let Some(onlooker) = self.by_user.get(&user(thread)) else { continue };
             let pid = onlooker.pid;
             let args = vec![pid.into(), pid.into(), KCMP_VM.into(), 0.into(), 0.into()];

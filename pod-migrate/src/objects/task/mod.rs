@@ -6,6 +6,7 @@
 pub mod check;
 pub mod credentials;
 pub mod dump;
+pub mod glance;
 pub mod interrupted;
 pub mod keyrings;
 pub mod keys;

@@ -7,6 +7,7 @@
 
 use super::super::address::Family;
 use super::super::options::{Options, TABLE};
+use crate::objects::pieces::{moved, pieces};
 use pod_runtime::Result;
 use pod_runtime::proc::btf::{Btf, Place};
 use std::collections::{BTreeSet, HashMap};
@@ -16,10 +17,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Of so many sockets that are alike, one is asked for all.
 const CHECKED: usize = 64;
-/// Pieces that lie so near to each other are read as one.
-const NEAR: u32 = 64;
-/// Bytes that go through the walk's stack at a time.
-pub const PIECE: u32 = 256;
 
 type Member = (&'static str, &'static str);
 
@@ -228,35 +225,6 @@ impl Plan {
     }
 }
 
-/// Ranges that have all of these places.
-fn pieces(places: impl Iterator<Item = Place>) -> Vec<(u32, u32)> {
-    let mut places: Vec<(u32, u32)> =
-        places.map(|place| (place.byte(), (place.bit + place.bits).div_ceil(8))).collect();
-    places.sort_unstable();
-    let mut pieces: Vec<(u32, u32)> = Vec::new();
-    for (start, end) in places {
-        match pieces.last_mut() {
-            Some((first, bytes)) if start <= *first + *bytes + NEAR && end - *first <= PIECE => {
-                *bytes = (*bytes).max(end - *first);
-            }
-            _ => pieces.push((start, end - start)),
-        }
-    }
-    pieces
-}
-
-/// Where a place of the struct lies in the pieces that were read, one behind the other from `before` on.
-fn moved(place: Place, pieces: &[(u32, u32)], before: u32) -> Option<Place> {
-    let mut at = before;
-    for (start, bytes) in pieces {
-        if (*start..start + bytes).contains(&place.byte()) {
-            return Some(Place { bit: (at + place.byte() - start) * 8 + place.bit % 8, bits: place.bits });
-        }
-        at += bytes;
-    }
-    None
-}
-
 /// Sockets by what was told of them.
 pub struct Groups<'p> {
     plan: &'p Plan,
@@ -339,19 +307,9 @@ mod tests {
     use super::super::super::super::survey::Survey;
     use super::super::super::options::Entry;
     use super::*;
+    use crate::objects::pieces::PIECE;
     use pod_runtime::sys::inet;
     use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-    #[test]
-    fn places_are_found_in_the_pieces() {
-        let at = |byte: u32, bits| Place { bit: byte * 8, bits };
-        let all = [at(8, 32), at(12, 3), at(400, 64), at(600, 8), at(610, 2000)];
-        let pieces = pieces(all.into_iter());
-        assert_eq!(pieces, [(8, 5), (400, 8), (600, 1), (610, 250)]);
-        assert_eq!(moved(Place { bit: 12 * 8 + 2, bits: 1 }, &pieces, 0), Some(Place { bit: 34, bits: 1 }));
-        assert_eq!(moved(at(400, 64), &pieces, 100), Some(Place { bit: 840, bits: 64 }));
-        assert_eq!(moved(at(500, 8), &pieces, 0), None);
-    }
 
     #[test]
     fn this_kernel_keeps_sockets_as_known_here() {
