@@ -102,7 +102,7 @@ ways! { restored restored_elsewhere moved moved_with_memory_ahead: [
     nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads throng timeouts timerfd timers tree udp unix unixends
     reuseport
-    advised handles rawsockets
+    advised handles rawsockets undone
     mqueues mounts routes hugepages names subgroups sysctls
 ] }
 

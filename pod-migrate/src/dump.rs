@@ -12,7 +12,9 @@ use crate::objects::memory::{self, Policy, Told};
 use crate::objects::namespaces::ipc;
 use crate::objects::task::dump::{self as task, Asked, Parts};
 use crate::objects::task::landlock::Onlookers;
-use crate::objects::task::{Chains, Life, Node, ProcessState, Tree, check, interrupted, keys, scheduling, switches};
+use crate::objects::task::{
+    Chains, Life, Node, ProcessState, Tree, check, interrupted, keys, scheduling, switches, undo,
+};
 use crate::remote::{Arg, Borrowed, RemoteCall};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -66,8 +68,13 @@ pub fn dump(
     warnings.extend(frozen.processes().iter().filter_map(keys::downgrade).map(said));
     spaces.records(w)?;
     let ipc = ipc::dump(init.0, &removed_queues)?;
-    warnings.extend(ipc.downgrade().map(said));
+    let numbers: Vec<_> = frozen.processes().iter().map(|process| (process.pid, process.status.tgid)).collect();
+    let (undos, forgotten) = undo::of(&numbers, &ipc.sets());
+    warnings.extend(forgotten.map(said));
     w.put(Kind::IPC, 0, &ipc)?;
+    if !undos.is_empty() {
+        w.put(Kind::UNDO, 0, &undos)?;
+    }
     spaces.kept(w)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
     let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {

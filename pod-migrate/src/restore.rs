@@ -35,6 +35,7 @@ use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Kept, MmState, SharedMemoryState};
 use crate::objects::namespaces::cgroups;
 use crate::objects::namespaces::ipc::{self, IpcState};
+use crate::objects::task::undo::Undo;
 use crate::objects::task::{Filter, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
 use pod_runtime::birth::Born;
@@ -65,6 +66,7 @@ pub struct Image {
     pub files: Files,
     pub ipc: IpcState,
     pub cgroups: Vec<cgroups::Group>,
+    pub undos: Vec<Undo>,
 }
 
 impl Image {
@@ -97,6 +99,7 @@ impl Image {
                 }
                 Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
                 Kind::IPC => image.ipc = record.state()?,
+                Kind::UNDO => image.undos = record.state()?,
                 Kind::CGROUPS => image.cgroups = record.state()?,
                 _ => other(&record, reader)?,
             }

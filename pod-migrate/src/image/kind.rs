@@ -85,6 +85,8 @@ kinds! {
     IPC = 22 v 2,
     /// Raw bytes of an open deleted file or a queue too large for its FILE record.
     FILE_DATA = 23 v 2,
+    /// What is to be undone of SysV semaphores at the end of processes.
+    UNDO = 25 v 1,
     /// Raw bytes of one run of pages of an address space.
     PAGES = 32 v 2,
     /// Raw bytes of one run of pages of a shared memory object.

@@ -51,7 +51,7 @@ pub fn downgrades(pod: &Pod) -> Result<Vec<Problem>> {
     let found = [
         crate::connections::downgrade(&spec, &network, init),
         crate::settle::downgrade(init),
-        crate::objects::namespaces::ipc::downgrade(init.0),
+        crate::objects::namespaces::ipc::downgrade(init.0, &processes),
         crate::objects::namespaces::network::downgrade(&spec, init.0),
         crate::objects::memory::dump::downgrade(&processes),
     ];

@@ -11,7 +11,7 @@ use crate::objects::files::FdTable;
 use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
 use crate::objects::namespaces::cgroups;
 use crate::objects::task::check::TABLES;
-use crate::objects::task::{Life, Node, ProcessState};
+use crate::objects::task::{Life, Node, ProcessState, undo};
 use crate::{Problem, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -63,6 +63,7 @@ pub(super) fn image(image: &Image) -> Result<()> {
         return Err(damaged(format!("process {pid} has no state in the image")));
     }
     cgroups::believe(&image.cgroups, |pid| living.contains_key(&pid))?;
+    undo::believe(&image.undos, &image.ipc.semaphores, |pid| living.contains_key(&pid))?;
     tables_are_apart(image)?;
     for (pid, state) in &image.processes {
         same("process", pid, &state.pid)?;

@@ -12,7 +12,7 @@ use crate::objects::files::{Fd, Opener};
 use crate::objects::memory::{Backing, MmState};
 use crate::objects::task::{
     Dispatch, Life, ProcessState, ThreadState, Waiting, credentials, interrupted, limits, seccomp, signals, threads,
-    timers,
+    timers, undo,
 };
 use crate::remote::plain::{Job, Stub, begin_all, run_all, single_all, stop_all};
 use crate::remote::{Arg, RemoteCall};
@@ -28,7 +28,12 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
     let states = || image.processes.values();
     let job =
         |grown: &Grown, state: &ProcessState, calls| Job { stub: grown.stubs[&state.pid], calls, space: state.pid.0 };
-    let own = states().map(|state| Ok(job(grown, state, process(image, opener, state)?)));
+    let mut undos = undo::restore(&image.undos, &image.ipc.semaphores);
+    let own = states().map(|state| {
+        let mut calls = process(image, opener, state)?;
+        calls.extend(undos.remove(&state.pid).unwrap_or_default());
+        Ok(job(grown, state, calls))
+    });
     run_all(&mut own.collect::<Result<Vec<_>>>()?)?;
     for state in states() {
         make_threads(grown, state)?;

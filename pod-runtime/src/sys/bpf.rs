@@ -81,6 +81,11 @@ impl EbpfInstruction {
         EbpfInstruction::new(0x55, register, 0, count as i32, value)
     }
 
+    /// Leaves out so many instructions when two registers are the same.
+    pub fn skip_if_same(one: u8, other: u8, count: usize) -> EbpfInstruction {
+        EbpfInstruction::new(0x1d, one, other, count as i32, 0)
+    }
+
     pub fn call(helper: i32) -> EbpfInstruction {
         EbpfInstruction::new(0x85, 0, 0, 0, helper)
     }

@@ -103,6 +103,14 @@ pub fn sem_set_values(id: i32, values: &[u16]) -> io::Result<()> {
     result(unsafe { libc::semctl(id, 0, libc::SETALL, values.as_ptr()) }).map(drop)
 }
 
+/// semop(2) on one semaphore of a set, without waiting.
+pub fn sem_operate(id: i32, number: u16, operation: i16, undo: bool) -> io::Result<()> {
+    let flags = libc::IPC_NOWAIT | if undo { libc::SEM_UNDO } else { 0 };
+    let mut one = libc::sembuf { sem_num: number, sem_op: operation, sem_flg: flags as i16 };
+    // SAFETY: the kernel reads one operation.
+    result(unsafe { libc::semop(id, &raw mut one, 1) }).map(drop)
+}
+
 /// semctl(IPC_RMID).
 pub fn sem_remove(id: i32) -> io::Result<()> {
     // SAFETY: no pointers.

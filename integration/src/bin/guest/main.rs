@@ -64,6 +64,7 @@ mod timerfd;
 mod timers;
 mod tree;
 mod udp;
+mod undone;
 mod unix;
 mod unixends;
 
@@ -136,6 +137,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("timers", timers::set_up),
     ("tree", tree::set_up),
     ("udp", udp::set_up),
+    ("undone", undone::set_up),
     ("unix", unix::set_up),
     ("unixends", unixends::set_up),
 ];

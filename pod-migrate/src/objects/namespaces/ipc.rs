@@ -3,21 +3,20 @@
 //! They belong to the IPC namespace and live on without any process, so they are found in `/proc/sysvipc`, which shows
 //! the namespace of whoever opens it: both directions run in a thread of their own that has entered the pod's. Reading
 //! changes nothing (messages are copied out by MSG_COPY). Ids are made again through `/proc/sys/kernel/*_next_id`.
-//! What the kernel gives no way to read is lost: the undo lists of semaphores, which is reported ([`UNDO`]), and who sent last
-//! and when (W-ANEW). Segments of shared memory are kept by [`crate::objects::memory`], beside the maps that attach them.
+//! What the kernel gives no way to read is lost: who sent last and when (W-ANEW). What is to be undone of semaphores is kept by
+//! [`crate::objects::task::undo`], segments of shared memory by [`crate::objects::memory`], beside the maps that attach them.
 
 use super::mqueue::{self, PosixQueue};
 use super::{Namespace, within};
+use crate::ids::{HostPid, PodPid};
 use crate::objects::memory::{SharedMemoryKind, SharedMemoryState};
+use crate::objects::task::undo;
 use crate::{Doing, Problem, Result};
 use pod_runtime::sys::ipc;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
-
-/// A process may have asked that its operations on a semaphore be undone when it ends.
-pub const UNDO: &str = "W-SEMAPHORE-UNDO";
 
 /// Everything of the two kinds in one namespace. One record, IPC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,25 +40,17 @@ pub struct Owner {
 }
 
 impl IpcState {
-    /// What is not afterwards as it was.
-    pub fn downgrade(&self) -> Option<Problem> {
-        undone(self.semaphores.len())
+    pub fn sets(&self) -> undo::Sets {
+        self.semaphores.iter().map(|set| (set.id, set.values.len())).collect()
     }
 }
 
-/// The same of a pod that runs.
-pub fn downgrade(pid: i32) -> Option<Problem> {
-    undone(within(pid, Namespace::Ipc, || ids("sem")).ok()?.len())
-}
-
-fn undone(sets: usize) -> Option<Problem> {
-    let what = "what a process asked to be undone of it at its end (SEM_UNDO) is forgotten";
-    let what = match sets {
-        0 => return None,
-        1 => format!("the pod has a set of semaphores: {what}"),
-        n => format!("the pod has {n} sets of semaphores: {what}"),
-    };
-    Some(Problem::new(UNDO, what).fix("nothing, unless a process is killed while it holds one"))
+/// Of a pod that runs: what is not afterwards as it was. `processes` as this host numbers them.
+pub fn downgrade(init: i32, processes: &[HostPid]) -> Option<Problem> {
+    let sets = within(init, Namespace::Ipc, read_semaphores).ok()?;
+    let sets = IpcState { semaphores: sets, ..IpcState::default() }.sets();
+    let processes: Vec<_> = processes.iter().map(|host| (PodPid(0), host.0)).collect();
+    undo::of(&processes, &sets).1
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

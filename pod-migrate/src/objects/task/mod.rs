@@ -18,6 +18,7 @@ pub mod signals;
 pub mod switches;
 pub mod threads;
 pub mod timers;
+pub mod undo;
 pub mod waits;
 
 pub use seccomp::Chains;
