@@ -99,7 +99,7 @@ macro_rules! ways {
 
 ways! { restored restored_elsewhere moved moved_with_memory_ahead: [
     churn clocks counter credentials crowd epoll eventfd fifo files flow headless inotify limits lockedmem locks memfds memory
-    nameless options packets peers pipes pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
+    nameless options packets peers pipes prefork pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads throng timeouts timerfd timers tree udp unix unixends
     reuseport
     advised handles rawsockets undone

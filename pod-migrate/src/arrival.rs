@@ -4,7 +4,7 @@
 //! in memory (tmpfs contents, then the tasks) comes after, in the monitor ([`fill`]).
 
 use crate::capture::{Moment, Origin, clock};
-use crate::image::{Kind, Owner, Reader, Record, damaged};
+use crate::image::{Kind, Owner, PageRun, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
 use crate::objects::namespaces::{self, cgroups, mounts, settings, uts};
@@ -205,12 +205,15 @@ fn note(pod: &Pod, spec: &Spec, text: &str) -> Result<()> {
 pub fn restore<R: Read>(
     reader: &mut Reader<R>,
     newborn: &mut Newborn,
-    ahead: Ahead,
+    mut ahead: Ahead,
     outliving: bool,
     until: impl Fn(&Record) -> Result<bool>,
 ) -> Result<Restored> {
     let foreign = |record: &Record| damaged(format!("a {} record among the pod's own", record.kind));
-    let image = Image::collect(reader, |record, _| Err(foreign(record)))?;
+    let image = Image::collect(reader, |record, reader| match record.run {
+        Some(run @ PageRun { owner: Owner::Ahead(_), .. }) => ahead.take(run, reader),
+        _ => Err(foreign(record)),
+    })?;
     for file in image.files.files.values() {
         if let FileState::Socket(state) = &file.state {
             socket::permitted(state, &newborn.spec.security)?;

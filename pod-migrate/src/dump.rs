@@ -57,14 +57,16 @@ pub fn dump(
     let mut chains = Chains::default();
     refuse(frozen)?;
     let onlookers = onlookers(frozen, cgroup)?;
-    w.put(Kind::TREE, 0, &tree(frozen))?;
+    let tree = tree(frozen);
+    w.put(Kind::TREE, 0, &tree)?;
+    spaces.find_shared(frozen.processes())?;
     for processes in frozen.processes().chunks(CROWD) {
         crowd(processes, init, &onlookers, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
     let Rest { contents, removed_queues, peers, mut warnings } = files.finish(w)?;
     warnings.extend(frozen.processes().iter().flat_map(interrupted::begun_anew));
-    warnings.extend(spaces.shared_since_fork().map(said));
+    warnings.extend(spaces.shared_since_fork(&tree).map(said));
     warnings.extend(frozen.processes().iter().filter_map(keys::downgrade).map(said));
     spaces.records(w)?;
     let ipc = ipc::dump(init.0, &removed_queues)?;

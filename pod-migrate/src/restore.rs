@@ -16,11 +16,13 @@ mod ahead;
 mod check;
 mod errand;
 mod finish;
+pub(crate) mod heritage;
 mod memory;
 mod nursery;
 mod pages;
 mod plan;
 mod same;
+mod sow;
 mod tree;
 
 pub use ahead::Ahead;
@@ -31,8 +33,9 @@ use crate::ids::{FileId, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{self, File, Files, Opener, Opening};
+use crate::objects::memory::forked::{Claim, Claims};
 use crate::objects::memory::ranges::Ranges;
-use crate::objects::memory::{Kept, MmState, SharedMemoryState};
+use crate::objects::memory::{Inherited, Kept, MmState, SharedMemoryState};
 use crate::objects::namespaces::cgroups;
 use crate::objects::namespaces::ipc::{self, IpcState};
 use crate::objects::task::undo::Undo;
@@ -41,6 +44,7 @@ use crate::{Doing, Problem, Result};
 use pod_runtime::birth::Born;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::sys::memory as remote_memory;
+use sow::Seed;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
@@ -63,6 +67,8 @@ pub struct Image {
     pub shared: BTreeMap<SharedMemoryId, SharedMemoryState>,
     /// What still holds of the pages that came ahead.
     pub kept: BTreeMap<MmId, Ranges>,
+    /// What spaces have from one another since a fork.
+    pub claims: Claims,
     pub files: Files,
     pub ipc: IpcState,
     pub cgroups: Vec<cgroups::Group>,
@@ -96,6 +102,11 @@ impl Image {
                     let Kept { ranges } = record.state()?;
                     let more = ranges.into_iter().map(|(start, end)| start..end);
                     kept.entry(MmId(record.id)).or_default().extend(more);
+                }
+                Kind::INHERITED => {
+                    let Inherited { ranges } = record.state()?;
+                    let claim = |(from, start, end)| Claim { from: MmId(from), range: start..end };
+                    image.claims.entry(MmId(record.id)).or_default().extend(ranges.into_iter().map(claim));
                 }
                 Kind::FD_TABLE => insert(&mut image.files.tables, crate::ids::FdTableId(record.id), record.state()?)?,
                 Kind::IPC => image.ipc = record.state()?,
@@ -171,15 +182,20 @@ pub fn restore<R: Read>(
     mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
     let opening = Opening::begin(born, plan::free_pid(&image, 0))?;
-    let laid = ahead.settle(&image)?;
+    let mut heritage = sow::plan(&image, &ahead.usable(&image));
+    let laid = ahead.settle(&image, &heritage.foreign(PodPid(1), nursery::FIRST))?;
     ipc::restore(born.init, &image.ipc)?;
-    let (mut grown, mut opener) = tree::grow(&image, born, &laid, opening)?;
+    let file = reader.file().map(std::fs::File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
+    let seed = Seed { heritage: &heritage, ahead: &ahead, laid: &laid, file: file.as_ref() };
+    let (mut grown, mut opener) = tree::grow(&image, born, &seed, opening)?;
+    let copied = std::mem::take(&mut heritage.copied);
+    let laid = sow::laid(heritage, laid, &grown);
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
     let leaving = outliving.then(|| step_out(&born.cgroup, &opener));
     let shared = memory::map_all(&image, &mut grown, &laid, &opener)?;
-    pages::fill((&image, &grown, &opener), shared, (&ahead, &laid), reader, &mut other)?;
+    pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), reader, &mut other)?;
     drop(ahead);
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;

@@ -4,7 +4,9 @@ use super::memory::{Memory, PAGE};
 use super::{Identity, open_clear};
 use crate::arrival::origin;
 use crate::capture::{Moment, Origin};
+use crate::ids::MmId;
 use crate::image::{Contents, Kind, Owner, PageRun, Reader, Record, Waiting, damaged, verify};
+use crate::objects::memory::forked::Claim;
 use crate::objects::memory::{Alike, Same};
 use crate::objects::namespaces::{mounts, network, uts};
 use crate::restore::Image;
@@ -68,8 +70,21 @@ pub(super) fn look(path: &Path, identities: &[Identity]) -> Result<Look> {
     while let Some(record) = reader.next()? {
         parts.take(&record, &mut reader)?;
     }
-    let memory = Memory::new(file, std::mem::take(&mut parts.runs), &image.kept).with(&parts.alike)?;
+    let memory = Memory::new(file, std::mem::take(&mut parts.runs), &image.kept);
+    // In this order: what is inherited may itself have come as a page like another.
+    let memory = memory.with(&parts.alike)?.with(&inherited(&image))?;
     Ok(Look { path: path.to_owned(), exposed: mode & 0o077 != 0, contents, origin, image, memory, parts })
+}
+
+/// Pages that spaces have from others, which are those of the others.
+fn inherited(image: &Image) -> Vec<Alike> {
+    let at = |mm: MmId, claim: &Claim| (Kind::PAGES.0, mm.0, claim.range.start);
+    let one = |(mm, claim): (MmId, &Claim)| Alike {
+        to: at(mm, claim),
+        from: at(claim.from, claim),
+        bytes: claim.range.end - claim.range.start,
+    };
+    image.claims.iter().flat_map(|(mm, claims)| claims.iter().map(|claim| (*mm, claim))).map(one).collect()
 }
 
 impl Parts {

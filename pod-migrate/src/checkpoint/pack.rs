@@ -1,7 +1,8 @@
 //! Making a checkpoint smaller once it is written, when the pod that it is of goes on already: nothing of this is waited
 //! for by a program.
 //!
-//! What is out of date of the pages that came ahead is left out, and the rest of them are pages like all others. A page of
+//! What is out of date of the pages that came ahead is left out, and the rest of them are pages like all others, but for those
+//! that several processes have since a fork: they come ahead still. A page of
 //! memory whose bytes the image has already becomes a line in a SAME record: found by xxh3, believed by comparing the
 //! bytes. Everything raw is packed piece by piece, by as many threads as there are processors; one thread reads and
 //! writes, in the order of the stream.
@@ -10,7 +11,7 @@ use super::memory::{Memory, PAGE};
 use crate::ids::MmId;
 use crate::image::{Kind, Owner, Packed, Packer, PageRun, Reader, Record, Waiting, Writer};
 use crate::objects::memory::ranges::Ranges;
-use crate::objects::memory::{Alike, Kept, MmState, Same};
+use crate::objects::memory::{Alike, Inherited, Kept, MmState, Same};
 use pod_runtime::{Doing, Problem, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
@@ -24,6 +25,8 @@ use std::thread::{Scope, ScopedJoinHandle};
 const PIECE: usize = 256 << 10;
 /// Entries of one SAME record.
 const MOST_ALIKE: usize = 16 << 10;
+/// Ranges of one KEPT record.
+const MOST_KEPT: usize = 100_000;
 /// More threads would wait for the one that reads and writes.
 const MOST_THREADS: usize = 8;
 /// Pieces that are under way, for each thread.
@@ -45,8 +48,10 @@ pub(super) fn pack(from: &File, to: File, level: i32) -> Result<(File, Saving)> 
     let mut runs: Vec<(PageRun, Waiting)> = Vec::new();
     let mut kept: BTreeMap<MmId, Vec<Range<u64>>> = BTreeMap::new();
     let mut ends: BTreeMap<MmId, Vec<u64>> = BTreeMap::new();
+    let mut lent: BTreeMap<MmId, Vec<Range<u64>>> = BTreeMap::new();
     std::thread::scope(|scope| {
         let mut line = Line::new(scope, Writer::to_file(to)?, level);
+        let mut seen = Seen::default();
         while let Some(record) = reader.next()? {
             match (record.kind, record.run) {
                 // Of what was out of date when the pod stopped nothing is left.
@@ -56,10 +61,22 @@ pub(super) fn pack(from: &File, to: File, level: i32) -> Result<(File, Saving)> 
                     let more = ranges.into_iter().map(|(start, end)| start..end);
                     kept.entry(MmId(record.id)).or_default().extend(more);
                 }
+                (Kind::READY_FOR_PAGES, _) => {
+                    let lent = all_of(&lent);
+                    let memory = Memory::new(copy(from)?, runs.clone(), &all_of(&kept));
+                    pages(&memory, &ends, Part::Lent(&lent), from, &mut seen, &mut line)?;
+                    lent.into_iter().try_for_each(|(mm, ranges)| line.kept(mm, &ranges))?;
+                    line.state(record)?;
+                }
                 (kind, None) => {
                     if kind == Kind::MM {
                         let space: MmState = record.state()?;
                         ends.insert(space.id, space.maps.iter().map(|map| map.end).collect());
+                    }
+                    if kind == Kind::INHERITED {
+                        for (from, start, end) in record.state::<Inherited>()?.ranges {
+                            lent.entry(MmId(from)).or_default().push(start..end);
+                        }
                     }
                     line.state(record)?;
                 }
@@ -69,9 +86,8 @@ pub(super) fn pack(from: &File, to: File, level: i32) -> Result<(File, Saving)> 
                 (_, Some(run)) => runs.extend(reader.leave_pages()?.map(|waiting| (run, waiting))),
             }
         }
-        let kept = kept.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect();
-        let memory = Memory::new(copy(from)?, runs, &kept);
-        let alike = pages(&memory, &ends, from, &mut line)?;
+        let memory = Memory::new(copy(from)?, runs, &all_of(&kept));
+        let alike = pages(&memory, &ends, Part::AllBut(&all_of(&lent)), from, &mut seen, &mut line)?;
         let saving = Saving { alike: alike.iter().map(|one| one.bytes).sum() };
         let mut writer = line.finish()?;
         for pages in alike.chunks(MOST_ALIKE) {
@@ -81,13 +97,47 @@ pub(super) fn pack(from: &File, to: File, level: i32) -> Result<(File, Saving)> 
     })
 }
 
-/// All bytes of memory, each piece in one map, as they will be placed; what came ahead did not heed that. Returns what is
-/// there already.
-fn pages(memory: &Memory, ends: &BTreeMap<MmId, Vec<u64>>, from: &File, line: &mut Line<'_>) -> Result<Vec<Alike>> {
-    let mut seen = Seen::default();
+fn all_of(ranges: &BTreeMap<MmId, Vec<Range<u64>>>) -> BTreeMap<MmId, Ranges> {
+    ranges.iter().map(|(mm, ranges)| (*mm, Ranges::of_any(ranges.iter().cloned()))).collect()
+}
+
+/// Which pages of spaces.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    /// Those that others have too, which are needed before there are processes.
+    Lent(&'a BTreeMap<MmId, Ranges>),
+    AllBut(&'a BTreeMap<MmId, Ranges>),
+}
+
+impl Part<'_> {
+    fn of(&self, owner: Owner, range: Range<u64>) -> Vec<Range<u64>> {
+        let lent = |lent: &BTreeMap<MmId, Ranges>| match owner {
+            Owner::Mm(mm) => lent.get(&mm).map_or(Vec::new(), |lent| lent.within(range.clone()).collect()),
+            _ => Vec::new(),
+        };
+        match self {
+            Part::Lent(all) => lent(all),
+            Part::AllBut(all) => Ranges::one(range.clone()).without(&Ranges::of(lent(all))).iter().collect(),
+        }
+    }
+}
+
+/// The bytes of memory, each piece in one map, as they will be placed; what came ahead did not heed that. Returns what is
+/// there already. What is lent is there once, whatever it is like.
+fn pages(
+    memory: &Memory,
+    ends: &BTreeMap<MmId, Vec<u64>>,
+    which: Part<'_>,
+    from: &File,
+    seen: &mut Seen,
+    line: &mut Line<'_>,
+) -> Result<Vec<Alike>> {
     let mut alike = Vec::new();
     let mut buffer = vec![0; PIECE];
     for (owner, range, skip, record) in memory.runs() {
+        if which.of(owner, range.clone()).is_empty() {
+            continue;
+        }
         record.read(from, &mut buffer, |at, bytes| {
             // The part of the record that holds, as far as this piece has it.
             let part = skip.max(at)..(skip + (range.end - range.start)).min(at + bytes.len() as u64);
@@ -96,29 +146,54 @@ fn pages(memory: &Memory, ends: &BTreeMap<MmId, Vec<u64>>, from: &File, line: &m
             }
             let bytes = &bytes[(part.start - at) as usize..(part.end - at) as usize];
             let address = range.start + (part.start - skip);
-            let is_paged = matches!(owner, Owner::Mm(_) | Owner::SharedMemory(_));
-            let aligned = (address | bytes.len() as u64).is_multiple_of(PAGE);
-            if !is_paged || !aligned {
-                return line.raw(PageRun { owner, address, bytes: bytes.len() as u64 }, bytes.to_vec());
-            }
-            let ends = match owner {
-                Owner::Mm(mm) => ends.get(&mm).map_or(&[][..], |ends| ends),
-                _ => &[],
-            };
-            for piece in by_map(address..address + bytes.len() as u64, ends) {
-                let into = piece.start - address;
-                let bytes = &bytes[into as usize..(piece.end - address) as usize];
+            for here in which.of(owner, address..address + bytes.len() as u64) {
+                let into = here.start - address;
+                let bytes = &bytes[into as usize..(here.end - address) as usize];
                 let Some(offset) = record.plain_at(part.start + into) else { return Err(lost()) };
-                seen.places.insert(offset, (owner, piece.start));
-                for fresh in seen.sort(from, (owner, piece.start), offset, bytes, &mut alike)? {
-                    let address = piece.start + fresh.start as u64;
-                    line.raw(PageRun { owner, address, bytes: fresh.len() as u64 }, bytes[fresh].to_vec())?;
-                }
+                some_pages((owner, here), offset, bytes, (which, ends, from), (seen, &mut alike, line))?;
             }
             Ok(())
         })?;
     }
     Ok(alike)
+}
+
+type Given<'a> = (Part<'a>, &'a BTreeMap<MmId, Vec<u64>>, &'a File);
+
+/// Bytes that lie at an offset of the file.
+fn some_pages(
+    (owner, range): (Owner, Range<u64>),
+    offset: u64,
+    bytes: &[u8],
+    (which, ends, from): Given<'_>,
+    (seen, alike, line): (&mut Seen, &mut Vec<Alike>, &mut Line<'_>),
+) -> Result<()> {
+    let is_paged = matches!(owner, Owner::Mm(_) | Owner::SharedMemory(_));
+    let aligned = (range.start | range.end).is_multiple_of(PAGE);
+    if !is_paged || !aligned {
+        return line.raw(PageRun { owner, address: range.start, bytes: bytes.len() as u64 }, bytes.to_vec());
+    }
+    let ends = match owner {
+        Owner::Mm(mm) => ends.get(&mm).map_or(&[][..], |ends| ends),
+        _ => &[],
+    };
+    for piece in by_map(range.clone(), ends) {
+        let into = piece.start - range.start;
+        let bytes = &bytes[into as usize..(piece.end - range.start) as usize];
+        let offset = offset + into;
+        seen.places.insert(offset, (owner, piece.start));
+        if let (Part::Lent(_), Owner::Mm(mm)) = (which, owner) {
+            seen.note(offset, bytes);
+            let run = PageRun { owner: Owner::Ahead(mm), address: piece.start, bytes: bytes.len() as u64 };
+            line.raw(run, bytes.to_vec())?;
+            continue;
+        }
+        for fresh in seen.sort(from, (owner, piece.start), offset, bytes, alike)? {
+            let address = piece.start + fresh.start as u64;
+            line.raw(PageRun { owner, address, bytes: fresh.len() as u64 }, bytes[fresh].to_vec())?;
+        }
+    }
+    Ok(())
 }
 
 /// A range in parts that no map ends in.
@@ -144,6 +219,13 @@ struct Seen {
 }
 
 impl Seen {
+    /// Pages that are written in any case.
+    fn note(&mut self, offset: u64, bytes: &[u8]) {
+        for (number, page) in bytes.chunks(PAGE as usize).enumerate() {
+            self.pages.entry(xxhash_rust::xxh3::xxh3_64(page)).or_insert(offset + number as u64 * PAGE);
+        }
+    }
+
     /// The parts of a piece that are new; what is not is noted.
     fn sort(
         &mut self,
@@ -208,6 +290,7 @@ enum Packing {
 /// What is to be written next, or will be.
 enum Next {
     State(Record),
+    Kept(MmId, Kept),
     Raw(PageRun, Receiver<Result<Packing>>),
 }
 
@@ -236,6 +319,14 @@ impl<'scope> Line<'scope> {
 
     fn state(&mut self, record: Record) -> Result<()> {
         self.next.push_back(Next::State(record));
+        self.write_until(self.most)
+    }
+
+    fn kept(&mut self, mm: MmId, ranges: &Ranges) -> Result<()> {
+        let ranges: Vec<(u64, u64)> = ranges.iter().map(|range| (range.start, range.end)).collect();
+        for ranges in ranges.chunks(MOST_KEPT) {
+            self.next.push_back(Next::Kept(mm, Kept { ranges: ranges.to_vec() }));
+        }
         self.write_until(self.most)
     }
 
@@ -270,6 +361,7 @@ impl<'scope> Line<'scope> {
         while self.next.len() > left {
             match self.next.pop_front() {
                 Some(Next::State(record)) => self.writer.again(&record)?,
+                Some(Next::Kept(mm, kept)) => self.writer.put(Kind::KEPT, mm.0, &kept)?,
                 Some(Next::Raw(run, packed)) => match packed.recv().map_err(|_| died())?? {
                     Packing::Packed(packed) => self.writer.packed(run, &packed)?,
                     Packing::Plain(bytes) => self.writer.pages(run, &[&bytes])?,

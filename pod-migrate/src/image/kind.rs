@@ -93,7 +93,7 @@ kinds! {
     SHARED_PAGES = 33 v 2,
     /// Everything but pages has been said.
     READY_FOR_PAGES = 34 v 1,
-    /// Raw bytes of one run of pages of an address space, read while the pod ran.
+    /// Raw bytes of one run of pages of an address space, read while the pod ran, or needed before there are processes.
     AHEAD_PAGES = 35 v 2,
     /// Of the pages that came ahead, those that an address space still has as they came.
     KEPT = 36 v 1,
@@ -101,6 +101,8 @@ kinds! {
     PLACES = 37 v 1,
     /// Pages whose bytes are those of others that the image holds.
     SAME = 38 v 1,
+    /// What an address space has from others since a fork.
+    INHERITED = 39 v 1,
     /// Lines of the pod's log.
     LOG = 40 v 2,
     /// The trailer: number of records and the digest of the stream.

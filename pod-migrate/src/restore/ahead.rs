@@ -7,11 +7,11 @@
 
 use super::Image;
 use super::nursery::{self, Laid, Nursery};
-use super::pages::{Target, Targets, died};
+use super::pages::{Target, Targets, by_map, died};
 use crate::ids::MmId;
 use crate::image::{Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
-use crate::objects::memory::Places;
 use crate::objects::memory::ranges::Ranges;
+use crate::objects::memory::{Map, Places};
 use crate::{Doing, Result};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -38,7 +38,9 @@ const MOST_THREADS: usize = 8;
 #[derive(Debug, Default)]
 pub struct Ahead {
     /// Left in the file that is read, oldest first.
-    left: Vec<(MmId, u64, Waiting)>,
+    left: BTreeMap<MmId, Vec<(u64, Waiting)>>,
+    /// All that came, wherever it is.
+    came: BTreeMap<MmId, Vec<Range<u64>>>,
     staged: Option<File>,
     /// Which part of it a space has.
     parts: BTreeMap<MmId, u64>,
@@ -55,8 +57,9 @@ impl Ahead {
         if !pages || run.address.checked_add(run.bytes).is_none_or(|end| end > 1 << ADDRESS) {
             return Err(damaged(format!("pages of memory {mm} at {:#x}, where none can be", run.address)));
         }
+        self.came.entry(mm).or_default().push(run.address..run.address + run.bytes);
         if let Some(waiting) = reader.leave_pages()? {
-            self.left.push((mm, run.address, waiting));
+            self.left.entry(mm).or_default().push((run.address, waiting));
             return Ok(());
         }
         let mut buffer = PageBuffer::new(PIECE);
@@ -86,10 +89,21 @@ impl Ahead {
         Ok(())
     }
 
-    /// What the first process has of the image. To be called before anything else is done with that process.
-    pub(super) fn settle(&mut self, image: &Image) -> Result<Laid> {
+    /// Where the first process has something that the image can use.
+    pub(super) fn usable(&self, image: &Image) -> Ranges {
+        self.nursery.as_ref().map(|nursery| nursery.usable(image)).unwrap_or_default()
+    }
+
+    /// What the first process has of the image, where nothing `foreign` is to be. To be called before anything else is done
+    /// with that process.
+    pub(super) fn settle(&mut self, image: &Image, foreign: &Ranges) -> Result<Laid> {
         let Some(nursery) = self.nursery.take() else { return Ok(Laid::default()) };
-        nursery.settle(image, |address, pages| self.stage(nursery::FIRST, address, pages))
+        nursery.settle(image, foreign, |address, pages| self.stage(nursery::FIRST, address, pages))
+    }
+
+    /// What came for each space.
+    pub(super) fn came(&self) -> BTreeMap<MmId, Ranges> {
+        self.came.iter().map(|(mm, ranges)| (*mm, Ranges::of_any(ranges.iter().cloned()))).collect()
     }
 
     fn keep(&mut self, mm: MmId, address: u64, pages: &[u8]) -> Result<()> {
@@ -123,42 +137,76 @@ impl Ahead {
     fn pieces<'a>(
         &self,
         kept: &BTreeMap<MmId, Ranges>,
-        laid: &Laid,
+        laid: &BTreeMap<MmId, &Laid>,
         targets: &mut Targets<'a>,
     ) -> Result<Vec<Piece<'a>>> {
         let mut pieces = Vec::new();
         for (mm, kept) in kept {
-            let kept = &match *mm == nursery::FIRST {
-                true => kept.without(laid.filled()),
-                false => kept.clone(),
+            let kept = match laid.get(mm) {
+                Some(laid) => &kept.without(laid.filled()),
+                None => kept,
             };
-            let runs: Vec<_> = self.left.iter().filter(|(of, ..)| of == mm).map(|(_, at, w)| (*at, *w)).collect();
             let Some(target) = targets.of(Owner::Mm(*mm))? else { continue };
-            for (index, parts) in latest(runs.iter().map(|(at, waiting)| *at..*at + waiting.bytes())) {
-                let parts: Vec<_> = kept.both(&parts).iter().flat_map(|part| targets.by_map(*mm, part)).collect();
-                if !parts.is_empty() {
-                    let (address, waiting) = runs[index];
-                    pieces.push(Piece { target: target.clone(), from: From::Left { address, waiting, parts } });
-                }
-            }
-            if let (Some(file), Some(part)) = (&self.staged, self.parts.get(mm)) {
-                let base = part << ADDRESS;
-                for range in kept.iter().flat_map(|range| targets.by_map(*mm, range)) {
-                    let data = data_of(file, base + range.start..base + range.end)?;
-                    pieces.extend(data.into_iter().map(|offsets| Piece {
-                        target: target.clone(),
-                        from: From::Staged { address: offsets.start - base, offsets },
-                    }));
-                }
-            }
+            self.pieces_of((*mm, kept), &target, targets.maps(*mm), false, &mut pieces)?;
         }
         Ok(pieces)
+    }
+
+    /// Parts of what came for a space, on their way to a target that has maps.
+    fn pieces_of<'a>(
+        &self,
+        (mm, wanted): (MmId, &Ranges),
+        target: &Target<'a>,
+        maps: &[Map],
+        again: bool,
+        pieces: &mut Vec<Piece<'a>>,
+    ) -> Result<()> {
+        let runs = self.left.get(&mm).map_or(&[][..], |runs| runs);
+        for (index, parts) in latest(runs.iter().map(|(at, waiting)| *at..*at + waiting.bytes())) {
+            let parts: Vec<_> = parts.iter().flat_map(|part| wanted.within(part).collect::<Vec<_>>()).collect();
+            let parts: Vec<_> = parts.into_iter().flat_map(|part| by_map(maps, part)).collect();
+            if !parts.is_empty() {
+                let (address, waiting) = runs[index];
+                pieces.push(Piece { target: target.clone(), from: From::Left { address, waiting, parts } });
+            }
+        }
+        if let (Some(file), Some(part)) = (&self.staged, self.parts.get(&mm)) {
+            let base = part << ADDRESS;
+            for range in wanted.iter().flat_map(|range| by_map(maps, range)) {
+                let data = data_of(file, base + range.start..base + range.end)?;
+                pieces.extend(data.into_iter().map(|offsets| Piece {
+                    target: target.clone(),
+                    from: From::Staged { address: offsets.start - base, offsets, again },
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts pages of a space into a process that has maps for them; they stay here, too.
+    pub(super) fn sow(
+        &self,
+        pages: (MmId, &Ranges),
+        target: &Target<'_>,
+        maps: &[Map],
+        file: Option<&File>,
+    ) -> Result<()> {
+        let mut pieces = Vec::new();
+        self.pieces_of(pages, target, maps, true, &mut pieces)?;
+        let sources = Sources { left: file, staged: self.staged.as_ref() };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS).min(pieces.len());
+        let queue = Queue::new(pieces);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| sources.work(&queue))).collect();
+            let done = sources.work(&queue);
+            others.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(died()))).fold(done, Result::and)
+        })
     }
 
     /// Begins to place what still holds; [`Placing::finish`] ends it. The calling thread is the tracer.
     pub(super) fn place<'scope, 'env, 'a: 'scope>(
         &'env self,
-        (kept, laid): (&BTreeMap<MmId, Ranges>, &Laid),
+        (kept, laid): (&BTreeMap<MmId, Ranges>, &BTreeMap<MmId, &Laid>),
         targets: &mut Targets<'a>,
         file: Option<&'env File>,
         scope: &'scope Scope<'scope, 'env>,
@@ -205,14 +253,12 @@ pub(super) struct Piece<'a> {
 
 enum From {
     /// A run that was left in the file; only parts of it still hold.
-    Left {
-        address: u64,
-        waiting: Waiting,
-        parts: Vec<Range<u64>>,
-    },
+    Left { address: u64, waiting: Waiting, parts: Vec<Range<u64>> },
     Staged {
         address: u64,
         offsets: Range<u64>,
+        /// They are needed once more.
+        again: bool,
     },
 }
 
@@ -221,7 +267,7 @@ impl Piece<'_> {
         let for_all = |address, bytes| self.target.for_all(PageRun { owner: Owner::Log, address, bytes });
         match &self.from {
             From::Left { parts, .. } => parts.iter().all(|part| for_all(part.start, part.end - part.start)),
-            From::Staged { address, offsets } => for_all(*address, offsets.end - offsets.start),
+            From::Staged { address, offsets, .. } => for_all(*address, offsets.end - offsets.start),
         }
     }
 }
@@ -257,11 +303,14 @@ impl Sources<'_> {
                     })
                 })
             }
-            From::Staged { address, offsets } => {
+            From::Staged { address, offsets, again } => {
                 let file = self.staged.ok_or_else(none)?;
                 let buffer = &mut buffer[..(offsets.end - offsets.start) as usize];
                 file.read_exact_at(buffer, offsets.start).doing(|| "read pages that came ahead".into())?;
                 piece.target.write(*address, buffer)?;
+                if *again {
+                    return Ok(());
+                }
                 let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
                 // Only memory is lost if it fails.
                 let _ = fallocate(file, hole, offsets.start as i64, (offsets.end - offsets.start) as i64);

@@ -34,7 +34,7 @@ pub(super) fn image(image: &Image) -> Result<()> {
     }
     nodes.iter().try_for_each(node)?;
     shape(nodes)?;
-    plan::plan(image)?;
+    plan::plan(nodes)?;
     let known = |id: &crate::ids::FileId| image.files.files.contains_key(id);
     for (id, space) in &image.spaces {
         same("memory", id, &space.id)?;
@@ -46,6 +46,9 @@ pub(super) fn image(image: &Image) -> Result<()> {
     for (id, kept) in &image.kept {
         let space = image.spaces.get(id).ok_or_else(|| damaged(format!("pages of memory {id}, which nobody has")))?;
         memory::check_kept(space, kept)?;
+    }
+    for (id, claims) in &image.claims {
+        memory::check_claims(image, *id, claims)?;
     }
     for (id, shared) in &image.shared {
         same("shared memory", id, &shared.id)?;

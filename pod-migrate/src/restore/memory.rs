@@ -6,11 +6,12 @@
 //! go to where the program remembers them.
 
 use super::Image;
-use super::nursery::{self, Laid};
+use super::nursery::Laid;
 use super::tree::Grown;
-use crate::ids::{FileId, HostPid, PodPid, SharedMemoryId};
+use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::damaged;
 use crate::objects::files::Opener;
+use crate::objects::memory::forked::Claim;
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
 use crate::objects::namespaces::ipc;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 
 /// Largest address of a program, plus one.
-const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+pub(super) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// What the kernel and the hardware let a program ask of a page.
 const PROTECTIONS: u32 = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u32;
 
@@ -64,9 +65,7 @@ pub(super) fn check(
 
 /// Pages that came ahead are private and lie in maps that are.
 pub(super) fn check_kept(space: &MmState, kept: &Ranges) -> Result<()> {
-    let anonymous = space.maps.iter().filter(|map| map.backing == Backing::Anonymous && !map.shared);
-    let anonymous = Ranges::of(anonymous.map(|map| map.start..map.end));
-    match kept.without(&anonymous).iter().next() {
+    match kept.without(&private(space, |_| true)).iter().next() {
         Some(outside) => {
             Err(damaged(format!("pages at {:#x} of memory {} are kept where no map is", outside.start, space.id)))
         }
@@ -77,11 +76,39 @@ pub(super) fn check_kept(space: &MmState, kept: &Ranges) -> Result<()> {
     }
 }
 
+/// What others have is what came for the one, and comes for the others only from there.
+pub(super) fn check_claims(image: &Image, mm: MmId, claims: &[Claim]) -> Result<()> {
+    let wrong = |what: &str| damaged(format!("memory {mm} has pages of others {what}"));
+    let space = image.spaces.get(&mm).ok_or_else(|| wrong("and no maps"))?;
+    let place =
+        |claim: &Claim| claim.range.start < claim.range.end && (claim.range.start | claim.range.end) & 0xfff == 0;
+    if !claims.iter().all(place) || claims.windows(2).any(|pair| pair[0].range.end > pair[1].range.start) {
+        return Err(wrong("at places that are none"));
+    }
+    let ordinary = private(space, |map| map.huge == 0 && !map.droppable);
+    let own = image.kept.get(&mm);
+    for Claim { from, range } in claims {
+        if *from == mm || !image.kept.get(from).is_some_and(|kept| kept.has(range)) {
+            return Err(wrong("that the image does not have"));
+        }
+        if !ordinary.has(range) || own.is_some_and(|own| own.touches(range)) {
+            return Err(wrong("where its own are, or none can be"));
+        }
+    }
+    Ok(())
+}
+
+/// Where private maps of a space are, of those that are `such`.
+fn private(space: &MmState, such: impl Fn(&Map) -> bool) -> Ranges {
+    let is_private = |map: &&Map| !map.shared && matches!(map.backing, Backing::Anonymous | Backing::File { .. });
+    Ranges::of(space.maps.iter().filter(is_private).filter(|map| such(map)).map(|map| map.start..map.end))
+}
+
 /// Makes everything but the contents. Returns what pages of shared memory are written to.
 pub(super) fn map_all(
     image: &Image,
     grown: &mut Grown,
-    laid: &Laid,
+    laid: &BTreeMap<PodPid, Laid>,
     opener: &Opener,
 ) -> Result<BTreeMap<SharedMemoryId, File>> {
     let mut shared = BTreeMap::new();
@@ -113,7 +140,7 @@ pub(super) fn map_all(
             calls: Vec::new(),
             fds: BTreeMap::new(),
             space,
-            laid: (space.id == nursery::FIRST && state.pid == PodPid(1)).then_some(laid),
+            laid: laid.get(&state.pid),
         };
         mapper.space()?;
         let mut calls = mapper.calls;
@@ -207,10 +234,7 @@ impl Mapper<'_> {
         for map in &space.maps {
             match &map.backing {
                 Backing::Anonymous => self.anonymous(map),
-                Backing::File { file, offset } => {
-                    let fd = self.file(*file)?;
-                    self.map(map, fd, *offset, 0);
-                }
+                Backing::File { file, offset } => self.file_map(map, *file, *offset)?,
                 Backing::Shared { memory, offset } => self.shared(map, *memory, *offset)?,
                 Backing::Vdso | Backing::Vvar => {}
             }
@@ -231,20 +255,29 @@ impl Mapper<'_> {
         Ok(fd)
     }
 
-    /// What of it is there already becomes a part of it.
+    /// What of a map is there already, if anything is, becomes a part of it; the rest.
+    fn missing(&mut self, map: &Map) -> Ranges {
+        let Some((there, missing)) = self.laid.map(|laid| laid.divide(map)) else {
+            return Ranges::one(map.start..map.end);
+        };
+        self.calls.extend(there.iter().flat_map(|part| Laid::adopt(map, &part)));
+        missing
+    }
+
     fn anonymous(&mut self, map: &Map) {
-        match self.laid.map(|laid| laid.divide(map)) {
-            Some((there, missing)) if !there.is_empty() => {
-                for part in missing.iter() {
-                    self.map(&Map { start: part.start, end: part.end, ..map.clone() }, -1, 0, libc::MAP_ANONYMOUS);
-                }
-                self.calls.extend(there.iter().flat_map(|part| Laid::adopt(map, &part)));
-            }
-            _ => {
-                self.map(map, -1, 0, libc::MAP_ANONYMOUS);
-                self.huge_pages(map);
-            }
+        for part in self.missing(map).iter() {
+            self.map(&Map { start: part.start, end: part.end, ..map.clone() }, -1, 0, libc::MAP_ANONYMOUS);
         }
+        self.huge_pages(map);
+    }
+
+    fn file_map(&mut self, map: &Map, file: FileId, offset: u64) -> Result<()> {
+        for part in self.missing(map).iter() {
+            let fd = self.file(file)?;
+            let offset = offset.wrapping_add(part.start - map.start);
+            self.map(&Map { start: part.start, end: part.end, ..map.clone() }, fd, offset, 0);
+        }
+        Ok(())
     }
 
     fn map(&mut self, map: &Map, fd: i32, offset: u64, extra: i32) {
@@ -400,6 +433,21 @@ fn same_shape(wanted: &[&Map], ours: &[(String, u64, u64)]) -> bool {
         })
 }
 
+/// A private map with nothing else to it.
+pub(super) fn map_private(map: &Map, fd: i32, offset: u64) -> RemoteCall {
+    let mut flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+    if fd < 0 {
+        flags |= libc::MAP_ANONYMOUS;
+    }
+    if map.grows_down {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    let (start, bytes) = (map.start, map.end - map.start);
+    let protection = u64::from(map.protection).into();
+    let args = vec![start.into(), bytes.into(), protection, flags.into(), fd.into(), offset.into()];
+    RemoteCall::new(format!("map {start:#x}"), libc::SYS_mmap, args).returns(start as i64)
+}
+
 /// The process's first descriptor: the opener.
 pub(super) fn open_opener(opener: &Opener) -> RemoteCall {
     let args = vec![opener.pid().0.into(), 0.into()];
@@ -483,6 +531,38 @@ mod tests {
         check_kept(&space, &Ranges::default()).unwrap();
         for wrong in [0xf000..0x11000, 0x2f000..0x31000, 0x30000..0x31000, 0x11800..0x12000, 0..u64::MAX] {
             assert_eq!(check_kept(&space, &Ranges::one(wrong)).unwrap_err().code(), DAMAGED);
+        }
+    }
+
+    #[test]
+    fn only_what_came_for_another_is_inherited() {
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        let droppable = Map { droppable: true, ..map(0x30000..0x40000, write) };
+        let maps = [map(0x10000..0x20000, write), map(0x20000..0x30000, libc::PROT_READ), droppable];
+        let spaces = [1, 2].map(|id| (MmId(id), MmState { id: MmId(id), ..space(&maps) })).into();
+        let kept = [(MmId(1), Ranges::one(0x10000..0x3f000)), (MmId(2), Ranges::one(0x18000..0x19000))].into();
+        let image = Image { spaces, kept, ..Image::default() };
+        let check = |mm: u64, claims: &[(u64, std::ops::Range<u64>)]| {
+            let claim = |(from, range): &(u64, std::ops::Range<u64>)| Claim { from: MmId(*from), range: range.clone() };
+            check_claims(&image, MmId(mm), &claims.iter().map(claim).collect::<Vec<_>>())
+        };
+        check(2, &[(1, 0x10000..0x12000), (1, 0x12000..0x18000), (1, 0x19000..0x30000)]).unwrap();
+        for (mm, wrong) in [
+            (3, vec![(1, 0x10000..0x11000)]),
+            (1, vec![(1, 0x10000..0x11000)]),
+            (2, vec![(2, 0x18000..0x19000)]),
+            (2, vec![(3, 0x10000..0x11000)]),
+            (2, vec![(1, 0xf000..0x11000)]),
+            (2, vec![(1, 0x3e000..0x40000)]),
+            (2, vec![(1, 0x30000..0x31000)]),
+            (2, vec![(1, 0x17000..0x19000)]),
+            (2, vec![(1, 0x12000..0x13000), (1, 0x10000..0x11000)]),
+            (2, vec![(1, 0x10000..0x12000), (1, 0x11000..0x13000)]),
+            (2, vec![(1, 0x11000..0x11000)]),
+            (2, vec![(1, 0x11800..0x12000)]),
+            (2, vec![(1, 0x10000..u64::MAX)]),
+        ] {
+            assert_eq!(check(mm, &wrong).unwrap_err().code(), DAMAGED, "{mm}: {wrong:?}");
         }
     }
 }

@@ -8,6 +8,7 @@
 //! wait in. Forks leave them out until the end (MADV_DONTFORK).
 
 use super::Image;
+use super::memory::TASK_SIZE;
 use crate::ids::{MmId, PodPid};
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map};
@@ -79,19 +80,31 @@ impl Nursery {
         Ok(())
     }
 
-    /// What of it the image can use. What it keeps of the rest is handed to `elsewhere`.
-    pub fn settle(self, image: &Image, mut elsewhere: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<Laid> {
+    /// What of it the image can use.
+    pub fn usable(&self, image: &Image) -> Ranges {
+        let process = image.processes.get(&PodPid(1));
+        let space = process.filter(|process| process.mm == FIRST).and_then(|process| image.spaces.get(&process.mm));
+        let fitting = space.into_iter().flat_map(|space| &space.maps).filter(|map| fits(map));
+        self.places.both(&Ranges::of(fitting.map(|map| map.start..map.end)))
+    }
+
+    /// Leaves what of it the image can use. What it keeps of the rest is handed to `elsewhere`, also what lies where
+    /// something else comes first, which is `foreign`.
+    pub fn settle(
+        self,
+        image: &Image,
+        foreign: &Ranges,
+        mut elsewhere: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<Laid> {
+        let usable = self.usable(image);
         let Nursery { task, fault, places, filled } = self;
         let filled = Ranges::of_any(filled);
         // From here on its memory is as any other's.
         drop(fault);
-        let process = image.processes.get(&PodPid(1));
-        let space = process.filter(|process| process.mm == FIRST).and_then(|process| image.spaces.get(&process.mm));
-        let fitting = space.into_iter().flat_map(|space| &space.maps).filter(|map| fits(map));
-        let usable = places.both(&Ranges::of(fitting.map(|map| map.start..map.end)));
-        let kept = image.kept.get(&FIRST).cloned().unwrap_or_default();
+        let all = image.kept.get(&FIRST).cloned().unwrap_or_default();
+        let kept = all.without(foreign);
         let mut buffer = vec![0; 256 << 10];
-        for range in filled.both(&kept).without(&usable).iter() {
+        for range in filled.both(&all).without(&usable.both(&kept)).iter() {
             let mut at = range.start;
             while at < range.end {
                 let count = buffer.len().min((range.end - at) as usize);
@@ -116,7 +129,7 @@ fn fits(map: &Map) -> bool {
         && !map.advice.contains(&libc::MADV_HUGEPAGE)
 }
 
-/// What the first process has already when it is turned into what the image says.
+/// What a process has already when it is turned into what the image says.
 #[derive(Debug, Default)]
 pub(super) struct Laid {
     /// Readable and writable memory that is part of maps of the image.
@@ -132,6 +145,14 @@ pub(super) struct Laid {
 impl Laid {
     pub fn filled(&self) -> &Ranges {
         &self.filled
+    }
+
+    /// With what was inherited. All else that is mapped, but what lies in `ours`, is not the image's.
+    pub fn with(self, maps: &Ranges, pages: &Ranges, ours: &Range<u64>) -> Laid {
+        let usable = self.usable.with(maps);
+        let filled = self.filled.with(pages);
+        let all = Ranges::of([0..ours.start, ours.end..TASK_SIZE]);
+        Laid { unusable: all.without(&usable), stale: usable.without(&filled), filled, usable }
     }
 
     /// A map of the process that is not to go when everything of what it was goes.
@@ -158,14 +179,16 @@ impl Laid {
         (self.usable.both(&whole), whole.without(&self.usable))
     }
 
+    /// Children are to have it too.
+    pub fn inherit(part: &Range<u64>) -> RemoteCall {
+        let args = vec![part.start.into(), (part.end - part.start).into(), libc::MADV_DOFORK.into()];
+        RemoteCall::new("madvise", libc::SYS_madvise, args)
+    }
+
     /// Makes what is there a part of a map.
     pub fn adopt(map: &Map, part: &Range<u64>) -> [RemoteCall; 2] {
         let (start, bytes) = (part.start, part.end - part.start);
         let protect = vec![start.into(), bytes.into(), u64::from(map.protection).into()];
-        let fork = vec![start.into(), bytes.into(), libc::MADV_DOFORK.into()];
-        [
-            RemoteCall::new(format!("protect {start:#x}"), libc::SYS_mprotect, protect),
-            RemoteCall::new("madvise", libc::SYS_madvise, fork),
-        ]
+        [RemoteCall::new(format!("protect {start:#x}"), libc::SYS_mprotect, protect), Laid::inherit(part)]
     }
 }

@@ -10,11 +10,12 @@
 //! and only by the thread that is the tracer: a kernel may be told that nobody else can (proc_mem.force_override=ptrace).
 
 use super::ahead::{self, Ahead};
+use super::heritage::Copied;
 use super::nursery::Laid;
-use super::same::Same;
+use super::same::{self, Same};
 use super::tree::Grown;
 use super::{Image, write_memory};
-use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
+use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
 use crate::objects::files::{FileState, Opener};
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind};
@@ -133,10 +134,11 @@ impl<'a> Targets<'a> {
 
     /// A range of a space in parts that lie in one map each, as pages are placed.
     pub fn by_map(&self, mm: MmId, range: Range<u64>) -> Vec<Range<u64>> {
-        let maps = self.image.spaces.get(&mm).map_or(&[][..], |space| &space.maps[..]);
-        let first = maps.partition_point(|map| map.end <= range.start);
-        let over = maps[first..].iter().take_while(|map| map.start < range.end);
-        over.map(|map| map.start.max(range.start)..map.end.min(range.end)).collect()
+        by_map(self.maps(mm), range)
+    }
+
+    pub fn maps(&self, mm: MmId) -> &'a [Map] {
+        self.image.spaces.get(&mm).map_or(&[][..], |space| &space.maps[..])
     }
 
     /// What the FILE record of a file that has contents says.
@@ -149,11 +151,18 @@ impl<'a> Targets<'a> {
     }
 }
 
+/// The parts of a range that lie in one map each.
+pub(super) fn by_map(maps: &[Map], range: Range<u64>) -> Vec<Range<u64>> {
+    let first = maps.partition_point(|map| map.end <= range.start);
+    let over = maps[first..].iter().take_while(|map| map.start < range.end);
+    over.map(|map| map.start.max(range.start)..map.end.min(range.end)).collect()
+}
+
 /// All pages: of those that came ahead what still holds, and all up to the stream's trailer, or to where `other`, which gets all other records, says that it was enough.
 pub(super) fn fill<R: Read>(
     (image, grown, opener): (&Image, &Grown, &Opener),
     shared: BTreeMap<SharedMemoryId, File>,
-    (ahead, laid): (&Ahead, &Laid),
+    (ahead, laid, copied): (&Ahead, &BTreeMap<PodPid, Laid>, &[Copied]),
     reader: &mut Reader<R>,
     other: &mut impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<()> {
@@ -163,8 +172,16 @@ pub(super) fn fill<R: Read>(
     let mut buffer = PageBuffer::new(PIECE);
     let queue = ahead::Queue::default();
     let mut same = Same::default();
+    let came = ahead.came();
+    for (mm, came) in &came {
+        let kept = image.kept.get(mm).map(|kept| kept.both(came)).unwrap_or_default();
+        kept.iter().for_each(|range| {
+            same.placed(PageRun { owner: Owner::Mm(*mm), address: range.start, bytes: range.end - range.start })
+        });
+    }
+    let laid = laid.iter().filter_map(|(pid, laid)| Some((image.processes.get(pid)?.mm, laid))).collect();
     std::thread::scope(|scope| {
-        let placing = ahead.place((&image.kept, laid), &mut targets, file.as_ref(), scope, &queue)?;
+        let placing = ahead.place((&image.kept, &laid), &mut targets, file.as_ref(), scope, &queue)?;
         let mut helpers = file.as_ref().map(|file| Helpers::new(scope, file));
         while let Some(record) = reader.next()? {
             if record.kind == Kind::SAME {
@@ -193,7 +210,8 @@ pub(super) fn fill<R: Read>(
         helpers.map_or(Ok(()), Helpers::finish)?;
         placing.finish()
     })?;
-    same.copy(&mut targets, &mut buffer)
+    same.copy(&mut targets, &mut buffer)?;
+    same::inherited(copied, &came, &mut targets, &mut buffer)
 }
 
 /// The run at hand, by this thread.
@@ -291,19 +309,22 @@ impl<'a> Space<'a> {
         let none = || damaged(format!("pages of memory {id}, which nobody has"));
         let process = image.processes.values().find(|process| process.mm == id).ok_or_else(none)?;
         let stub = grown.stubs[&process.pid];
-        let task = stub.task;
-        let path = format!("/proc/{task}/mem");
+        Space::over(&stub, image.spaces.get(&id).ok_or_else(none)?)
+    }
+
+    /// A process that is to have these maps, whatever it will be.
+    pub fn over(stub: &Stub, state: &'a MmState) -> Result<Space<'a>> {
+        let path = format!("/proc/{}/mem", stub.task);
         let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
-        let state = image.spaces.get(&id).ok_or_else(none)?;
         let anonymous = state.maps.iter().filter(|map| is_fresh(map)).map(|map| map.end - map.start);
         let fresh = if anonymous.fold(0, u64::saturating_add) < MUCH {
             None
         } else {
-            userfault(&stub, state)
+            userfault(stub, state)
                 .inspect_err(|problem| tracing::debug!(problem = problem.chain(), "pages are written instead"))
                 .ok()
         };
-        Ok(Space { task, file, state, fresh })
+        Ok(Space { task: stub.task, file, state, fresh })
     }
 
     /// Pages must lie in maps of the image: the engine's own page must not be reachable.

@@ -18,15 +18,15 @@ pub(super) enum Made {
 }
 
 /// Decides for each process who makes it, from pids alone.
-pub(super) fn plan(image: &Image) -> Result<BTreeMap<PodPid, Made>> {
-    let nodes: BTreeMap<PodPid, &Node> = image.nodes().iter().map(|node| (node.pid, node)).collect();
-    if nodes.len() != image.nodes().len() {
+pub(super) fn plan(all: &[Node]) -> Result<BTreeMap<PodPid, Made>> {
+    let nodes: BTreeMap<PodPid, &Node> = all.iter().map(|node| (node.pid, node)).collect();
+    if nodes.len() != all.len() {
         return Err(crate::image::damaged("two processes of the image have the same pid"));
     }
     let mut plan = BTreeMap::new();
     // Parents first, so that the session a parent came from is known; bounded by the number of processes.
     let mut before: BTreeMap<PodPid, PodPid> = BTreeMap::new();
-    let mut left: Vec<&Node> = image.nodes().iter().collect();
+    let mut left: Vec<&Node> = all.iter().collect();
     while !left.is_empty() {
         let count = left.len();
         left.retain(|node| {
@@ -89,8 +89,7 @@ mod tests {
     }
 
     fn plan_of(nodes: Vec<Node>) -> BTreeMap<PodPid, Made> {
-        let image = Image { tree: Some(Tree { processes: nodes, ..Tree::default() }), ..Image::default() };
-        plan(&image).unwrap()
+        plan(&nodes).unwrap()
     }
 
     #[test]
@@ -116,11 +115,7 @@ mod tests {
 
     #[test]
     fn a_circle_is_refused() {
-        let image = Image {
-            tree: Some(Tree { processes: vec![node(2, 3, 1), node(3, 2, 1)], ..Tree::default() }),
-            ..Image::default()
-        };
-        assert_eq!(plan(&image).unwrap_err().code(), crate::image::DAMAGED);
+        assert_eq!(plan(&[node(2, 3, 1), node(3, 2, 1)]).unwrap_err().code(), crate::image::DAMAGED);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! The image is believed in nothing: who is copied must have come as bytes, of memory, and lie where the image has a map;
 //! each place is filled once, in order, so that a small image cannot ask for more work than there is memory.
 
+use super::heritage::Copied;
 use super::pages::Targets;
+use crate::ids::MmId;
 use crate::image::{Kind, Owner, PageRun, Record, damaged};
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Alike, Same as State};
@@ -55,29 +57,56 @@ impl Same {
             if !there {
                 return Err(strange("like some that did not come"));
             }
-            // As pages are placed: in one map at a time.
-            let parts = match to {
-                Owner::Mm(mm) => targets.by_map(mm, address..address + bytes),
-                _ => std::iter::once(address..address + bytes).collect(),
-            };
-            let (Some(from), Some(to)) = (targets.of(from)?, targets.of(to)?) else {
-                return Err(strange("of no memory"));
-            };
-            to.check(PageRun { owner: Owner::Log, address, bytes })?;
-            from.check(PageRun { owner: Owner::Log, address: source, bytes })?;
-            for part in parts {
-                let mut at = part.start;
-                while at < part.end {
-                    let count = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(buffer.len());
-                    let piece = &mut buffer[..count];
-                    from.read(source + (at - address), piece)?;
-                    to.write(at, piece)?;
-                    at += count as u64;
-                }
-            }
+            duplicate(targets, (to, address), (from, source), bytes, buffer)?;
         }
         Ok(())
     }
+}
+
+/// Copies what processes should have inherited and have not. What did not come are pages of zeros.
+pub(super) fn inherited(
+    copied: &[Copied],
+    came: &BTreeMap<MmId, Ranges>,
+    targets: &mut Targets<'_>,
+    buffer: &mut [u8],
+) -> Result<()> {
+    for Copied { to, from, range } in copied {
+        for part in came.get(from).into_iter().flat_map(|came| came.within(range.clone())) {
+            let (to, from) = ((Owner::Mm(*to), part.start), (Owner::Mm(*from), part.start));
+            duplicate(targets, to, from, part.end - part.start, buffer)?;
+        }
+    }
+    Ok(())
+}
+
+fn duplicate(
+    targets: &mut Targets<'_>,
+    (to, address): (Owner, u64),
+    (from, source): (Owner, u64),
+    bytes: u64,
+    buffer: &mut [u8],
+) -> Result<()> {
+    // As pages are placed: in one map at a time.
+    let parts = match to {
+        Owner::Mm(mm) => targets.by_map(mm, address..address + bytes),
+        _ => std::iter::once(address..address + bytes).collect(),
+    };
+    let (Some(from), Some(to)) = (targets.of(from)?, targets.of(to)?) else {
+        return Err(strange("of no memory"));
+    };
+    to.check(PageRun { owner: Owner::Log, address, bytes })?;
+    from.check(PageRun { owner: Owner::Log, address: source, bytes })?;
+    for part in parts {
+        let mut at = part.start;
+        while at < part.end {
+            let count = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(buffer.len());
+            let piece = &mut buffer[..count];
+            from.read(source + (at - address), piece)?;
+            to.write(at, piece)?;
+            at += count as u64;
+        }
+    }
+    Ok(())
 }
 
 fn end_of((kind, id, address): (u16, u64, u64), bytes: u64) -> Option<(u16, u64, u64)> {

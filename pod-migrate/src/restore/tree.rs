@@ -8,8 +8,8 @@
 //! leader of its session forks (or that has the leader's pid itself, when the leader is gone), and comes to its parent
 //! when the helper ends. Roots (no parent in the pod) are entered from outside like `pod exec` does.
 
-use super::nursery::Laid;
 use super::plan::{Made, free_pid, plan};
+use super::sow::Seed;
 use super::{Image, no_room};
 use crate::crew;
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
@@ -125,7 +125,7 @@ impl Grown {
 }
 
 /// Makes all processes, each nothing but the stub, beside the opener.
-pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opening: Opening) -> Result<(Grown, Opener)> {
+pub(super) fn grow(image: &Image, born: &Born, seed: &Seed<'_>, opening: Opening) -> Result<(Grown, Opener)> {
     let maps = read_maps(born.init)?;
     let base = find_base(image, &maps)?;
     let own = kernel_maps(maps);
@@ -152,7 +152,7 @@ pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opening: Opening) ->
         children.entry(node.parent).or_default().push(node);
     }
     let mut growing = Growing {
-        plan: plan(image)?,
+        plan: plan(image.nodes())?,
         terminals: image.files.controlling_terminals(),
         children,
         filters,
@@ -161,7 +161,7 @@ pub(super) fn grow(image: &Image, born: &Born, laid: &Laid, opening: Opening) ->
         groups: BTreeMap::new(),
         own,
         born,
-        laid,
+        seed,
         image,
         grown,
     };
@@ -184,8 +184,8 @@ struct Growing<'a> {
     filters: &'a [Filter],
     opener: &'a mut Opener,
     born: &'a Born,
-    /// Memory of the first process that stays.
-    laid: &'a Laid,
+    /// Memory that children are to inherit, and that of the first process that stays.
+    seed: &'a Seed<'a>,
     own: BTreeMap<String, (u64, u64)>,
     /// The next pid for a helper.
     helper: PodPid,
@@ -241,7 +241,7 @@ impl Growing<'_> {
         let ours = self.grown.base.0..self.reserved_end();
         let first = task.0 == self.born.init;
         for (start, end) in gaps_between(&read_maps(task.0)?, &ours) {
-            if first && self.laid.keeps(start, end) {
+            if first && self.seed.laid.keeps(start, end) {
                 continue;
             }
             calls.push(RemoteCall::new("unmap", libc::SYS_munmap, vec![start.into(), (end - start).into()]));
@@ -257,6 +257,7 @@ impl Growing<'_> {
 
     fn children(&mut self, pid: PodPid, node: &Node) -> Result<()> {
         self.flags_before_children(node)?;
+        self.seed.sow(pid, &self.grown.stubs[&pid], self.opener)?;
         self.make_all(pid, Made::Early)?;
         if node.session == pid {
             self.lead(node)?;

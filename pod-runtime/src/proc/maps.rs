@@ -22,6 +22,8 @@ pub struct Map {
     /// From smaps, bytes: what is in memory, and this map's part of it when pages are divided among all that share them.
     pub resident: u64,
     pub proportional: u64,
+    /// Of what is in memory, what is no file's.
+    pub anonymous: u64,
     /// Bytes of a page, also of huge ones.
     pub page_bytes: u64,
 }
@@ -60,6 +62,8 @@ pub fn parse(text: &str) -> Vec<Map> {
                     map.page_bytes = super::kibibytes(size).unwrap_or(0);
                 } else if let Some(size) = line.strip_prefix("Pss:") {
                     map.proportional = super::kibibytes(size).unwrap_or(0);
+                } else if let Some(size) = line.strip_prefix("Anonymous:") {
+                    map.anonymous = super::kibibytes(size).unwrap_or(0);
                 }
             }
             _ => maps.extend(header(line)),
@@ -101,6 +105,7 @@ fn header(line: &str) -> Option<Map> {
         protection_key: 0,
         resident: 0,
         proportional: 0,
+        anonymous: 0,
         page_bytes: 0,
     })
 }
@@ -115,7 +120,7 @@ mod tests {
         let maps = parse(&std::fs::read_to_string("/proc/self/smaps").unwrap());
         let stack = maps.iter().find(|map| map.name == "[stack]").unwrap();
         assert!(stack.has(b"gd") && stack.write && !stack.shared);
-        assert!(stack.resident > 0 && stack.proportional <= stack.resident);
+        assert!(stack.resident > 0 && stack.proportional <= stack.resident && stack.anonymous == stack.resident);
         assert!(maps.windows(2).all(|pair| pair[0].end <= pair[1].start));
     }
 

@@ -39,6 +39,7 @@ mod options;
 mod packets;
 mod peers;
 mod pipes;
+mod prefork;
 mod pty;
 mod rawsockets;
 mod refused;
@@ -113,6 +114,7 @@ const GUESTS: &[(&str, SetUp)] = &[
     ("packets", packets::set_up),
     ("peers", peers::set_up),
     ("pipes", pipes::set_up),
+    ("prefork", prefork::set_up),
     ("pty", pty::set_up),
     ("rawsockets", rawsockets::set_up),
     ("registers", registers::set_up),

@@ -1,14 +1,17 @@
 //! Reading address spaces: first their maps ([`Spaces::space`]), then, when all else has been said, their pages
 //! ([`Spaces::pages`]). Shared memory without a name is read once, through its inode.
 
+use super::forked::{self, Claims, Member};
 use super::pages::{self, Contents};
 use super::ranges::Ranges;
 use super::tracking::Tracker;
-use super::{Backing, Kept, Layout, Map, MmState, Policy, SharedMemoryKind, SharedMemoryState, Told};
+use super::{Backing, Inherited, Kept, Layout, Map, MmState, Policy, SharedMemoryKind, SharedMemoryState, Told};
 use crate::freeze::Process;
-use crate::ids::{FileId, HostPid, MmId, SharedMemoryId};
+use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::FilesDump;
+use crate::objects::task::Tree;
+use crate::restore::heritage;
 use pod_runtime::proc::{self, maps, status};
 use pod_runtime::sys::memory;
 use pod_runtime::{Doing, Problem, Result};
@@ -35,6 +38,11 @@ pub struct Spaces<'a> {
     private: Vec<Private>,
     /// Bytes that processes share since a fork.
     forked: u64,
+    claims: Claims,
+    /// What others have from each.
+    lent: BTreeMap<MmId, Ranges>,
+    /// The maps of all that have to do with it.
+    related: BTreeMap<MmId, Vec<Map>>,
 }
 
 struct SharedMemory {
@@ -51,6 +59,9 @@ pub(super) struct Private {
     pub places: Vec<Place>,
     /// Only these pages, when it is known which; else all that are its own.
     pub only: Option<Ranges>,
+    /// Pages that come before all others, and those that do not come at all.
+    pub early: Ranges,
+    pub left_out: Ranges,
     /// Of a process that runs and shares pages since a fork: its memory, to be read through.
     pub gently: Option<File>,
 }
@@ -68,6 +79,26 @@ impl<'a> Spaces<'a> {
         Spaces { ahead, ..Spaces::default() }
     }
 
+    /// Finds what processes share since a fork, before their maps are taken.
+    pub fn find_shared(&mut self, processes: &[Process]) -> Result<()> {
+        if forked::bytes(processes.iter().flat_map(|process| &process.maps)) < forked::WORTH_IT {
+            return Ok(());
+        }
+        let parents: BTreeMap<PodPid, PodPid> = processes.iter().map(|process| (process.pid, process.parent)).collect();
+        // The kernel's trees have no circles.
+        let generation = |pid: PodPid| std::iter::successors(parents.get(&pid), |parent| parents.get(parent)).count();
+        let mut order: Vec<&Process> = processes.iter().collect();
+        order.sort_by_cached_key(|process| (generation(process.pid), process.pid));
+        let members = order.into_iter().map(|process| Member {
+            mm: id_of(process.pid),
+            host: process.host.0,
+            maps: &process.maps,
+        });
+        self.claims = forked::find(&members.collect::<Vec<_>>())?;
+        self.lent = forked::lent(&self.claims);
+        Ok(())
+    }
+
     /// Takes the maps of a process; `ours` is a range that is not the program's.
     pub fn space(
         &mut self,
@@ -76,7 +107,7 @@ impl<'a> Spaces<'a> {
         ours: &Range<u64>,
         files: &mut FilesDump<'_>,
     ) -> Result<MmState> {
-        let id = MmId(process.pid.0 as u64);
+        let id = id_of(process.pid);
         let mut state = MmState {
             id,
             maps: Vec::new(),
@@ -98,8 +129,13 @@ impl<'a> Spaces<'a> {
             name: process.name(),
             places,
             only: None,
+            early: Ranges::default(),
+            left_out: Ranges::default(),
             gently: None,
         });
+        if self.claims.contains_key(&id) || self.lent.contains_key(&id) {
+            self.related.insert(id, state.maps.clone());
+        }
         Ok(state)
     }
 
@@ -196,8 +232,10 @@ impl<'a> Spaces<'a> {
     }
 
     /// What will be needed more when processes no longer share what they have shared since a fork.
-    pub fn shared_since_fork(&self) -> Option<Problem> {
-        shared_since_fork(self.forked)
+    pub fn shared_since_fork(&self, tree: &Tree) -> Option<Problem> {
+        let maps = |mm: MmId| self.related.get(&mm).map_or(&[][..], |maps| maps);
+        let kept = heritage::kept(&tree.processes, maps, &self.claims);
+        shared_since_fork(self.forked.saturating_sub(kept))
     }
 
     /// Segments that nobody has attached live on by themselves.
@@ -215,17 +253,43 @@ impl<'a> Spaces<'a> {
         self.shared.values().try_for_each(|memory| w.put(Kind::SHARED_MEMORY, memory.state.id.0, &memory.state))
     }
 
-    /// The KEPT records: what of the pages that were sent ahead still holds. What does not is to be sent.
+    /// The INHERITED records, the pages that others have too, and the KEPT records: what of the pages that were sent ahead
+    /// still holds, also of those that went out just now. What does not is to be sent.
     pub fn kept(&mut self, w: &mut Writer<impl Write>) -> Result<()> {
-        /// So many ranges in a record: two megabytes at most.
+        /// So many ranges in a record: three megabytes at most.
         const MOST: usize = 100_000;
-        let Some(ahead) = self.ahead else { return Ok(()) };
+        for (mm, claims) in &self.claims {
+            for claims in claims.chunks(MOST) {
+                let range = |claim: &forked::Claim| (claim.from.0, claim.range.start, claim.range.end);
+                w.put(Kind::INHERITED, mm.0, &Inherited { ranges: claims.iter().map(range).collect() })?;
+            }
+        }
+        let mut kept = Vec::new();
         for space in &mut self.private {
-            let Some((kept, rest)) = ahead.kept(HostPid(space.host), &space.places)? else { continue };
-            space.only = Some(rest);
+            let claimed = self.claims.get(&space.mm).into_iter().flatten().map(|claim| claim.range.clone());
+            let claimed = Ranges::of(claimed);
+            let lent = self.lent.get(&space.mm).cloned().unwrap_or_default();
+            let ahead = self.ahead.map(|ahead| ahead.kept(HostPid(space.host), &space.places)).transpose()?.flatten();
+            let holds = match ahead {
+                Some((holds, rest)) => {
+                    let holds = holds.without(&claimed);
+                    space.early = lent.without(&holds);
+                    space.only = Some(rest.without(&claimed).without(&space.early));
+                    holds.with(&space.early)
+                }
+                None => {
+                    space.left_out = claimed.with(&lent);
+                    space.early = lent.clone();
+                    lent
+                }
+            };
+            kept.push((space.mm, holds));
+        }
+        pages::send_early(&self.private, w)?;
+        for (mm, kept) in kept.iter().filter(|(_, kept)| !kept.is_empty()) {
             let ranges: Vec<(u64, u64)> = kept.iter().map(|range| (range.start, range.end)).collect();
             for ranges in ranges.chunks(MOST) {
-                w.put(Kind::KEPT, space.mm.0, &Kept { ranges: ranges.to_vec() })?;
+                w.put(Kind::KEPT, mm.0, &Kept { ranges: ranges.to_vec() })?;
             }
         }
         Ok(())
@@ -264,19 +328,30 @@ fn open_mapped(process: &Process, map: &maps::Map, writable: bool) -> Result<Fil
     file.doing(|| format!("open {} as {} has it mapped", map.name, process.name()))
 }
 
-/// Of processes that run.
+/// Of processes that run: what would be lost, by what there is to see now.
 pub fn downgrade(processes: &[HostPid]) -> Option<Problem> {
     let text = |host: &HostPid| fs::read(format!("/proc/{host}/smaps")).unwrap_or_default();
-    let forked =
-        |host| maps::parse(&String::from_utf8_lossy(&text(host))).iter().map(maps::Map::shared_since_fork).sum::<u64>();
-    shared_since_fork(processes.iter().map(forked).sum::<u64>())
+    let mut all: Vec<(i32, Vec<maps::Map>)> =
+        processes.iter().map(|host| (host.0, maps::parse(&String::from_utf8_lossy(&text(host))))).collect();
+    // Parents come before their children, but for the few whose numbers have begun anew; who is above whom changes nothing
+    // about how much it is.
+    all.sort_unstable_by_key(|(host, _)| *host);
+    let members = all.iter().map(|(host, maps)| Member { mm: MmId(*host as u64), host: *host, maps });
+    let claims = forked::find(&members.collect::<Vec<_>>()).unwrap_or_default();
+    let bytes = forked::bytes(all.iter().flat_map(|(_, maps)| maps));
+    shared_since_fork(bytes.saturating_sub(forked::claimed(&claims)))
+}
+
+/// The space of a process.
+fn id_of(pid: PodPid) -> MmId {
+    MmId(pid.0 as u64)
 }
 
 /// Every child of a shell shares a little.
 fn shared_since_fork(bytes: u64) -> Option<Problem> {
     const WORTH_A_WORD: u64 = 4 << 20;
     (bytes >= WORTH_A_WORD).then(|| {
-        let what = "processes share memory since they were forked, and will have copies: it takes";
+        let what = "processes share memory since they were forked, of which some will be copies: it takes";
         Problem::new(FORKED, format!("{what} {} MiB more", bytes >> 20))
     })
 }

@@ -3,9 +3,11 @@
 //! One [`MmState`] record an address space; one [`SharedMemoryState`] a piece of memory that has no name to be opened by
 //! and that several spaces or descriptors share (shared anonymous memory, memfd, SysV segments, deleted files): its
 //! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset. Private
-//! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold.
+//! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold. Pages
+//! that processes share since a fork come once ([`forked`]), before all others; an [`Inherited`] record says who has them too.
 
 pub mod dump;
+pub mod forked;
 mod pages;
 pub mod ranges;
 mod sysv;
@@ -47,6 +49,14 @@ pub struct Places {
 pub struct Kept {
     /// First address, and the one after the last.
     pub ranges: Vec<(u64, u64)>,
+}
+
+/// State of INHERITED: pages that this space has from others since a fork, by frames that are the same. In order; several
+/// records may be needed for a space. The others' came ahead, and are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    /// Id of the other space, first address, and the one after the last.
+    pub ranges: Vec<(u64, u64, u64)>,
 }
 
 /// State of SAME: pages whose bytes are those of others, which came as PAGES or SHARED_PAGES. In the order of their

@@ -70,8 +70,17 @@ pub(super) enum Zeros {
 
 /// Sends the pages of all spaces and then all contents.
 pub(super) fn send(spaces: &[Private], contents: &[Contents], w: &mut Writer<impl Write>) -> Result<()> {
-    let all = spaces.iter().flat_map(|space| flat(private(space)));
+    let all = spaces.iter().flat_map(|space| flat(private(space, Part::Rest)));
     send_all(all.chain(contents.iter().flat_map(|contents| flat(of_file(contents)))), w)
+}
+
+/// Sends the pages of spaces that stand still which are to come before all others.
+pub(super) fn send_early(spaces: &[Private], w: &mut Writer<impl Write>) -> Result<()> {
+    let some = spaces.iter().filter(|space| !space.early.is_empty()).collect::<Vec<_>>();
+    if some.is_empty() {
+        return Ok(());
+    }
+    send_all(some.into_iter().flat_map(|space| flat(private(space, Part::Early))), w)
 }
 
 /// Sends the chosen pages of spaces that are in use. Returns what could not be read.
@@ -292,13 +301,22 @@ impl<'a> Gather<'a> {
     }
 }
 
+/// Which pages of a space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Early,
+    Rest,
+}
+
 /// What is to be read of one space.
-fn private(space: &Private) -> Result<Vec<Piece<'_>>> {
+fn private(space: &Private, part: Part) -> Result<Vec<Piece<'_>>> {
     let path = format!("/proc/{}/pagemap", space.host);
     let pagemap = File::open(&path).doing(|| format!("open {path}"))?;
-    let only = space.only.as_ref().map(|only| {
-        Ok(only.iter().map(|range| PageRegion { start: range.start, end: range.end, categories: 0 }).collect())
-    });
+    let only = match part {
+        Part::Early => Some(&space.early),
+        Part::Rest => space.only.as_ref(),
+    };
+    let only = only.map(|only| Ok(only.iter().map(region).collect()));
     let regions = only.unwrap_or_else(|| own_pages(&pagemap)).or_else(|error| match error.raw_os_error() {
         // Before Linux 6.7.
         Some(libc::ENOTTY | libc::EINVAL) => {
@@ -306,7 +324,13 @@ fn private(space: &Private) -> Result<Vec<Piece<'_>>> {
         }
         _ => Err(error),
     });
-    let regions = regions.doing(|| format!("find the pages of {}", space.name))?;
+    let mut regions = regions.doing(|| format!("find the pages of {}", space.name))?;
+    if part == Part::Rest && !space.left_out.is_empty() {
+        let all = Ranges::of(regions.iter().map(|region| region.start..region.end));
+        regions = all.without(&space.left_out).iter().map(region).collect();
+    }
+    // What came before them may hold something else.
+    let replaces = part == Part::Early && space.only.is_some();
     let memory = File::open(format!("/proc/{}/mem", space.host));
     let memory = Arc::new(memory.doing(|| format!("open the memory of {}", space.name))?);
     let mut gather = Gather { pieces: Vec::new(), bytes: 0 };
@@ -322,12 +346,20 @@ fn private(space: &Private) -> Result<Vec<Piece<'_>>> {
                 Source::Forked(..) => place.readable && place.forked,
                 _ => !place.readable,
             };
-            piece.zeros == place.over_a_file && same
+            piece.zeros == (place.over_a_file || replaces) && same
         };
-        let owner = Owner::Mm(space.mm);
-        gather.add(range, joins, || Piece { source: source(), owner, zeros: place.over_a_file, ranges: Vec::new() });
+        let owner = match part {
+            Part::Early => Owner::Ahead(space.mm),
+            Part::Rest => Owner::Mm(space.mm),
+        };
+        let zeros = place.over_a_file || replaces;
+        gather.add(range, joins, || Piece { source: source(), owner, zeros, ranges: Vec::new() });
     }
     Ok(gather.pieces)
+}
+
+fn region(range: Range<u64>) -> PageRegion {
+    PageRegion { start: range.start, end: range.end, categories: 0 }
 }
 
 /// The parts of regions that lie in places, both in order.
@@ -487,7 +519,9 @@ mod tests {
         let base = memory.as_ptr() as u64;
         let host = std::process::id() as i32;
         let places = vec![place(base..base + bytes as u64)];
-        let spaces = [Private { mm: MmId(3), host, name: "us".into(), places, only: None, gently: None }];
+        let (early, left_out) = <(Ranges, Ranges)>::default();
+        let spaces =
+            [Private { mm: MmId(3), host, name: "us".into(), places, only: None, early, left_out, gently: None }];
         let mut file = tempfile::tempfile().unwrap();
         std::io::copy(&mut &memory[..1 << 20], &mut file).unwrap();
         let contents = [Contents { source: file, bytes: 1 << 20, owner: Owner::File(FileId(9)) }];

@@ -50,6 +50,13 @@ impl Ranges {
         range.is_empty() || self.0.get(at).is_some_and(|mine| mine.start <= range.start && range.end <= mine.end)
     }
 
+    /// The parts that lie in a range.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self.0.partition_point(|mine| mine.end <= range.start);
+        let over = self.0[first..].iter().take_while(move |mine| mine.start < range.end);
+        over.map(move |mine| mine.start.max(range.start)..mine.end.min(range.end))
+    }
+
     /// How many addresses.
     pub fn bytes(&self) -> u64 {
         self.iter().map(|range| range.end - range.start).sum()
@@ -126,6 +133,8 @@ mod tests {
             prop_assert_eq!(a.both(&b).iter().flatten().collect::<BTreeSet<_>>(), &x & &y);
             prop_assert_eq!(a.without(&b).iter().flatten().collect::<BTreeSet<_>>(), &x - &y);
             prop_assert_eq!(a.bytes(), x.len() as u64);
+            let within: BTreeSet<u64> = b.iter().flat_map(|range| a.within(range)).flatten().collect();
+            prop_assert_eq!(within, &x & &y);
             prop_assert!(b.iter().all(|range| a.touches(&range) == range.clone().any(|address| x.contains(&address))));
         }
     }

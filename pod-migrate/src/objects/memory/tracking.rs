@@ -14,6 +14,7 @@
 
 use super::Places;
 use super::dump::{Place, Private};
+use super::forked::{self, Member};
 use super::pages::{self, Zeros};
 use super::ranges::Ranges;
 use crate::freeze::{Frozen, Process};
@@ -102,6 +103,9 @@ impl Tracker {
         for tracked in &mut self.processes {
             spaces.push(tracked.written());
         }
+        if self.passes == 1 {
+            self.leave_out_what_others_send(&mut spaces);
+        }
         let written = spaces.iter().filter_map(|space| space.only.as_ref()).map(Ranges::bytes).sum();
         let missed = pages::send_ahead(&spaces, zeros, w)?;
         for (tracked, space) in self.processes.iter_mut().zip(spaces) {
@@ -111,6 +115,24 @@ impl Tracker {
         }
         w.flush()?;
         Ok(Pass { written, took: began.elapsed() })
+    }
+
+    /// What processes have from others since a fork is not sent for each, unless they write to it. They run: that what is
+    /// found here is what it seems to be does not matter, for what is left out now is sent in the end, if nobody else has it.
+    fn leave_out_what_others_send(&self, spaces: &mut [Private]) {
+        let text = |tracked: &Tracked| proc::read(format!("/proc/{}/smaps", tracked.host)).unwrap_or_default();
+        if self.processes.iter().filter(|tracked| tracked.forked).count() < 2 {
+            return;
+        }
+        let maps: Vec<_> = self.processes.iter().map(|tracked| maps::parse(&text(tracked))).collect();
+        let of = self.processes.iter().zip(&maps);
+        let members = of.map(|(tracked, maps)| Member { mm: tracked.mm, host: tracked.host.0, maps });
+        let claims = forked::find(&members.collect::<Vec<_>>()).unwrap_or_default();
+        for space in spaces {
+            let Some(claims) = claims.get(&space.mm) else { continue };
+            let others = Ranges::of(claims.iter().map(|claim| claim.range.clone()));
+            space.only = space.only.as_ref().map(|only| only.without(&others));
+        }
     }
 
     /// Whether a map is under userfaultfd because we put it there.
@@ -193,7 +215,17 @@ impl Tracked {
         let places = places.into_iter().map(place).collect();
         // One that cannot be opened is that of a process which has ended: nothing of it can be read in any way.
         let gently = if self.forked { File::open(format!("/proc/{}/mem", self.host)).ok() } else { None };
-        Private { mm: self.mm, host: self.host.0, name: self.name.clone(), places, only: Some(only), gently }
+        let (early, left_out) = <(Ranges, Ranges)>::default();
+        Private {
+            mm: self.mm,
+            host: self.host.0,
+            name: self.name.clone(),
+            places,
+            only: Some(only),
+            early,
+            left_out,
+            gently,
+        }
     }
 
     /// `new` is what is under watch from now on.

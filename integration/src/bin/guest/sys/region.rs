@@ -91,6 +91,13 @@ impl Region {
         Ok(())
     }
 
+    /// Unmaps it; what reads it afterwards but [`Region::readable`] ends.
+    pub fn unmap_place(&mut self) -> Result<()> {
+        // SAFETY: the mapping is ours, and no reference into it exists.
+        check(unsafe { libc::munmap(self.address.cast(), self.bytes) }.into())?;
+        Ok(())
+    }
+
     pub fn protect(&mut self, at: usize, bytes: usize, protection: i32) -> Result<()> {
         assert!(at + bytes <= self.bytes);
         // SAFETY: the range is ours, and no reference into it exists.
