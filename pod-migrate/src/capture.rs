@@ -115,9 +115,7 @@ impl Capture {
             });
         };
         let cgroup = Cgroup::open(pod.id())?;
-        // Beside what is sent first, for it takes milliseconds.
-        let processes = cgroup.procs()?;
-        std::thread::spawn(move || Glance::prepare(&processes));
+        Glance::begin(&cgroup.procs()?);
         Ok(Capture {
             pod: pod.clone(),
             _lock: lock(pod, &spec.name)?,

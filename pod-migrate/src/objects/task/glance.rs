@@ -268,7 +268,14 @@ fn count(process: i32) -> usize {
 }
 
 impl Glance {
-    /// Loads the walk while the pod still runs, when one of its processes has so many threads that it will be asked for.
+    /// Begins to load the walk in a thread when one of these processes has so many threads that it will be asked for.
+    pub fn begin(processes: &[i32]) {
+        if processes.iter().any(|process| count(*process) >= MANY) {
+            std::thread::spawn(Glance::get);
+        }
+    }
+
+    /// Loads it while the pod still runs, when it will be asked for; waits for who has begun with it.
     pub fn prepare(processes: &[i32]) {
         if processes.iter().any(|process| count(*process) >= MANY) {
             Glance::get();
