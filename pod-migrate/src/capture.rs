@@ -14,7 +14,7 @@ use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
-use crate::objects::namespaces::{cgroups, mounts, network, settings, uts};
+use crate::objects::namespaces::{cgroups, ipc, mounts, network, settings, uts};
 use crate::objects::task::glance::Glance;
 use crate::objects::task::waits::Observer;
 use crate::settle::{Settling, Unwritten};
@@ -204,6 +204,7 @@ impl Capture {
         let processes = cgroup.procs()?;
         Glance::prepare(&processes);
         Survey::prepare(&processes);
+        ipc::prepare(self.init.0);
         let hold = client::hold(&self.pod, false)?;
         let observer = &mut self.observer;
         let mut servers = BTreeSet::new();

@@ -45,6 +45,13 @@ impl IpcState {
     }
 }
 
+/// Has loaded, while the pod runs, what its semaphores will be asked by; what cannot be known now is found out later.
+pub fn prepare(init: i32) {
+    if within(init, Namespace::Ipc, || ids("sem")).is_ok_and(|sets| !sets.is_empty()) {
+        undo::prepare();
+    }
+}
+
 /// Of a pod that runs: what is not afterwards as it was. `processes` as this host numbers them.
 pub fn downgrade(init: i32, processes: &[HostPid]) -> Option<Problem> {
     let sets = within(init, Namespace::Ipc, read_semaphores).ok()?;

@@ -36,6 +36,11 @@ pub struct Undo {
 /// How many semaphores there are in each set, by its id.
 pub type Sets = BTreeMap<i32, usize>;
 
+/// Loads the walk, which takes milliseconds.
+pub fn prepare() {
+    Walk::get();
+}
+
 /// Of these processes, each with its number on this host. With what may be forgotten, if something may.
 pub fn of(processes: &[(PodPid, i32)], sets: &Sets) -> (Vec<Undo>, Option<Problem>) {
     if sets.is_empty() {
