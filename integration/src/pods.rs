@@ -142,12 +142,12 @@ pub fn stop_and_restore(host: &Host, pod: &str, times: usize) -> Result<()> {
     Ok(())
 }
 
-/// Saves a pod, which runs on, kills and removes it, and restores it to what it was.
-pub fn kill_and_restore(host: &Host, pod: &str) -> Result<()> {
+/// Saves a pod, which runs on, kills and removes it, and restores it to what it was; `how` are options of that.
+pub fn kill_and_restore(host: &Host, pod: &str, how: &[&str]) -> Result<()> {
     host.pod(&["checkpoint", "create", pod, pod])?;
     ensure!(host.runs(pod), "{pod} does not run after its checkpoint");
     host.pod(&["rm", "-f", pod])?;
-    host.pod(&["restore", pod])?;
+    host.pod(&[&["restore", pod], how].concat())?;
     ensure!(host.runs(pod), "{pod} does not run after its restore");
     host.pod(&["checkpoint", "rm", pod]).map(drop)
 }

@@ -53,7 +53,7 @@ fn way(kind: &str, ballast: &str, step: impl Fn(&Bed, usize) -> Result<Host>) ->
 
 /// Saved, killed and restored. After each restore it must also be possible to save it again.
 fn restored(kind: &str) -> Result<()> {
-    way(kind, "0", |bed, _| kill_and_restore(bed.a(), kind).map(|()| bed.a().clone()))
+    way(kind, "0", |bed, _| kill_and_restore(bed.a(), kind, &[]).map(|()| bed.a().clone()))
 }
 
 /// Saved in a file, with which another host that knows nothing of it starts anew, in another directory.
@@ -90,6 +90,25 @@ fn moved_with_memory_ahead(kind: &str) -> Result<()> {
     way(kind, BALLAST, |bed, _| move_on(bed, kind))
 }
 
+/// Saved, killed, and running again before all of its memory is there: from the store, and from a packed file, which goes
+/// meanwhile. To save it again means to wait for its memory.
+fn restored_lazily(kind: &str) -> Result<()> {
+    way(kind, BALLAST, |bed, round| {
+        let host = bed.a();
+        if round % 2 == 0 {
+            kill_and_restore(host, kind, &["--lazy"])?;
+        } else {
+            let file = bed.shared().join("saved");
+            let name = file.to_string_lossy();
+            host.pod(&["checkpoint", "create", kind, "--export", &name])?;
+            host.pod(&["rm", "-f", kind])?;
+            host.pod(&["restore", "--lazy", "--import", &name])?;
+            std::fs::remove_file(&file)?;
+        }
+        Ok(host.clone())
+    })
+}
+
 macro_rules! ways {
     ($($way:ident)* : $kinds:tt) => { $( mod $way { ways! { @ $way $kinds } } )* };
     (@ $way:ident [$($kind:ident)*]) => { $( #[test] fn $kind() -> anyhow::Result<()> {
@@ -97,7 +116,7 @@ macro_rules! ways {
     } )* };
 }
 
-ways! { restored restored_elsewhere moved moved_with_memory_ahead: [
+ways! { restored restored_elsewhere restored_lazily moved moved_with_memory_ahead: [
     churn clocks counter credentials crowd epoll eventfd fifo files flow headless inotify limits lockedmem locks memfds memory
     nameless options packets peers pipes prefork pty registers sealed seccomp sharedmem sharedparts signalfd signals signed switches
     tcp tcpends threads throng timeouts timerfd timers tree udp unix unixends
@@ -149,7 +168,7 @@ fn all_guests_in_one_pod() -> Result<()> {
             ask(&move_on(&bed, "all")?, round)?;
             round += 1;
         }
-        kill_and_restore(bed.a(), "all")?;
+        kill_and_restore(bed.a(), "all", &[])?;
         ask(bed.a(), round)?;
         round += 1;
     }

@@ -8,7 +8,7 @@ use crate::image::{Kind, Owner, PageRun, Reader, Record, damaged};
 use crate::objects::files::opener::External;
 use crate::objects::files::{FileState, socket};
 use crate::objects::namespaces::{self, cgroups, mounts, settings, uts};
-use crate::restore::{self, Ahead, Image, Restored, Running};
+use crate::restore::{self, Ahead, Image, Manner, Restored, Running};
 use crate::storage::{self, Arrived, Layer, Place, Writing, volumes};
 use nix::time::ClockId;
 use pod_runtime::birth::{Clocks, Conceived};
@@ -201,12 +201,12 @@ fn note(pod: &Pod, spec: &Spec, text: &str) -> Result<()> {
 }
 
 /// Fills the newborn from the records and pages that come now. It stands ready then, all of it stopped. `until` is
-/// shown each record that is no part of the pod and says whether it is the last. `outliving`: see [`restore::restore`].
+/// shown each record that is no part of the pod and says whether it is the last.
 pub fn restore<R: Read>(
     reader: &mut Reader<R>,
     newborn: &mut Newborn,
     mut ahead: Ahead,
-    outliving: bool,
+    manner: Manner,
     until: impl Fn(&Record) -> Result<bool>,
 ) -> Result<Restored> {
     let foreign = |record: &Record| damaged(format!("a {} record among the pod's own", record.kind));
@@ -220,7 +220,7 @@ pub fn restore<R: Read>(
         }
     }
     cgroups::restore(&image.cgroups, &newborn.born.cgroup, &newborn.spec.security)?;
-    restore::restore((image, ahead), reader, &mut newborn.born, outliving, |record, _| until(record))
+    restore::restore((image, ahead), reader, &mut newborn.born, manner, |record, _| until(record))
 }
 
 /// What the monitor takes over from a pod that runs. `sessions` are those that the image speaks of; `awaited`: the clients that they had may come back.

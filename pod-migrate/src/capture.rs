@@ -17,6 +17,7 @@ use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::namespaces::{cgroups, ipc, mounts, network, settings, uts};
 use crate::objects::task::glance::Glance;
 use crate::objects::task::waits::Observer;
+use crate::restore::filler;
 use crate::settle::{Settling, Unwritten};
 use crate::storage::{self, Inventory, Layer, Place, Sent};
 use crate::watchdog::Watchdog;
@@ -103,6 +104,7 @@ pub struct Captured {
 
 impl Capture {
     pub fn new(pod: &Pod) -> Result<Capture> {
+        filler::wait(pod, || tracing::warn!("waiting until all memory of the pod is back from its checkpoint"))?;
         let (spec, status) = (pod.spec()?, pod.status()?);
         let Some(init) = status.init.filter(|_| status.state == State::Running) else {
             if let Some(to) = status.moved_to.filter(|_| status.state == State::Moved) {

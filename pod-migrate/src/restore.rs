@@ -15,8 +15,10 @@
 mod ahead;
 mod check;
 mod errand;
+pub mod filler;
 mod finish;
 pub(crate) mod heritage;
+mod lazy;
 mod memory;
 mod nursery;
 mod pages;
@@ -41,6 +43,8 @@ use crate::objects::namespaces::ipc::{self, IpcState};
 use crate::objects::task::undo::Undo;
 use crate::objects::task::{Filter, ProcessState, Seccomp, Tree, seccomp};
 use crate::{Doing, Problem, Result};
+use filler::Filling;
+use lazy::Lazy;
 use pod_runtime::birth::Born;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::sys::memory as remote_memory;
@@ -172,13 +176,23 @@ pub struct Restored {
     leaving: Option<JoinHandle<Result<()>>>,
 }
 
-/// Puts the pod together around the parked first process; `ahead` is what came of its memory before. With `outliving`, [`Restored::outlive`] is to follow. `reader`
+/// How a pod is put together.
+pub enum Manner {
+    /// Whole, by who lets it go.
+    AtOnce,
+    /// The same, but it is to outlive that process: [`Restored::outlive`] is to follow.
+    Outliving,
+    /// From a file, most of its memory when it runs already ([`lazy`]).
+    Lazily(Filling),
+}
+
+/// Puts the pod together around the parked first process; `ahead` is what came of its memory before. `reader`
 /// stands behind READY_FOR_PAGES; `other` gets the records that are not pages. Ends behind the stream's trailer, or where `until` says that enough was read.
 pub fn restore<R: Read>(
     (image, mut ahead): (Image, Ahead),
     reader: &mut Reader<R>,
     born: &mut Born,
-    outliving: bool,
+    manner: Manner,
     mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
     let opening = Opening::begin(born, plan::free_pid(&image, 0))?;
@@ -193,10 +207,18 @@ pub fn restore<R: Read>(
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
-    let leaving = outliving.then(|| step_out(&born.cgroup, &opener));
+    let leaving = matches!(manner, Manner::Outliving).then(|| step_out(&born.cgroup, &opener));
     let shared = memory::map_all(&image, &mut grown, &laid, &opener)?;
-    pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), reader, &mut other)?;
+    let mut lazy = match manner {
+        Manner::Lazily(filling) => Some(Lazy::open(&image, &grown, filling)),
+        _ => None,
+    };
+    pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), (reader, lazy.as_mut()), &mut other)?;
     drop(ahead);
+    // From here on the pod's memory may be waited for, by us, too.
+    if let (Some(lazy), Some(file)) = (lazy, reader.file()) {
+        lazy.start(file, born.init)?;
+    }
     let external = opener.external()?;
     finish::finish(&image, &mut grown, &opener)?;
     cgroups::enter(&image.cgroups, &born.cgroup, |pid| grown.stubs.get(&pid).map(|stub| stub.task))?;

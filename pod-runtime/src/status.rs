@@ -118,6 +118,9 @@ pub struct Status {
     /// Whether the kernel's OOM killer ended it.
     #[serde(default)]
     pub oom_killed: bool,
+    /// Why it was ended by us, if it was.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Seconds since the epoch.
     #[serde(default)]
     pub started: Option<u64>,
@@ -145,6 +148,7 @@ impl Status {
             monitor: Some(ProcessKey::myself()?),
             exit_code: None,
             oom_killed: false,
+            problem: None,
             started: None,
             finished: None,
             moved_to: None,

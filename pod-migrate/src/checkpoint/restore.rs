@@ -9,7 +9,7 @@ use super::{Identity, open_verified};
 use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
 use crate::objects::files::opener;
-use crate::restore::Ahead;
+use crate::restore::{Ahead, Manner, filler};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
@@ -35,6 +35,8 @@ pub struct Options {
     pub address: Option<Address>,
     /// For a checkpoint that is encrypted.
     pub identities: Vec<Identity>,
+    /// It runs before all of its memory is there: what it touches comes first, the rest behind it.
+    pub lazily: bool,
 }
 
 /// The pod that runs again.
@@ -62,7 +64,13 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
     let started = monitor::spawn(Launch {
         pod,
         spec,
-        beginning: Beginning::Fill(Box::new(Arriving { reader, note, sessions: Vec::new(), ahead: Ahead::default() })),
+        beginning: Beginning::Fill(Box::new(Arriving {
+            reader,
+            note,
+            sessions: Vec::new(),
+            ahead: Ahead::default(),
+            lazily: options.lazily,
+        })),
         size: Size { rows: 24, columns: 80 },
         attach: false,
     })?;
@@ -103,6 +111,7 @@ struct Arriving {
     /// Of `pod exec`.
     sessions: Vec<About>,
     ahead: Ahead,
+    lazily: bool,
 }
 
 impl Filling for Arriving {
@@ -123,19 +132,28 @@ impl Filling for Arriving {
     }
 
     fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
+        let manner = match self.lazily {
+            true => Manner::Lazily(filler::Filling::begin(&newborn.pod)?),
+            false => Manner::AtOnce,
+        };
         let Arriving { reader, sessions, ahead, .. } = *self;
-        fill(reader, sessions, ahead, newborn)
+        fill(reader, sessions, (ahead, manner), newborn)
     }
 
     /// Whoever waits for the monitor hears it.
     fn failed(&mut self, _: &Problem) {}
 }
 
-fn fill(mut reader: Reader<File>, sessions: Vec<About>, ahead: Ahead, newborn: &mut Newborn) -> Result<Filled> {
+fn fill(
+    mut reader: Reader<File>,
+    sessions: Vec<About>,
+    (ahead, manner): (Ahead, Manner),
+    newborn: &mut Newborn,
+) -> Result<Filled> {
     arrival::receive_memory(&mut reader, newborn)?;
     // To the trailer, whose digest the reader compares.
     let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
-    let mut restored = arrival::restore(&mut reader, newborn, ahead, false, more)?;
+    let mut restored = arrival::restore(&mut reader, newborn, ahead, manner, more)?;
     if let Some(attachment) = &newborn.attachment {
         attachment.join()?;
         attachment.announce()?;

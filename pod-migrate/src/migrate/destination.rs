@@ -15,7 +15,7 @@ use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
 use crate::link::{Link, PROTOCOL};
 use crate::objects::files::opener;
-use crate::restore::{Ahead, Restored, Running};
+use crate::restore::{Ahead, Manner, Restored, Running};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
@@ -220,7 +220,7 @@ fn ready(
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
-    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, true, is_sent)?;
+    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::Outliving, is_sent)?;
     restored.outlive(&newborn.born.cgroup)?;
     await_commit(link, journal, &arrival)?;
     Ok(let_go(link, arrival, newborn, &mut restored, holder.as_ref()))

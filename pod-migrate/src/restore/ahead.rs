@@ -6,6 +6,7 @@
 //! no page is there twice for long. Those of the first process go straight to their place, where they can ([`nursery`]).
 
 use super::Image;
+use super::lazy::Lazy;
 use super::nursery::{self, Laid, Nursery};
 use super::pages::{Target, Targets, by_map, died};
 use crate::ids::MmId;
@@ -131,6 +132,29 @@ impl Ahead {
             }
         };
         file.write_all_at(pages, at).doing(|| "keep pages in memory".into())
+    }
+
+    /// Leaves to `lazy` what can wait; what is to be placed now is handed back.
+    pub(super) fn leave(
+        &self,
+        (kept, laid): (&BTreeMap<MmId, Ranges>, &BTreeMap<MmId, &Laid>),
+        lazy: &mut Lazy,
+    ) -> BTreeMap<MmId, Ranges> {
+        let leave = |(mm, kept): (&MmId, &Ranges)| {
+            let missing = laid.get(mm).map_or_else(|| kept.clone(), |laid| kept.without(laid.filled()));
+            let wait = lazy.can_wait(*mm, &missing);
+            let runs = self.left.get(mm).filter(|_| !wait.is_empty()).map_or(&[][..], |runs| runs);
+            let mut left = Vec::new();
+            for (index, parts) in latest(runs.iter().map(|(at, waiting)| *at..*at + waiting.bytes())) {
+                let (address, waiting) = runs[index];
+                let parts = Ranges::of(parts.iter().flat_map(|part| wait.within(part).collect::<Vec<_>>()));
+                if !parts.is_empty() && lazy.leave(*mm, address, waiting, &parts) {
+                    left.extend(parts.iter());
+                }
+            }
+            (*mm, missing.without(&Ranges::of_any(left)))
+        };
+        kept.iter().map(leave).collect()
     }
 
     /// What is to be placed, in pieces that a thread takes at once.

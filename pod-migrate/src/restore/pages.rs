@@ -11,6 +11,7 @@
 
 use super::ahead::{self, Ahead};
 use super::heritage::Copied;
+use super::lazy::Lazy;
 use super::nursery::Laid;
 use super::same::{self, Same};
 use super::tree::Grown;
@@ -18,6 +19,7 @@ use super::{Image, write_memory};
 use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
 use crate::objects::files::{FileState, Opener};
+use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind};
 use crate::remote::RemoteCall;
 use crate::remote::plain::Stub;
@@ -158,12 +160,12 @@ pub(super) fn by_map(maps: &[Map], range: Range<u64>) -> Vec<Range<u64>> {
     over.map(|map| map.start.max(range.start)..map.end.min(range.end)).collect()
 }
 
-/// All pages: of those that came ahead what still holds, and all up to the stream's trailer, or to where `other`, which gets all other records, says that it was enough.
+/// All pages: of those that came ahead what still holds, and all up to the stream's trailer, or to where `other`, which gets all other records, says that it was enough. What can wait, and lies in a file, is left to `lazy`.
 pub(super) fn fill<R: Read>(
     (image, grown, opener): (&Image, &Grown, &Opener),
     shared: BTreeMap<SharedMemoryId, File>,
     (ahead, laid, copied): (&Ahead, &BTreeMap<PodPid, Laid>, &[Copied]),
-    reader: &mut Reader<R>,
+    (reader, mut lazy): (&mut Reader<R>, Option<&mut Lazy>),
     other: &mut impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<()> {
     let shared = shared.into_iter().map(|(id, file)| (id, Arc::new(file))).collect();
@@ -180,8 +182,10 @@ pub(super) fn fill<R: Read>(
         });
     }
     let laid = laid.iter().filter_map(|(pid, laid)| Some((image.processes.get(pid)?.mm, laid))).collect();
+    let kept = lazy.as_deref_mut().map(|lazy| ahead.leave((&image.kept, &laid), lazy));
+    let kept = kept.as_ref().unwrap_or(&image.kept);
     std::thread::scope(|scope| {
-        let placing = ahead.place((&image.kept, &laid), &mut targets, file.as_ref(), scope, &queue)?;
+        let placing = ahead.place((kept, &laid), &mut targets, file.as_ref(), scope, &queue)?;
         let mut helpers = file.as_ref().map(|file| Helpers::new(scope, file));
         while let Some(record) = reader.next()? {
             if record.kind == Kind::SAME {
@@ -197,6 +201,13 @@ pub(super) fn fill<R: Read>(
             };
             target.check(run)?;
             same.placed(run);
+            if let (Some(lazy), Owner::Mm(mm)) = (&mut lazy, run.owner)
+                && lazy.takes(run)
+                && let Some(waiting) = reader.leave_pages()?
+            {
+                lazy.leave(mm, run.address, waiting, &Ranges::one(run.address..run.address + run.bytes));
+                continue;
+            }
             if let Some(helpers) = &mut helpers
                 && helpers.want(run.bytes)
                 && target.for_all(run)
@@ -210,8 +221,9 @@ pub(super) fn fill<R: Read>(
         helpers.map_or(Ok(()), Helpers::finish)?;
         placing.finish()
     })?;
-    same.copy(&mut targets, &mut buffer)?;
-    same::inherited(copied, &came, &mut targets, &mut buffer)
+    let mut lazy = lazy.zip(file.as_ref());
+    same.copy(&mut targets, &mut buffer, &mut lazy)?;
+    same::inherited(copied, &came, &mut targets, &mut buffer, &mut lazy)
 }
 
 /// The run at hand, by this thread.

@@ -4,6 +4,7 @@
 //! each place is filled once, in order, so that a small image cannot ask for more work than there is memory.
 
 use super::heritage::Copied;
+use super::lazy::Lazy;
 use super::pages::Targets;
 use crate::ids::MmId;
 use crate::image::{Kind, Owner, PageRun, Record, damaged};
@@ -11,9 +12,13 @@ use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Alike, Same as State};
 use crate::{Problem, Result};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 
 const PAGE: u64 = 4096;
+
+/// What waits, and the file that it waits in.
+pub(super) type Left<'a> = Option<(&'a mut Lazy, &'a File)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Same {
@@ -44,8 +49,8 @@ impl Same {
         Ok(())
     }
 
-    /// To be called by the tracer when all bytes are in their place.
-    pub fn copy(self, targets: &mut Targets<'_>, buffer: &mut [u8]) -> Result<()> {
+    /// To be called by the tracer when all bytes are in their place, but for what `lazy` has of the file.
+    pub fn copy(self, targets: &mut Targets<'_>, buffer: &mut [u8], lazy: &mut Left<'_>) -> Result<()> {
         let Same { alike, placed } = self;
         let placed: BTreeMap<Owner, Ranges> =
             placed.into_iter().map(|(owner, ranges)| (owner, Ranges::of_any(ranges))).collect();
@@ -57,7 +62,7 @@ impl Same {
             if !there {
                 return Err(strange("like some that did not come"));
             }
-            duplicate(targets, (to, address), (from, source), bytes, buffer)?;
+            duplicate(targets, (to, address), (from, source), bytes, (buffer, lazy))?;
         }
         Ok(())
     }
@@ -69,11 +74,12 @@ pub(super) fn inherited(
     came: &BTreeMap<MmId, Ranges>,
     targets: &mut Targets<'_>,
     buffer: &mut [u8],
+    lazy: &mut Left<'_>,
 ) -> Result<()> {
     for Copied { to, from, range } in copied {
         for part in came.get(from).into_iter().flat_map(|came| came.within(range.clone())) {
             let (to, from) = ((Owner::Mm(*to), part.start), (Owner::Mm(*from), part.start));
-            duplicate(targets, to, from, part.end - part.start, buffer)?;
+            duplicate(targets, to, from, part.end - part.start, (buffer, lazy))?;
         }
     }
     Ok(())
@@ -84,25 +90,39 @@ fn duplicate(
     (to, address): (Owner, u64),
     (from, source): (Owner, u64),
     bytes: u64,
-    buffer: &mut [u8],
+    (buffer, lazy): (&mut [u8], &mut Left<'_>),
 ) -> Result<()> {
-    // As pages are placed: in one map at a time.
-    let parts = match to {
-        Owner::Mm(mm) => targets.by_map(mm, address..address + bytes),
-        _ => std::iter::once(address..address + bytes).collect(),
-    };
-    let (Some(from), Some(to)) = (targets.of(from)?, targets.of(to)?) else {
+    let (Some(place), Some(target)) = (targets.of(from)?, targets.of(to)?) else {
         return Err(strange("of no memory"));
     };
-    to.check(PageRun { owner: Owner::Log, address, bytes })?;
-    from.check(PageRun { owner: Owner::Log, address: source, bytes })?;
-    for part in parts {
+    target.check(PageRun { owner: Owner::Log, address, bytes })?;
+    place.check(PageRun { owner: Owner::Log, address: source, bytes })?;
+    // What lies at an address of the source. As pages are placed: in one map at a time.
+    let put = |at: u64, pages: &[u8]| {
+        let start = address + (at - source);
+        let range = start..start + pages.len() as u64;
+        let parts = match to {
+            Owner::Mm(mm) => targets.by_map(mm, range),
+            _ => std::iter::once(range).collect(),
+        };
+        let piece = |part: &Range<u64>| &pages[(part.start - start) as usize..(part.end - start) as usize];
+        parts.iter().try_for_each(|part| target.write(part.start, piece(part)))
+    };
+    let whole = source..source + bytes;
+    let now = match (lazy, from, to) {
+        (Some((lazy, _)), _, Owner::Mm(mm)) if lazy.takes(PageRun { owner: to, address, bytes }) => {
+            lazy.alike((from, source), (mm, address), bytes)
+        }
+        (Some((lazy, file)), Owner::Mm(mm), _) => lazy.read(mm, whole, file, put)?,
+        _ => std::iter::once(whole).collect(),
+    };
+    for part in now {
         let mut at = part.start;
         while at < part.end {
             let count = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(buffer.len());
             let piece = &mut buffer[..count];
-            from.read(source + (at - address), piece)?;
-            to.write(at, piece)?;
+            place.read(at, piece)?;
+            put(at, piece)?;
             at += count as u64;
         }
     }

@@ -1,13 +1,17 @@
-//! userfaultfd(2) of another process, for two things that need no handler of faults: putting pages into its memory (each
-//! is allocated, copied and mapped in one step, which takes half as long as writing to memory that is not there yet),
-//! and having the kernel note which of its pages are written (asynchronous write protection, Linux 6.7).
+//! userfaultfd(2) of another process, for three things: putting pages into its memory (each is allocated, copied and
+//! mapped in one step, which takes half as long as writing to memory that is not there yet), having the kernel note which
+//! of its pages are written (asynchronous write protection, Linux 6.7), and giving it pages when it touches them, for
+//! which alone faults and what becomes of the memory meanwhile are read ([`Userfault::read`]).
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Flags for the process that makes the descriptor. Only faults of user mode could be handled by it, which needs no
-/// privilege; none are handled at all here.
-pub const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+/// privilege; where none are handled at all that is enough.
+pub const FLAGS: i32 = HANDLING | USER_MODE_ONLY;
+/// Where faults are handled, also those of system calls: the process needs CAP_SYS_PTRACE.
+pub const HANDLING: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 const USER_MODE_ONLY: i32 = 1;
 
 const API: u64 = 0xaa;
@@ -15,12 +19,34 @@ const MODE_MISSING: u64 = 1;
 const MODE_WRITE_PROTECT: u64 = 2;
 /// UFFD_FEATURE_WP_UNPOPULATED and UFFD_FEATURE_WP_ASYNC.
 const ASYNCHRONOUS: u64 = 1 << 13 | 1 << 15;
+/// UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE and _UNMAP.
+const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 /// _IOWR(0xaa, 0x3f, struct uffdio_api)
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// _IOWR(0xaa, 0, struct uffdio_register)
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 /// _IOWR(0xaa, 3, struct uffdio_copy)
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+/// _IOWR(0xaa, 4, struct uffdio_zeropage)
+const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+
+/// Bytes of a struct uffd_msg.
+const MESSAGE: usize = 32;
+const PAGE: u64 = 4096;
+
+/// What a process did that has to do with memory that is not there yet. It waits until it was read, and then, if it was
+/// a fault, until there is a page.
+#[derive(Debug)]
+pub enum Event {
+    /// It touched this page.
+    Fault(u64),
+    /// It has a child with the same memory, and the same missing.
+    Fork(Userfault),
+    /// What was in the range is now so many bytes long at `to`, missing or not.
+    Remap { from: Range<u64>, to: u64 },
+    /// Nothing is in the range any more: it reads as zeros, or is not mapped.
+    Remove(Range<u64>),
+}
 
 /// userfaultfd(2): of this process, for whoever gets the descriptor to take.
 pub fn make() -> io::Result<OwnedFd> {
@@ -53,6 +79,11 @@ impl Userfault {
         fault.ioctl(UFFDIO_API, &mut [API, features, 0]).map(|()| fault)
     }
 
+    /// The same to give it pages when it touches them. The caller needs CAP_SYS_PTRACE.
+    pub fn handling(fd: OwnedFd) -> io::Result<Userfault> {
+        Userfault::with(fd, EVENTS)
+    }
+
     /// Whether the kernel has what [`Userfault::noticing`] needs.
     pub fn can_notice() -> bool {
         make().and_then(Userfault::noticing).is_ok()
@@ -81,11 +112,53 @@ impl Userfault {
         }
     }
 
+    /// Zeros for the page at `address`.
+    pub fn zero(&self, address: u64) -> io::Result<()> {
+        self.ioctl(UFFDIO_ZEROPAGE, &mut [address, PAGE, 0, 0])
+    }
+
+    /// What has happened since, oldest first but for faults, which come before all else. Empty when there is nothing.
+    pub fn read(&self) -> io::Result<Vec<Event>> {
+        const MOST: usize = 16;
+        let mut buffer = [0u8; MOST * MESSAGE];
+        let count = match nix::unistd::read(&self.0, &mut buffer) {
+            Ok(count) => count,
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        buffer[..count].chunks_exact(MESSAGE).map(event).collect()
+    }
+
+    /// Another descriptor of the same.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     fn ioctl<const N: usize>(&self, request: libc::c_ulong, argument: &mut [u64; N]) -> io::Result<()> {
         // SAFETY: private; each caller above pairs a request with an array of the size of its structure. What UFFDIO_COPY
         // reads from is a live slice, where it writes to is checked by the kernel in the other process.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument.as_mut_ptr()) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A struct uffd_msg.
+fn event(message: &[u8]) -> io::Result<Event> {
+    let word = |at: usize| message[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    let range = |from: u64, bytes: u64| from..from.saturating_add(bytes);
+    match message[0] {
+        0x12 => Ok(Event::Fault(word(16) & !(PAGE - 1))),
+        // SAFETY: the kernel has just made the descriptor for who reads the message; the number is its low half.
+        0x13 => Ok(Event::Fork(Userfault(unsafe { OwnedFd::from_raw_fd(word(8) as u32 as i32) }))),
+        0x14 => Ok(Event::Remap { from: range(word(8), word(24)), to: word(16) }),
+        0x15 | 0x16 => Ok(Event::Remove(word(8)..word(16))),
+        other => Err(io::Error::other(format!("a userfaultfd tells of {other:#x}"))),
     }
 }
 

@@ -29,6 +29,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
             "pid": status.init.map(|key| key.pid),
             "monitor_pid": status.monitor.map(|key| key.pid),
             "oom_killed": status.oom_killed,
+            "problem": status.problem,
+            "memory_to_come": !pod_migrate::restore::filler::is_filled(&pod),
             "job": status.job,
             "spec": spec,
             "dir": pod.dir(),

@@ -23,6 +23,9 @@ pub struct Args {
     /// With another address
     #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = address)]
     ip: Option<Address>,
+    /// Let it run before all of its memory is there: what it touches comes first, the rest behind it
+    #[arg(long)]
+    lazy: bool,
     #[command(flatten)]
     keys: Keys,
 }
@@ -41,7 +44,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         (Some(path), None) => path,
         (None, name) => find(&store, &name.unwrap_or_default())?,
     };
-    let options = restore::Options { name: args.new, address: args.ip, identities: args.keys.read()? };
+    let identities = args.keys.read()?;
+    let options = restore::Options { name: args.new, address: args.ip, identities, lazily: args.lazy };
     let restored = restore::restore(&store, &path, &options)?;
     if context.json {
         output::json(&with_version(json!(restored)))?;

@@ -1,8 +1,9 @@
 //! Benchmarks: one command and one table each, medians of at least five runs, beside limits of this machine that are
 //! measured in the same run. `integration/bench` builds what they need, makes the hosts and calls this on the first.
 //!
-//!   bench run | sleep | memory | mixed | processes | threads | maps | files | connections | redis | overhead | all
+//!   bench run | sleep | memory | mixed | processes | threads | maps | files | connections | redis | lazy | overhead | all
 
+mod lazy;
 mod life;
 mod memory;
 mod moving;
@@ -14,8 +15,20 @@ use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ALL: [&str; 11] =
-    ["run", "sleep", "memory", "mixed", "processes", "threads", "maps", "files", "connections", "redis", "overhead"];
+const ALL: [&str; 12] = [
+    "run",
+    "sleep",
+    "memory",
+    "mixed",
+    "processes",
+    "threads",
+    "maps",
+    "files",
+    "connections",
+    "redis",
+    "lazy",
+    "overhead",
+];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +58,7 @@ fn run(args: &[&str]) -> Result<()> {
             "memory" => memory::saved()?,
             "mixed" => memory::mixed()?,
             "redis" => moving::redis()?,
+            "lazy" => lazy::lazily()?,
             "overhead" => overhead::all()?,
             other => bail!("no benchmark {other:?}; there are {}", ALL.join(", ")),
         }

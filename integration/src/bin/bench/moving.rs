@@ -6,12 +6,10 @@ use anyhow::{Context, Result};
 use std::process::{Command, Stdio};
 
 const RUNS: usize = 6;
-const ADDRESS: &str = "10.77.0.100";
+pub const ADDRESS: &str = "10.77.0.100";
 
-pub fn redis() -> Result<()> {
-    let mut limits = Table::new("memory of this machine", "GiB/s");
-    let (read, touch) = memory::limits(&mut limits)?;
-    limits.print();
+/// A redis with 1 GiB in a pod of this host.
+pub fn start() -> Result<()> {
     let address = format!("{ADDRESS}/24");
     pod(&[
         "run",
@@ -40,6 +38,14 @@ pub fn redis() -> Result<()> {
         cli(&["ping"]).is_ok_and(|(answer, _)| answer.trim() == "PONG")
     })?;
     cli(&["debug", "populate", "920000", "key", "1000"])?;
+    Ok(())
+}
+
+pub fn redis() -> Result<()> {
+    let mut limits = Table::new("memory of this machine", "GiB/s");
+    let (read, touch) = memory::limits(&mut limits)?;
+    limits.print();
+    start()?;
     let client = integration::bed::beside_us("client").context("client is built with us")?.display().to_string();
     let (mut total, mut still, mut pause) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..RUNS {

@@ -6,6 +6,8 @@ use crate::sys::{Map, Region};
 use crate::{Guest, sys};
 use anyhow::{Result, ensure};
 use libc::MAP_PRIVATE;
+use nix::sys::wait::{WaitStatus, waitpid};
+use std::ops::Range;
 
 const PAGE: usize = 4096;
 const CHUNK_PAGES: usize = 64;
@@ -13,6 +15,8 @@ const CHUNK: usize = CHUNK_PAGES * PAGE;
 const CHUNKS: usize = 192;
 /// Changes between two looks at whether somebody asks.
 const CHANGES: usize = 400;
+/// Chunks that a child looks at.
+const LOOKED_AT: usize = 8;
 
 struct Churn {
     chunks: Vec<Chunk>,
@@ -40,6 +44,18 @@ fn page_of(said: u64) -> Vec<u8> {
 }
 
 impl Churn {
+    fn check(&self, chunks: Range<usize>) -> Result<()> {
+        for number in chunks {
+            let chunk = &self.chunks[number];
+            for (page, said) in chunk.said.iter().enumerate() {
+                let found = chunk.region.read(page * PAGE, PAGE);
+                let word = u64::from_ne_bytes(found[..8].try_into()?);
+                ensure!(found == page_of(*said), "page {page} of chunk {number} says {word:x}, not {said:x}");
+            }
+        }
+        Ok(())
+    }
+
     fn random(&mut self, most: usize) -> usize {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.random >> 33) as usize % most
@@ -76,9 +92,12 @@ impl Churn {
                 region.protect(page * PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE)?;
             }
             _ => {
-                let child = sys::fork(|| 0)?;
+                // What the child has is what the parent had.
+                let first = self.random(CHUNKS - LOOKED_AT);
+                let child = sys::fork(|| i32::from(self.check(first..first + LOOKED_AT).is_err()))?;
                 (0..CHUNK_PAGES).for_each(|page| self.write(chunk, page));
-                sys::reap(child)?;
+                let ended = waitpid(child, None)?;
+                ensure!(ended == WaitStatus::Exited(child, 0), "a child that looked at its memory: {ended:?}");
             }
         }
         Ok(())
@@ -91,13 +110,6 @@ impl Guest for Churn {
     }
 
     fn verify(&mut self) -> Result<()> {
-        for (number, chunk) in self.chunks.iter().enumerate() {
-            for (page, said) in chunk.said.iter().enumerate() {
-                let found = chunk.region.read(page * PAGE, PAGE);
-                let word = u64::from_ne_bytes(found[..8].try_into()?);
-                ensure!(found == page_of(*said), "page {page} of chunk {number} says {word:x}, not {said:x}");
-            }
-        }
-        Ok(())
+        self.check(0..CHUNKS)
     }
 }
