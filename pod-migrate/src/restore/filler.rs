@@ -126,7 +126,7 @@ pub(super) fn start(spaces: Vec<Space>, records: Vec<Waiting>, file: &File, init
     let file = file.try_clone().doing(|| "copy a descriptor".into())?;
     let turns = turns(spaces.iter().enumerate().map(|(number, space)| (number, &space.missing)));
     let spaces = spaces.into_iter().enumerate().collect();
-    let mut filler = Filler { spaces, records: Records::new(records, file), turns, init, filling };
+    let mut filler = Filler { spaces, records: Records::new(records, file), turns, faults: Vec::new(), init, filling };
     match daemon::fork().doing(|| "fork".into())? {
         Fork::Parent(_) => Ok(()),
         Fork::Child => {
@@ -156,6 +156,8 @@ struct Filler {
     spaces: BTreeMap<usize, Space>,
     records: Records,
     turns: Vec<Turn>,
+    /// Pages that somebody waits for: the kernel tells of each once.
+    faults: Vec<(usize, u64)>,
     /// The pod's first process.
     init: OwnedFd,
     filling: Filling,
@@ -231,51 +233,41 @@ impl Filler {
     /// The filler's life.
     fn serve(&mut self, mut keeper: UnixStream) -> i32 {
         daemon::set_comm(c"pod-filler");
-        loop {
-            match self.fill(&mut keeper) {
-                Ok(true) => {
-                    let _ = fs::remove_file(lock_path(&self.filling.pod));
-                    return 0;
-                }
-                // Another filler, and this keeps it.
-                Ok(false) => return self.keep(),
-                Err(problem) => {
-                    self.report(&format!("{} ({})", problem.chain(), problem.code()));
-                    return 1;
-                }
+        match self.fill(&mut keeper) {
+            Ok(true) => {
+                let _ = fs::remove_file(lock_path(&self.filling.pod));
+                0
+            }
+            // Another filler, and this keeps it.
+            Ok(false) => self.keep(),
+            Err(problem) => {
+                self.report(&format!("{} ({})", problem.chain(), problem.code()));
+                1
             }
         }
     }
 
     /// Until nothing is missing any more; false when the keeper has gone before.
     fn fill(&mut self, keeper: &mut UnixStream) -> Result<bool> {
-        let mut faults = Vec::new();
         let mut patience = PollTimeout::ZERO;
         loop {
-            if !self.listen(keeper, patience, &mut faults)? {
+            if !self.listen(keeper, patience)? {
                 return Ok(false);
             }
             patience = PollTimeout::ZERO;
-            let mut left = Vec::new();
-            for (number, address) in std::mem::take(&mut faults) {
+            for (number, address) in std::mem::take(&mut self.faults) {
                 if self.answer(number, address, &mut patience)? == Put::Again {
-                    left.push((number, address));
+                    self.faults.push((number, address));
                 }
             }
-            faults = left;
-            if faults.is_empty() && !self.bring(&mut patience)? {
+            if self.faults.is_empty() && !self.bring(&mut patience)? {
                 return Ok(true);
             }
         }
     }
 
     /// Reads all that has happened. False when the keeper has gone.
-    fn listen(
-        &mut self,
-        keeper: &mut UnixStream,
-        patience: PollTimeout,
-        faults: &mut Vec<(usize, u64)>,
-    ) -> Result<bool> {
+    fn listen(&mut self, keeper: &mut UnixStream, patience: PollTimeout) -> Result<bool> {
         let numbers: Vec<usize> = self.spaces.keys().copied().collect();
         let mut fds: Vec<PollFd<'_>> =
             self.spaces.values().map(|space| PollFd::new(space.fault.as_fd(), PollFlags::POLLIN)).collect();
@@ -290,24 +282,23 @@ impl Filler {
         }
         let ready: Vec<usize> = numbers.iter().zip(&fds).filter(|(_, fd)| happened(fd)).map(|(n, _)| *n).collect();
         for number in ready {
-            loop {
-                let Some(space) = self.spaces.get_mut(&number) else { break };
+            while let Some(space) = self.spaces.get(&number) {
                 let events = space.fault.read().doing(|| "read faults".into())?;
                 if events.is_empty() {
                     break;
                 }
                 for event in events {
-                    self.take_in(number, event, keeper, faults);
+                    self.take_in(number, event, keeper);
                 }
             }
         }
         Ok(true)
     }
 
-    fn take_in(&mut self, number: usize, event: Event, keeper: &mut UnixStream, faults: &mut Vec<(usize, u64)>) {
+    fn take_in(&mut self, number: usize, event: Event, keeper: &mut UnixStream) {
         let Some(space) = self.spaces.get_mut(&number) else { return };
         match event {
-            Event::Fault(address) => faults.push((number, address)),
+            Event::Fault(address) => self.faults.push((number, address)),
             Event::Remap { from, to } => space.missing.shift(from, to),
             Event::Remove(range) => drop(space.missing.take(range)),
             Event::Fork(fault) => {

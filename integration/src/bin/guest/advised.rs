@@ -27,8 +27,9 @@ fn flags(address: usize) -> Result<String> {
     let text = std::fs::read_to_string("/proc/self/smaps")?;
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
     let line = lines.find_map(|line| line.strip_prefix("VmFlags:")).context("a map has flags")?;
-    // MAP_NORESERVE, with which all come back and are not accounted for, and what is only of this moment.
-    Ok(line.split(' ').filter(|flag| !["nr", "ac", "sd", ""].contains(flag)).collect::<Vec<_>>().join(" "))
+    // MAP_NORESERVE, with which all come back and are not accounted for, and what is only of this moment: as long as memory
+    // comes lazily its faults are watched.
+    Ok(line.split(' ').filter(|flag| !["nr", "ac", "sd", "um", ""].contains(flag)).collect::<Vec<_>>().join(" "))
 }
 
 /// Of the task.
