@@ -163,13 +163,25 @@ impl Memory {
                 all.push(0);
                 continue;
             }
-            let mut entries = vec![0; PAGES * 8];
-            pagemap.read_exact_at(&mut entries, (chunk.region.at() / PAGE * 8) as u64)?;
-            let entries = entries.chunks_exact(8).map(|entry| u64::from_ne_bytes(entry.try_into().unwrap_or_default()));
-            // The page of zeros, which whoever reads what was never touched gets, is everybody's.
-            let pages = entries.zip(&chunk.said).enumerate();
-            let written = pages.filter(|(page, (_, said))| **said != 0 && !between(*page));
-            all.push(written.filter(|(_, (entry, _))| entry & (PRESENT | OF_A_FILE | MAPPED_ONCE) == PRESENT).count());
+            let mut written = Vec::new();
+            // A page that the kernel is moving, to make room for a huge one, is not there meanwhile, and one of a file not
+            // before it is touched.
+            crate::until("all pages to be there", || {
+                let mut entries = vec![0; PAGES * 8];
+                if pagemap.read_exact_at(&mut entries, (chunk.region.at() / PAGE * 8) as u64).is_err() {
+                    return false;
+                }
+                let entry = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
+                // The page of zeros, which whoever reads what was never touched gets, is everybody's.
+                let pages = entries.chunks_exact(8).map(entry).zip(&chunk.said).enumerate();
+                let pages: Vec<_> = pages.filter(|(page, (_, said))| **said != 0 && !between(*page)).collect();
+                let away = pages.iter().filter(|(_, (entry, _))| entry & PRESENT == 0);
+                away.filter(|_| chunk.state == State::There)
+                    .for_each(|(page, _)| drop(chunk.region.read(page * PAGE, 1)));
+                written = pages.iter().map(|(_, (entry, _))| *entry).collect();
+                written.iter().all(|entry| entry & PRESENT != 0)
+            })?;
+            all.push(written.iter().filter(|entry| *entry & (OF_A_FILE | MAPPED_ONCE) == 0).count());
         }
         Ok(all)
     }

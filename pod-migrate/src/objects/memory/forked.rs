@@ -4,8 +4,10 @@
 //! process that has them; the others say in an [`Inherited`] record from whom they have them. What is mapped by one process
 //! alone the kernel tells at once (pagemap, bit 56), and of a pod whose smaps tell of no such sharing nothing is read at all.
 //!
-//! A frame may be taken away and given to somebody else between two looks. So those of whom others have pages are looked at
-//! once more when all have been: what is another frame by then is nobody else's.
+//! A frame may be taken away and given to somebody else between two looks, also of processes that stand still: the kernel
+//! moves pages to make room for huge ones. So those of whom others have pages are looked at once more when all have been:
+//! what is another frame by then is nobody else's. If there was any such, or a page on its way, all of it is looked at anew, a few
+//! times at most.
 
 use super::ranges::Ranges;
 use crate::ids::MmId;
@@ -27,6 +29,13 @@ const PRESENT: u64 = 1 << 63;
 const OF_A_FILE: u64 = 1 << 61;
 const MAPPED_ONCE: u64 = 1 << 56;
 const FRAME: u64 = (1 << 55) - 1;
+/// Of what is not present: it is somewhere else. The low bits say where: the numbers before the last, of which each kernel has a
+/// few more or less, are pages on their way; the last are marks that there is none; nobody has so many swap files.
+const ELSEWHERE: u64 = 1 << 62;
+const WHERE: u64 = (1 << 5) - 1;
+const ON_THEIR_WAY: Range<u64> = 16..31;
+/// Looks at all of it.
+const MOST_LOOKS: usize = 4;
 /// Entries of a pagemap that are read at once.
 const ENTRIES: usize = 8192;
 
@@ -71,13 +80,26 @@ pub(super) fn find(members: &[Member<'_>]) -> Result<Claims> {
     if members.len() < 2 || bytes(members.iter().flat_map(|member| member.maps)) < WORTH_IT {
         return Ok(Claims::new());
     }
+    let mut looks = 0;
+    loop {
+        let (claims, is_settled) = find_once(members)?;
+        looks += 1;
+        if is_settled || looks == MOST_LOOKS {
+            return Ok(claims);
+        }
+    }
+}
+
+/// And whether no page was moved meanwhile.
+fn find_once(members: &[Member<'_>]) -> Result<(Claims, bool)> {
+    let mut is_settled = true;
     let mut seen = Seen::default();
     let mut found: BTreeMap<usize, Vec<(usize, Range<u64>)>> = BTreeMap::new();
     for (number, member) in members.iter().enumerate() {
         let Some(pagemap) = pagemap(member)? else { continue };
         let mut claims: Vec<(usize, Range<u64>)> = Vec::new();
         for (index, map) in member.maps.iter().enumerate().filter(|(_, map)| is_candidate(map)) {
-            look(&pagemap, map.start..map.end, |page, frame| {
+            is_settled &= look(&pagemap, map.start..map.end, |page, frame| {
                 let first = *seen.0.entry(frame).or_insert(Place { page, member: number as u32, map: index as u32 });
                 let other = first.member as usize;
                 if other == number || first.page != page || !alike(map, &members[other].maps[first.map as usize]) {
@@ -94,7 +116,7 @@ pub(super) fn find(members: &[Member<'_>]) -> Result<Claims> {
             found.insert(number, claims);
         }
     }
-    let still = still_there(members, &seen, &found)?;
+    let (still, are_same) = still_there(members, &seen, &found)?;
     let claims = found.into_iter().map(|(number, claims)| {
         let of = |(from, range): (usize, Range<u64>)| {
             let parts: Vec<_> = still.get(&from).into_iter().flat_map(|ranges| ranges.within(range.clone())).collect();
@@ -102,15 +124,17 @@ pub(super) fn find(members: &[Member<'_>]) -> Result<Claims> {
         };
         (members[number].mm, claims.into_iter().flat_map(of).collect::<Vec<_>>())
     });
-    Ok(claims.filter(|(_, claims)| !claims.is_empty()).collect())
+    Ok((claims.filter(|(_, claims)| !claims.is_empty()).collect(), is_settled && are_same))
 }
 
-/// Of whom others have something: what is the same frame as before, and a page of its own as [`super::pages`] sends it.
+/// Of whom others have something: what is the same frame as before, and a page of its own as [`super::pages`] sends it; and
+/// whether all frames are the same.
 fn still_there(
     members: &[Member<'_>],
     seen: &Seen,
     found: &BTreeMap<usize, Vec<(usize, Range<u64>)>>,
-) -> Result<BTreeMap<usize, Ranges>> {
+) -> Result<(BTreeMap<usize, Ranges>, bool)> {
+    let mut are_same = true;
     let mut wanted: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
     for (from, range) in found.values().flatten() {
         wanted.entry(*from).or_default().push(range.clone());
@@ -120,8 +144,9 @@ fn still_there(
         let member = &members[number];
         let Some(pagemap) = pagemap(member)? else { continue };
         let mut same = Vec::new();
-        for range in Ranges::of_any(ranges).iter() {
-            look(&pagemap, range, |page, frame| {
+        let ranges = Ranges::of_any(ranges);
+        for range in ranges.iter() {
+            are_same &= look(&pagemap, range, |page, frame| {
                 let first = seen.0.get(&frame);
                 if first.is_some_and(|first| first.page == page && first.member as usize == number) {
                     same.push(page..page + PAGE);
@@ -130,6 +155,7 @@ fn still_there(
             .doing(|| format!("find the pages of {}", member.host))?;
         }
         let same = Ranges::of(same);
+        are_same &= same.bytes() == ranges.bytes();
         let there = memory::PAGE_IS_PRESENT;
         let not = memory::PAGE_IS_FILE | memory::PAGE_IS_PFNZERO;
         // A kernel that cannot tell has the page of zeros sent like any other.
@@ -140,7 +166,7 @@ fn still_there(
         };
         still.insert(number, same);
     }
-    Ok(still)
+    Ok((still, are_same))
 }
 
 /// `None` for a process that has ended.
@@ -168,25 +194,28 @@ fn alike(one: &Map, other: &Map) -> bool {
     file(one) == file(other)
 }
 
-/// Shows each page of a range that is there, is no file's, and may be mapped more than once, with its frame.
-fn look(pagemap: &File, range: Range<u64>, mut see: impl FnMut(u64, u64)) -> std::io::Result<()> {
+/// Shows each page of a range that is there, is no file's, and may be mapped more than once, with its frame. Whether none was
+/// on its way.
+fn look(pagemap: &File, range: Range<u64>, mut see: impl FnMut(u64, u64)) -> std::io::Result<bool> {
+    let mut are_settled = true;
     let mut buffer = vec![0u8; ENTRIES.min(((range.end - range.start) / PAGE) as usize) * 8];
     let mut at = range.start;
     while at < range.end {
         let pages = ((range.end - at) / PAGE).min(ENTRIES as u64) as usize;
         let read = pagemap.read_at(&mut buffer[..pages * 8], at / PAGE * 8)?;
         if read < 8 {
-            return Ok(());
+            break;
         }
         for entry in buffer[..read].chunks_exact(8) {
             let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
             if entry & (PRESENT | OF_A_FILE | MAPPED_ONCE) == PRESENT && entry & FRAME != 0 {
                 see(at, entry & FRAME);
             }
+            are_settled &= entry & (PRESENT | ELSEWHERE) != ELSEWHERE || !ON_THEIR_WAY.contains(&(entry & WHERE));
             at += PAGE;
         }
     }
-    Ok(())
+    Ok(are_settled)
 }
 
 /// By frame, where it was seen first.
