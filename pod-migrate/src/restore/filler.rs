@@ -234,10 +234,7 @@ impl Filler {
     fn serve(&mut self, mut keeper: UnixStream) -> i32 {
         daemon::set_comm(c"pod-filler");
         match self.fill(&mut keeper) {
-            Ok(true) => {
-                let _ = fs::remove_file(lock_path(&self.filling.pod));
-                0
-            }
+            Ok(true) => 0,
             // Another filler, and this keeps it.
             Ok(false) => self.keep(),
             Err(problem) => {
