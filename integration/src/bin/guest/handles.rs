@@ -72,6 +72,11 @@ pub fn set_up() -> Result<Box<dyn Guest>> {
     let leased = File::open(format!("{FOLDER}/leased"))?;
     fcntl(&leased, libc::F_SETLEASE.into(), libc::F_RDLCK.into())?;
     let owned = UnixStream::pair()?;
+    // One that has a number here; who leads a session leads a group already.
+    let own = nix::unistd::Pid::from_raw(0);
+    if nix::unistd::setpgid(own, own).is_err() {
+        ensure!(nix::unistd::getpgrp() == nix::unistd::getpid(), "it has no group of its own");
+    }
     let group = [OWNER_GROUP, nix::unistd::getpgrp().as_raw()];
     sys::count_signals(libc::SIGWINCH)?;
     fcntl(&owned.0, F_SETOWN_EX, group.as_ptr() as i64)?;
