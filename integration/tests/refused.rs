@@ -32,7 +32,7 @@ fn refused(kind: &str, code: &str, options: &[&str]) -> Result<()> {
 }
 
 /// What is only seen of a pod that stands still.
-const LATE: [&str; 5] = ["bpffilter", "devicenode", "hidden", "namespacefd", "urgent"];
+const LATE: [&str; 7] = ["bpffilter", "devicenode", "hidden", "keyring", "landlock", "namespacefd", "urgent"];
 
 /// Rights that what is refused needs, for most programs do not get them.
 const NO_FILTER: &[&str] = &["--security-opt", "seccomp=unconfined"];
