@@ -2,6 +2,9 @@
 //!
 //! Only what is asked for is looked at, in one pass over the types.
 
+use std::sync::OnceLock;
+use std::{fs, io};
+
 const MAGIC: u16 = 0xeb9f;
 const KIND_INT: u32 = 1;
 const KIND_POINTER: u32 = 2;
@@ -58,6 +61,24 @@ impl Place {
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
+}
+
+impl Btf<'static> {
+    /// Of the running kernel: some megabytes, read once.
+    ///
+    /// # Errors
+    /// The kernel does not have them, or has them in a form that is not known here.
+    pub fn of_this_kernel() -> io::Result<Btf<'static>> {
+        static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+        let bytes = match BYTES.get() {
+            Some(bytes) => bytes,
+            None => {
+                let read = fs::read("/sys/kernel/btf/vmlinux")?;
+                BYTES.get_or_init(|| read)
+            }
+        };
+        Btf::parse(bytes).ok_or_else(|| io::Error::other("the types of the kernel are in no form that is known here"))
+    }
 }
 
 impl<'a> Btf<'a> {
@@ -201,12 +222,11 @@ mod tests {
 
     #[test]
     fn finds_what_this_kernel_has() {
-        let bytes = match std::fs::read("/sys/kernel/btf/vmlinux") {
-            Ok(bytes) => bytes,
+        let btf = match Btf::of_this_kernel() {
+            Ok(btf) => btf,
             Err(why) => return crate::untested::here(format!("the kernel has no BTF: {why}")),
         };
-        let found = Btf::parse(&bytes)
-            .unwrap()
+        let found = btf
             .find(&[("task_struct", "pid"), ("task_struct", "no_such"), ("hrtimer_sleeper", "task")], "bpf_iter_task");
         assert!(found.function.is_some() && found.members[0].is_some() && found.members[2].is_some());
         assert_eq!(found.members[1], None);

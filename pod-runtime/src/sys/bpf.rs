@@ -16,6 +16,11 @@ const ATTACH_CGROUP_INGRESS: u32 = 0;
 const CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
 
+/// Whether that is why something of a kernel's could not be walked through: it has no BTF, or does not let us use BPF.
+pub fn is_not_there(why: &std::io::Error) -> bool {
+    why.raw_os_error() == Some(libc::EPERM) || why.kind() == std::io::ErrorKind::NotFound
+}
+
 /// `struct bpf_insn`: registers are packed as destination in the low and source in the high half.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +113,16 @@ impl EbpfInstruction {
         const SEQ_WRITE: i32 = 127;
         let (copy, add) = (EbpfInstruction::copy, EbpfInstruction::add);
         [copy(1, output), copy(2, 10), add(2, from), EbpfInstruction::set(3, bytes), EbpfInstruction::call(SEQ_WRITE)]
+    }
+
+    /// A walk over tasks that does this for each: it finds the output in register 6 and the task in 7.
+    pub fn for_each_task(body: Vec<EbpfInstruction>) -> Vec<EbpfInstruction> {
+        let (load, set) = (EbpfInstruction::load, EbpfInstruction::set);
+        // What it is called with: where the output is, and the task, which is none at the end.
+        let mut all = vec![load(6, 1, 0), load(7, 1, 8), EbpfInstruction::skip_if(7, 0, body.len() + 1), load(6, 6, 0)];
+        all.extend(body);
+        all.extend([set(0, 0), EbpfInstruction::exit()]);
+        all
     }
 }
 

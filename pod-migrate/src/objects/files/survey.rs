@@ -229,7 +229,6 @@ struct Layout {
 impl Layout {
     fn of_this_kernel() -> io::Result<Layout> {
         let unknown = || io::Error::other("the kernel does not say where it keeps descriptors");
-        let bytes = std::fs::read("/sys/kernel/btf/vmlinux")?;
         let wanted = [
             ("file", "f_pos"),
             ("file", "f_flags"),
@@ -251,7 +250,7 @@ impl Layout {
             ("files_struct", "fdt"),
             ("fdtable", "close_on_exec"),
         ];
-        let btf = Btf::parse(&bytes).ok_or_else(unknown)?;
+        let btf = Btf::of_this_kernel()?;
         let (places, function) = btf.places(&wanted, "bpf_iter_task_file");
         let places: Vec<Place> = places.into_iter().collect::<Option<_>>().ok_or_else(unknown)?;
         let [position, flags, operations, private, inode, owner, path, to_mount, rest @ ..] = &places[..] else {
@@ -419,7 +418,7 @@ mod tests {
     fn all_at_once_is_as_each_by_itself() {
         let survey = match Survey::load() {
             Ok(survey) => survey,
-            Err(why) if why.raw_os_error() == Some(libc::EPERM) || why.kind() == io::ErrorKind::NotFound => {
+            Err(why) if bpf::is_not_there(&why) => {
                 return pod_runtime::untested::here(format!("no BPF, or no BTF: {why}"));
             }
             Err(why) => panic!("a kernel with BPF does not tell of all descriptors at once: {why}"),

@@ -415,8 +415,7 @@ struct Layout {
 
 impl Layout {
     fn of_this_kernel() -> io::Result<Layout> {
-        let bytes = std::fs::read("/sys/kernel/btf/vmlinux")?;
-        let layout = Btf::parse(&bytes).and_then(|btf| Layout::of(&btf));
+        let layout = Layout::of(&Btf::of_this_kernel()?);
         layout.ok_or_else(|| io::Error::other("the kernel does not say where it keeps threads"))
     }
 
@@ -495,7 +494,7 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
     let read = EbpfInstruction::read_kernel;
     let write = |from, bytes| EbpfInstruction::write_out(6, from, bytes);
     // r6: the output, r7: the task, r8: its pid, then its credentials, r10: our own stack.
-    let mut body = vec![load(6, 6, 0), set(0, 0)];
+    let mut body = vec![set(0, 0)];
     body.extend((0..(HEAD as i32 + PIECE as i32) / 8).map(|word| store(10, 0, PIECE_AT + word * 8)));
     body.extend(read(HEAD_AT, 8, 7, layout.pid as i32));
     body.extend([load(8, 10, HEAD_AT), store(10, 7, HEAD_AT)]);
@@ -512,11 +511,7 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
     };
     copy(7, &layout.pieces);
     copy(8, &layout.credentials);
-    // The walk's context: its output, and the task, which is none at the end.
-    let mut all = vec![load(6, 1, 0), load(7, 1, 8), EbpfInstruction::skip_if(7, 0, body.len())];
-    all.extend(body);
-    all.extend([set(0, 0), EbpfInstruction::exit()]);
-    all
+    EbpfInstruction::for_each_task(body)
 }
 
 #[cfg(test)]
@@ -526,10 +521,11 @@ mod tests {
 
     #[test]
     fn this_kernel_keeps_threads_as_known_here() {
-        let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else {
-            return pod_runtime::untested::here("the kernel has no BTF");
+        let btf = match Btf::of_this_kernel() {
+            Ok(btf) => btf,
+            Err(why) => return pod_runtime::untested::here(format!("the kernel has no BTF: {why}")),
         };
-        let layout = Layout::of(&Btf::parse(&bytes).unwrap()).unwrap();
+        let layout = Layout::of(&btf).unwrap();
         assert!(layout.pieces.iter().chain(&layout.credentials).all(|(_, bytes)| *bytes <= PIECE));
     }
 
@@ -581,7 +577,7 @@ mod tests {
     fn threads_are_as_proc_says() {
         let glance = match Glance::load() {
             Ok(glance) => glance,
-            Err(why) if why.raw_os_error() == Some(libc::EPERM) || why.kind() == io::ErrorKind::NotFound => {
+            Err(why) if bpf::is_not_there(&why) => {
                 return pod_runtime::untested::here(format!("no BPF, or no BTF: {why}"));
             }
             Err(why) => panic!("{why}"),

@@ -349,7 +349,6 @@ impl Layout {
 
     fn of_this_kernel() -> std::io::Result<Layout> {
         let unknown = || std::io::Error::other("the kernel does not say where it keeps timers");
-        let bytes = fs::read("/sys/kernel/btf/vmlinux")?;
         let wanted = [
             ("task_struct", "restart_block"),
             ("task_struct", "thread_pid"),
@@ -362,7 +361,7 @@ impl Layout {
             ("hrtimer", "state"),
             ("hrtimer_sleeper", "task"),
         ];
-        let found = Btf::parse(&bytes).ok_or_else(unknown)?.find(&wanted, "bpf_iter_task");
+        let found = Btf::of_this_kernel()?.find(&wanted, "bpf_iter_task");
         let members: Option<Vec<u32>> = found.members.into_iter().collect();
         let [restart, pid, pid_level, pid_numbers, switches, thread, sp, timer_end, timer_state, sleeper_task] =
             members.ok_or_else(unknown)?.try_into().map_err(|_| unknown())?;
@@ -442,7 +441,7 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
     // r6: the output, r7: the task, r8: its pid, later its stack pointer, r10: our own stack.
     let read = EbpfInstruction::read_kernel;
     let write = |from, bytes| EbpfInstruction::write_out(6, from, bytes);
-    let mut body = vec![load(6, 6, 0), set(0, 0)];
+    let mut body = vec![set(0, 0)];
     body.extend((0..HEAD / 8).map(|word| store(10, 0, HEAD_AT + word * 8)));
     body.push(store(10, 7, HEAD_AT));
     body.extend(read(HEAD_AT + 16, 8, 7, layout.switches as i32));
@@ -458,11 +457,7 @@ fn program(layout: &Layout) -> Vec<EbpfInstruction> {
         body.extend(read(PIECE_AT, PIECE, 8, piece * PIECE));
         body.extend(write(PIECE_AT, PIECE));
     }
-    // The walk's context: its output, and the task, which is none at the end.
-    let mut all = vec![load(6, 1, 0), load(7, 1, 8), EbpfInstruction::skip_if(7, 0, body.len())];
-    all.extend(body);
-    all.extend([set(0, 0), EbpfInstruction::exit()]);
-    all
+    EbpfInstruction::for_each_task(body)
 }
 
 #[cfg(test)]

@@ -30,11 +30,10 @@ struct Layout {
     function: u32,
 }
 
-/// It takes milliseconds to read all types of the kernel, once a process.
+/// It takes milliseconds to look through all types of the kernel, once a process.
 fn layout() -> Option<&'static Layout> {
     static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
     let read = || {
-        let bytes = std::fs::read("/sys/kernel/btf/vmlinux").ok()?;
         let wanted = [
             ("file", "private_data"),
             ("socket", "sk"),
@@ -43,7 +42,7 @@ fn layout() -> Option<&'static Layout> {
             ("bpf_prog", "orig_prog"),
             ("sock_fprog_kern", "filter"),
         ];
-        let found = Btf::parse(&bytes)?.find(&wanted, "bpf_iter_task_file");
+        let found = Btf::of_this_kernel().ok()?.find(&wanted, "bpf_iter_task_file");
         let members: Option<Vec<u32>> = found.members.into_iter().collect();
         let [file, socket, sock, group, original, instructions] = members?.try_into().ok()?;
         Some(Layout { program: [file, socket, sock, group], original, instructions, function: found.function? })

@@ -313,11 +313,10 @@ mod tests {
 
     #[test]
     fn this_kernel_keeps_sockets_as_known_here() {
-        let bytes = match std::fs::read("/sys/kernel/btf/vmlinux") {
-            Ok(bytes) => bytes,
+        let btf = match Btf::of_this_kernel() {
+            Ok(btf) => btf,
             Err(why) => return pod_runtime::untested::here(format!("the kernel has no BTF: {why}")),
         };
-        let btf = Btf::parse(&bytes).unwrap();
         let plan = Plan::of(&btf).unwrap();
         assert!(plan.sock.iter().chain(&plan.v6).all(|(_, bytes)| *bytes <= PIECE));
     }
