@@ -1,6 +1,6 @@
 //! Pods on the hosts of a bed, driven by the command line that a user has.
 
-use crate::bed::{Bed, Census, Host};
+use crate::bed::{self, Bed, Census, Host};
 use crate::wait;
 use anyhow::{Context, Result, bail, ensure};
 use std::process::{Child, ChildStdin, Stdio};
@@ -26,6 +26,15 @@ impl Host {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(!output.status.success(), "pod {} worked", args.join(" "));
         Ok((output.status.code().unwrap_or(-1), said))
+    }
+
+    /// Starts a guest in a pod that has its name, without a network; `options` are more of `pod run`, `ballast` MiB of memory
+    /// beside it. Returns when it has set up what it holds.
+    pub fn guest(&self, kind: &str, options: &[&str], ballast: u32) -> Result<()> {
+        let guest = bed::beside_us("guest").context("guest is built with us")?.to_string_lossy().into_owned();
+        let run = ["run", "-d", "--name", kind, "--network", "none"];
+        self.pod(&[&run, options, &["--", &guest, kind, &ballast.to_string()]].concat())?;
+        said(self, kind, "ready")
     }
 
     /// Whether the pod runs here, by what `pod ps` says.

@@ -1,8 +1,8 @@
 //! Checkpoints as files: what can be seen in one, and one that is not what it was: it is refused, nothing of it runs and
 //! nothing is left.
 
-use anyhow::{Context, Result, ensure};
-use integration::bed::{self, Bed};
+use anyhow::{Result, ensure};
+use integration::bed::Bed;
 use integration::pods::said;
 use integration::wait::{SOON, until_true};
 use pod_migrate::image::{Owner, PageRun, Reader, Writer};
@@ -16,9 +16,7 @@ use std::path::Path;
 fn a_damaged_page_does_not_run() -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
-    let guest = bed::beside_us("guest").context("guest is built with us")?;
-    bed.a().pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &guest.to_string_lossy(), "memory"])?;
-    said(bed.a(), "memory", "ready")?;
+    bed.a().guest("memory", &[], 0)?;
     let path = bed.shared().join("memory.pod");
     let name = path.to_string_lossy().into_owned();
     bed.a().pod(&["checkpoint", "create", "memory", "-e", &name, "--compress", "none"])?;
@@ -44,10 +42,7 @@ fn a_damaged_page_does_not_run() -> Result<()> {
 fn does_not_grow(guest: &str, is_it: fn(Owner) -> bool) -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
-    let program = bed::beside_us("guest").context("guest is built with us")?;
-    let program = program.to_string_lossy();
-    bed.a().pod(&["run", "-d", "--name", guest, "--network", "none", "--", &program, guest])?;
-    said(bed.a(), guest, "ready")?;
+    bed.a().guest(guest, &[], 0)?;
     let [good, same, hostile] = ["good", "same", "hostile"].map(|name| bed.shared().join(format!("{name}.pod")));
     bed.a().pod(&["checkpoint", "create", guest, "-e", &good.to_string_lossy(), "--compress", "none"])?;
     bed.a().pod(&["rm", "-f", guest])?;
@@ -205,9 +200,7 @@ fn packed(guest: &str) -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
     let host = bed.a();
-    let program = bed::beside_us("guest").context("guest is built with us")?;
-    host.pod(&["run", "-d", "--name", guest, "--network", "none", "--", &program.to_string_lossy(), guest])?;
-    said(host, guest, "ready")?;
+    host.guest(guest, &[], 0)?;
     for (round, how) in ["none", "zstd", "zstd:-5"].into_iter().enumerate() {
         let path = bed.shared().join(format!("{guest}-{round}.pod"));
         let path = path.to_string_lossy();
@@ -253,9 +246,7 @@ fn pages_like_others_that_did_not_come_are_refused() -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
     let host = bed.a();
-    let program = bed::beside_us("guest").context("guest is built with us")?;
-    host.pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &program.to_string_lossy(), "memory"])?;
-    said(host, "memory", "ready")?;
+    host.guest("memory", &[], 0)?;
     let [good, bad] = ["good", "bad"].map(|name| bed.shared().join(format!("{name}.pod")));
     host.pod(&["checkpoint", "create", "memory", "-e", &good.to_string_lossy(), "--stop"])?;
     let mut reader = Reader::new(File::open(&good)?)?;
@@ -294,25 +285,11 @@ fn an_encrypted_checkpoint_is_for_who_has_the_key() -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
     let host = bed.a();
-    let program = bed::beside_us("guest").context("guest is built with us")?;
     let [path, mine, other] = ["secret.pod", "mine", "other"].map(|name| bed.shared().join(name));
     let [path, mine, other] = [&path, &mine, &other].map(|path| path.to_string_lossy().into_owned());
     let recipient = host.pod(&["checkpoint", "keygen", &mine])?;
     host.pod(&["checkpoint", "keygen", &other])?;
-    host.pod(&[
-        "run",
-        "-d",
-        "--name",
-        "tree",
-        "--network",
-        "none",
-        "-e",
-        "TOKEN=in-clear-nowhere",
-        "--",
-        &program.to_string_lossy(),
-        "tree",
-    ])?;
-    said(host, "tree", "ready")?;
+    host.guest("tree", &["-e", "TOKEN=in-clear-nowhere"], 0)?;
     for (round, how) in ["none", "zstd"].into_iter().enumerate() {
         let to = ["--encrypt-to", recipient.trim(), "--compress", how];
         host.pod(&[&["checkpoint", "create", "tree", "-e", &path, "--stop"], &to[..]].concat())?;
@@ -350,9 +327,7 @@ fn memory_does_not_grow_by_being_restored() -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
     let host = bed.a();
-    let program = bed::beside_us("guest").context("guest is built with us")?;
-    host.pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &program.to_string_lossy(), "memory"])?;
-    said(host, "memory", "ready")?;
+    host.guest("memory", &[], 0)?;
     let path = |round: usize| bed.shared().join(format!("{round}.pod")).to_string_lossy().into_owned();
     let save = |round, how| host.pod(&["checkpoint", "create", "memory", "-e", &path(round), "--stop", "-c", how]);
     save(0, "zstd")?;
@@ -377,9 +352,7 @@ fn a_disk_that_is_full_when_it_is_packed_ends_no_pod() -> Result<()> {
     let bed = Bed::new()?;
     let before = bed.census()?;
     let host = bed.a();
-    let program = bed::beside_us("guest").context("guest is built with us")?;
-    host.pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &program.to_string_lossy(), "memory"])?;
-    said(host, "memory", "ready")?;
+    host.guest("memory", &[], 0)?;
     let [whole, disk] = ["whole.pod", "disk"].map(|name| bed.shared().join(name));
     let made = host.pod(&["--json", "checkpoint", "create", "memory", "-e", &whole.to_string_lossy()])?;
     let made: Value = serde_json::from_str(&made)?;

@@ -9,7 +9,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// MiB: so much that the filler is met at work.
-const BALLAST: &str = "300";
+const BALLAST: u32 = 300;
+/// A guest that says nothing by itself.
+const POD: &str = "eventfd";
 
 /// A pod with much memory, which was saved in a file and removed.
 struct Saved {
@@ -20,12 +22,10 @@ struct Saved {
 impl Saved {
     fn new() -> Result<Saved> {
         let bed = Bed::new()?;
-        let guest = bed::beside_us("guest").context("guest is built with us")?.to_string_lossy().into_owned();
-        bed.a().pod(&["run", "-d", "--name", "much", "--network", "none", "--", &guest, "eventfd", BALLAST])?;
-        said(bed.a(), "much", "ready")?;
+        bed.a().guest(POD, &[], BALLAST)?;
         let file = bed.shared().join("much.pod").to_string_lossy().into_owned();
-        bed.a().pod(&["checkpoint", "create", "much", "-e", &file, "--compress", "none"])?;
-        bed.a().pod(&["rm", "-f", "much"])?;
+        bed.a().pod(&["checkpoint", "create", POD, "-e", &file, "--compress", "none"])?;
+        bed.a().pod(&["rm", "-f", POD])?;
         Ok(Saved { bed, file })
     }
 
@@ -43,12 +43,12 @@ impl Saved {
     }
 
     fn inspect(&self, field: &str) -> Result<String> {
-        self.host().pod(&["inspect", "-f", &format!("{{{{.{field}}}}}"), "much"]).map(|text| text.trim().to_owned())
+        self.host().pod(&["inspect", "-f", &format!("{{{{.{field}}}}}"), POD]).map(|text| text.trim().to_owned())
     }
 
     fn verifies(&self, round: usize) -> Result<()> {
-        self.host().pod(&["kill", "-s", "USR1", "much"])?;
-        said(self.host(), "much", &format!("ok {round}"))
+        self.host().pod(&["kill", "-s", "USR1", POD])?;
+        said(self.host(), POD, &format!("ok {round}"))
     }
 
     /// Filled, and nobody is left who did it.
@@ -63,7 +63,7 @@ impl Saved {
         until_true("the pod to be ended", SOON, || self.inspect("State").is_ok_and(|state| state == "exited"))?;
         let problem = self.inspect("Problem")?;
         ensure!(problem.contains(why), "it was ended because: {problem}");
-        self.host().pod(&["rm", "much"])?;
+        self.host().pod(&["rm", POD])?;
         self.is_gone()
     }
 
@@ -96,8 +96,7 @@ fn a_pod_runs_before_its_memory_is_there() -> Result<()> {
     ensure!(there < 200, "{there} MiB of {BALLAST} are there when it runs");
     // Whoever would read its memory waits for it.
     let pod = bed::pod_program().context("pod is built with us")?;
-    let mut save =
-        saved.host().command(&pod.to_string_lossy()).args(["checkpoint", "create", "much", "again"]).spawn()?;
+    let mut save = saved.host().command(&pod.to_string_lossy()).args(["checkpoint", "create", POD, "again"]).spawn()?;
     let waits = || saved.host().run(&["cat", "/proc/locks"]).is_ok_and(|locks| locks.contains("-> FLOCK"));
     until_true("the checkpoint to wait for the memory", SOON, waits)?;
     ensure!(save.try_wait()?.is_none(), "the checkpoint has not waited");
@@ -105,10 +104,10 @@ fn a_pod_runs_before_its_memory_is_there() -> Result<()> {
     ensure!(save.wait()?.success(), "the checkpoint failed");
     saved.is_filled()?;
     saved.verifies(1)?;
-    saved.host().pod(&["rm", "-f", "much"])?;
+    saved.host().pod(&["rm", "-f", POD])?;
     saved.host().pod(&["restore", "again"])?;
     saved.verifies(1)?;
-    saved.host().pod(&["rm", "-f", "much"])?;
+    saved.host().pod(&["rm", "-f", POD])?;
     saved.host().pod(&["checkpoint", "rm", "again"])?;
     saved.bed.nothing_left(&before)
 }
@@ -134,7 +133,7 @@ fn without_its_keeper_a_filler_finds_another() -> Result<()> {
     saved.verifies(1)?;
     saved.is_filled()?;
     saved.verifies(2)?;
-    saved.host().pod(&["rm", "-f", "much"])?;
+    saved.host().pod(&["rm", "-f", POD])?;
     saved.bed.nothing_left(&before)
 }
 
@@ -147,7 +146,7 @@ fn without_its_monitor_a_pod_is_filled() -> Result<()> {
     saved.is_filled()?;
     let there = resident(&saved)?;
     ensure!(there >= 300 && saved.inspect("State")? == "running", "{there} MiB are there");
-    saved.host().pod(&["rm", "-f", "much"])?;
+    saved.host().pod(&["rm", "-f", POD])?;
     saved.is_gone()
 }
 

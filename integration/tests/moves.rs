@@ -12,12 +12,10 @@ fn times() -> usize {
 }
 
 /// MiB beside the guest, with which its memory goes ahead of it.
-const BALLAST: &str = "40";
+const BALLAST: u32 = 40;
 
 /// A guest in a pod on the first host, asked once already.
-fn start(bed: &Bed, kind: &str, ballast: &str) -> Result<()> {
-    let guest = bed::beside_us("guest").context("guest is built with us")?;
-    let run = ["run", "-d", "--name", kind, "--network", "none"];
+fn start(bed: &Bed, kind: &str, ballast: u32) -> Result<()> {
     let rights: &[&str] = match kind {
         "mounts" | "names" => &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"],
         "subgroups" | "sysctls" => &["--privileged"],
@@ -26,8 +24,7 @@ fn start(bed: &Bed, kind: &str, ballast: &str) -> Result<()> {
         "routes" => &["--cap-add", "NET_ADMIN"],
         _ => &[],
     };
-    bed.a().pod(&[&run, rights, &["--", &guest.to_string_lossy(), kind, ballast]].concat())?;
-    said(bed.a(), kind, "ready")?;
+    bed.a().guest(kind, rights, ballast)?;
     ask(bed.a(), kind, 1)
 }
 
@@ -37,7 +34,7 @@ fn ask(host: &Host, kind: &str, round: usize) -> Result<()> {
 }
 
 /// A pod with the guest goes a way: two steps, each followed by a question, as often as it is to; nothing is left of it.
-fn way(kind: &str, ballast: &str, step: impl Fn(&Bed, usize) -> Result<Host>) -> Result<()> {
+fn way(kind: &str, ballast: u32, step: impl Fn(&Bed, usize) -> Result<Host>) -> Result<()> {
     let _pages = HugePages::of(kind)?;
     let bed = Bed::new()?;
     let before = bed.census()?;
@@ -53,13 +50,13 @@ fn way(kind: &str, ballast: &str, step: impl Fn(&Bed, usize) -> Result<Host>) ->
 
 /// Saved, killed and restored. After each restore it must also be possible to save it again.
 fn restored(kind: &str) -> Result<()> {
-    way(kind, "0", |bed, _| kill_and_restore(bed.a(), kind, &[]).map(|()| bed.a().clone()))
+    way(kind, 0, |bed, _| kill_and_restore(bed.a(), kind, &[]).map(|()| bed.a().clone()))
 }
 
 /// Saved in a file, with which another host that knows nothing of it starts anew, in another directory.
 fn restored_elsewhere(kind: &str) -> Result<()> {
     const ROOT: &str = "/var/lib/elsewhere";
-    way(kind, "0", |bed, round| {
+    way(kind, 0, |bed, round| {
         let elsewhere = bed.b().with("POD_ROOT", ROOT);
         let (from, to) = if round % 2 == 0 { (bed.a(), &elsewhere) } else { (&elsewhere, bed.a()) };
         let file = bed.shared().join("saved");
@@ -82,7 +79,7 @@ fn move_on(bed: &Bed, kind: &str) -> Result<Host> {
 
 /// Moved to the other host, and back.
 fn moved(kind: &str) -> Result<()> {
-    way(kind, "0", |bed, _| move_on(bed, kind))
+    way(kind, 0, |bed, _| move_on(bed, kind))
 }
 
 /// The same, with so much memory that it goes ahead while the guest runs.

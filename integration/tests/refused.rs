@@ -1,18 +1,14 @@
 //! What cannot be moved is refused by name, and the pod goes on as if nothing had happened.
 
-use anyhow::{Context, Result, ensure};
-use integration::bed::{self, Bed};
+use anyhow::{Result, ensure};
+use integration::bed::Bed;
 use integration::hugepages::HugePages;
 use integration::pods::said;
 
 fn refused(kind: &str, code: &str, options: &[&str]) -> Result<()> {
     let _pages = HugePages::of(kind)?;
     let bed = Bed::new()?;
-    let guest = bed::beside_us("guest").context("guest is built with us")?;
-    let guest = guest.to_string_lossy();
-    let run = ["run", "-d", "--name", kind, "--network", "none"];
-    bed.a().pod(&[&run, options, &["--", &guest, kind]].concat())?;
-    said(bed.a(), kind, "ready")?;
+    bed.a().guest(kind, options, 0)?;
     for round in ["ok 1", "ok 2"] {
         let (_, message) = bed.a().pod_fails(&["checkpoint", "create", kind])?;
         ensure!(message.contains(code), "{message}");
