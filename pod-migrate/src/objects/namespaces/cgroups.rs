@@ -7,6 +7,7 @@
 //! handed down in v2 (nobody may be in the pod's own group then, and the engine is).
 
 use super::permitted;
+use crate::crew;
 use crate::freeze::Process;
 use crate::ids::{HostPid, PodPid};
 use crate::image::damaged;
@@ -99,30 +100,42 @@ fn found(security: &Security, cgroup: &Cgroup, known: Option<&Usual>) -> Result<
         }
         None => return Ok(Vec::new()),
     };
-    let (mut all, none) = (Vec::new(), BTreeMap::new());
-    for (hierarchy, own) in cgroup.named_folders() {
-        let usual = usual.get(&hierarchy).unwrap_or(&none);
-        let mut apart: BTreeMap<i32, usize> = BTreeMap::new();
-        let mut to_read = vec![Vec::new()];
-        while let Some(path) = to_read.pop() {
-            let folder = own.join(path.iter().collect::<PathBuf>());
-            for name in subfolders(&folder).into_iter().rev() {
-                let name =
-                    name.into_string().map_err(|name| refusal(&hierarchy, &path, &format!("contains {name:?}")))?;
-                to_read.push([&path[..], &[name]].concat());
-            }
-            refuse(&hierarchy, &path, &folder, &own, security)?;
-            let one = group(&hierarchy, path, &folder, usual, &mut apart)?;
-            if !one.group.path.is_empty() || !one.group.files.is_empty() {
-                all.push(one);
-            }
-            if all.len() > MOST {
-                let what = format!("a program in the pod has made more than {MOST} control groups");
-                return Err(Problem::new(INSIDE, what).fix("remove some of them before the move"));
-            }
+    // Hundreds of files, while the pod stands still: by all CPUs.
+    let (folders, none) = (cgroup.named_folders(), BTreeMap::new());
+    let each = crew::share(folders.len(), |at| {
+        let (hierarchy, own) = &folders[at];
+        below(hierarchy, own, usual.get(hierarchy).unwrap_or(&none), security)
+    });
+    let all = each.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
+    if all.len() > MOST { Err(too_many()) } else { Ok(all) }
+}
+
+/// Of one hierarchy, from the pod's own group on.
+fn below(hierarchy: &str, own: &Path, usual: &BTreeMap<String, String>, security: &Security) -> Result<Vec<Found>> {
+    let mut all = Vec::new();
+    let mut apart: BTreeMap<i32, usize> = BTreeMap::new();
+    let mut to_read = vec![Vec::new()];
+    while let Some(path) = to_read.pop() {
+        let folder = own.join(path.iter().collect::<PathBuf>());
+        for name in subfolders(&folder).into_iter().rev() {
+            let name = name.into_string().map_err(|name| refusal(hierarchy, &path, &format!("contains {name:?}")))?;
+            to_read.push([&path[..], &[name]].concat());
+        }
+        refuse(hierarchy, &path, &folder, own, security)?;
+        let one = group(hierarchy, path, &folder, usual, &mut apart)?;
+        if !one.group.path.is_empty() || !one.group.files.is_empty() {
+            all.push(one);
+        }
+        if all.len() > MOST {
+            return Err(too_many());
         }
     }
     Ok(all)
+}
+
+fn too_many() -> Problem {
+    let what = format!("a program in the pod has made more than {MOST} control groups");
+    Problem::new(INSIDE, what).fix("remove some of them before the move")
 }
 
 fn group(
