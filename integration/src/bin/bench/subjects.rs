@@ -24,14 +24,9 @@ fn rest() -> ! {
 pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
     let number = || args.first().context("a number is missing")?.parse::<usize>().context("not a number");
     match subject {
-        "__memory" => {
-            let memory = fill(number()? << 20);
-            ready()?;
-            std::hint::black_box(&memory);
-            rest()
-        }
-        "__mixed" => {
-            let memory = mixed(number()? << 20);
+        "__memory" | "__mixed" => {
+            let make = if subject == "__memory" { fill } else { mixed };
+            let memory = make(number()? << 20);
             ready()?;
             std::hint::black_box(&memory);
             rest()
