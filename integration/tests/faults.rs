@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -428,6 +428,60 @@ fn pod_checkpoint_is_killed() -> Result<()> {
     }
     client.finish()?;
     clean(&bed, &before)
+}
+
+/// The monitor is what puts a pod back on the network that was off it for a checkpoint. Where it is killed just then, the
+/// tool does; where both are, the next command.
+#[test]
+fn the_monitor_is_killed_while_the_pod_is_off_the_network() -> Result<()> {
+    const TOOL: Victim = Victim { at: At::Source, comm: "pod", line: &["checkpoint", "create"] };
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let mut missed = 0;
+    for both in [false, true] {
+        let client = start(&bed)?;
+        let (monitors, network) = (MONITOR.find(&bed)?, bed.a().root()?.join("sys/class/net"));
+        let mut devices = fs::read_dir(&network)?.flatten().map(|entry| entry.path());
+        let is_cable = |path: &PathBuf| path.join("brport").exists() && path.to_string_lossy().contains("/net/pod");
+        let flags = devices.find(is_cable).context("the pod has a cable")?.join("flags");
+        let is_up = || -> Result<bool> {
+            let text = fs::read_to_string(&flags)?;
+            Ok(u32::from_str_radix(text.trim().trim_start_matches("0x"), 16)? & 1 != 0)
+        };
+        let (tool, tools) = loop {
+            let mut tool = begin(bed.a(), &["checkpoint", "create", "redis", "saved"])?;
+            let mut tools = Vec::new();
+            while is_up()? && tool.try_wait()?.is_none() {
+                if tools.is_empty() {
+                    tools = TOOL.find(&bed)?;
+                }
+            }
+            if tool.try_wait()?.is_none() && !tools.is_empty() {
+                break (tool, tools);
+            }
+            // It is off for a few milliseconds, which a busy machine looks away for.
+            missed += 1;
+            ensure!(missed < 100, "the pod was never off the network: {}", said(tool)?);
+            said(tool)?;
+            bed.a().pod(&["checkpoint", "rm", "saved"])?;
+        };
+        if both {
+            TOOL.kill(&bed, &tools)?;
+        }
+        ensure!(MONITOR.kill(&bed, &monitors)? == 1, "the monitor was not there");
+        let said = said(tool)?;
+        if both {
+            // Once the kernel has let go of both.
+            let listed = || bed.a().pod(&["ps"]).is_ok_and(|table| table.contains("monitor lost"));
+            until_true("the monitor to be lost", SOON, listed)?;
+        }
+        let at = exactly_one(&bed, &said).with_context(|| format!("both: {both}"))?;
+        ensure!(at.name() == "hostA" && bed.a().pod(&["ps"])?.contains("monitor lost"), "{said}");
+        client.finish()?;
+        let _ = bed.a().pod(&["checkpoint", "rm", "saved"]);
+        clean(&bed, &before)?;
+    }
+    Ok(())
 }
 
 /// A restore that is killed has made the pod run or can be done again; what the pod had is not lost in between.

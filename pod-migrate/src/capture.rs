@@ -439,7 +439,7 @@ impl Still {
 }
 
 /// In the run directory, which goes with the pod.
-fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
+pub(crate) fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
     let path = pod.run_dir().join("capture.lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = open.doing(|| format!("open {}", path.display()))?;

@@ -5,7 +5,7 @@
 
 use crate::cgroup::Cgroup;
 use crate::monitor::{client, log};
-use crate::network;
+use crate::network::{self, Attachment};
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::Spec;
 use crate::status::{self, State, Status, wrong_state};
@@ -219,6 +219,26 @@ pub fn moved(pod: &Pod, to: &str) -> Result<()> {
         ended_within(&pidfd, DYING)?;
     }
     bury(pod, to)
+}
+
+/// Puts a pod that was held off the network back on it in the place of its monitor, which was killed meanwhile. Nothing is
+/// done where the monitor lives, or where the pod may run on another host.
+pub fn reconnect(pod: &Pod) -> Result<()> {
+    let status = client::settled_status(pod)?;
+    if !status.monitor_lost || !matches!(status.state, State::Running | State::Paused) {
+        return Ok(());
+    }
+    mend_connections(&Cgroup::open(pod.id())?);
+    let init = status.init.map(|key| key.pid);
+    Attachment::open(&pod.store().network_dir()?, &pod.spec()?, pod.id(), init)?.release()
+}
+
+/// Whoever held the pod may have been killed while it read a connection.
+pub(crate) fn mend_connections(cgroup: &Cgroup) {
+    let mended = network::repair::mend(&cgroup.procs().unwrap_or_default());
+    if mended > 0 {
+        tracing::warn!(mended, "connections were taken out of the repair mode that a killed tool left them in");
+    }
 }
 
 /// A descriptor of the pod's first process, when it is live.

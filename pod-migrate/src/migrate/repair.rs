@@ -1,13 +1,13 @@
 //! Finishing or undoing what dead tools left.
 //!
 //! A tool that is killed leaves little: the kernel lets its tracees go, the monitor sees its hold end. What is left is
-//! said here, and [`repair`] is cheap enough for every command: it reads one small file a job.
+//! said here, and [`repair`] is cheap enough for every command: it reads one small file a pod and one a job.
 
 use super::arrived;
 use super::journal::{Job, Journal, Phase, Role, jobs};
 use super::protocol::{Answer, Fate, Purpose};
 use super::source::connect;
-use crate::capture::go_on;
+use crate::capture::{self, go_on};
 use crate::link::PROTOCOL;
 use crate::link::ssh::{Ssh, Target};
 use pod_runtime::cgroup::Cgroup;
@@ -24,6 +24,7 @@ const ATTEMPTS: u32 = 3;
 /// Undoes what dead tools left before their commit, on either side. Returns the jobs that only the other host can
 /// settle. (Pods that never came to life are swept up by the store.)
 pub fn repair(store: &Store) -> Result<Vec<Job>> {
+    reconnect_lost(store)?;
     let mut pending = Vec::new();
     for job in jobs(store)? {
         if job.tool.alive() {
@@ -81,12 +82,32 @@ fn reconnect(pod: &Pod) -> Result<()> {
             drop(hold);
             Ok(())
         }
-        Err(_) => {
-            let dir = pod.store().network_dir()?;
-            let init = pod.status()?.init.map(|key| key.pid);
-            Attachment::open(&dir, &pod.spec()?, pod.id(), init)?.release()
+        Err(_) => lifecycle::reconnect(pod),
+    }
+}
+
+/// Pods that were off the network when both who held them and their monitor were killed.
+fn reconnect_lost(store: &Store) -> Result<()> {
+    let network = store.network_dir()?;
+    let reconnect = |pod: &Pod| -> Result<()> {
+        let (status, spec) = (pod.status()?, pod.spec()?);
+        if status.state != State::Running || !status.monitor_lost {
+            return Ok(());
+        }
+        // Not while somebody holds it.
+        let Ok(_lock) = capture::lock(pod, &spec.name) else { return Ok(()) };
+        if Attachment::open(&network, &spec, pod.id(), None)?.is_held() {
+            lifecycle::reconnect(pod)?;
+        }
+        Ok(())
+    };
+    for pod in store.pods()? {
+        // One that cannot be helped stands in nobody's way.
+        if let Err(problem) = reconnect(&pod) {
+            tracing::warn!("pod {} without a monitor: {}", pod.id(), problem.chain());
         }
     }
+    Ok(())
 }
 
 /// Source: asks the destination what became of the job and does what follows. `true`: the pod lives there.

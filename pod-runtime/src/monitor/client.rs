@@ -2,8 +2,9 @@
 
 use super::serve::moved_problem;
 use super::wire::{About, Attach, Ends, Exec, Reply, Request};
+use crate::lifecycle;
 use crate::problem::{Doing, Problem, Result};
-use crate::status::State;
+use crate::status::{State, Status};
 use crate::store::Pod;
 use crate::sys::pidfd;
 use nix::errno::Errno;
@@ -13,6 +14,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+/// How long a monitor that ends may take to say how.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Connects to the pod's monitor.
 pub fn connect(pod: &Pod) -> Result<UnixStream> {
@@ -29,18 +33,22 @@ fn settled<T>(pod: &Pod, answer: Result<T>) -> Result<T> {
     answer.map_err(|problem| if problem.code() == "E-MONITOR" { no_monitor(pod).unwrap_or(problem) } else { problem })
 }
 
-/// Why there is nobody to talk to.
-fn no_monitor(pod: &Pod) -> Result<Problem> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let name = pod.name()?;
-    // One that is alive and does not listen is closing up; the file says how, in a moment.
-    let status = loop {
+/// The state of a pod whose monitor does not answer. One that is alive and does not listen is closing up, or dying; which
+/// of them, the file says in a moment.
+pub(crate) fn settled_status(pod: &Pod) -> Result<Status> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
         let status = pod.status()?;
         if !status.state.is_live() || status.monitor_lost || Instant::now() > deadline {
-            break status;
+            return Ok(status);
         }
         std::thread::sleep(Duration::from_millis(2));
-    };
+    }
+}
+
+/// Why there is nobody to talk to.
+fn no_monitor(pod: &Pod) -> Result<Problem> {
+    let (name, status) = (pod.name()?, settled_status(pod)?);
     Ok(match (status.state, &status.moved_to) {
         (State::Moved, Some(to)) => moved_problem(&name, to),
         (State::Running | State::Paused | State::Migrating, _) => {
@@ -121,9 +129,16 @@ pub fn wait_later(pod: &Pod) -> Result<UnixStream> {
 }
 
 /// The monitor reads nothing of the pod's stdio and, if asked so, the pod is off the network; until this is dropped.
+///
+/// A pod that was taken off the network comes back to it when this is dropped, by its monitor or, where that has been
+/// killed meanwhile, by us. Where we are killed, the monitor sees it; where both are, the next command that lists pods
+/// does ([`lifecycle::reconnect`]).
 #[derive(Debug)]
 pub struct Hold {
     stream: UnixStream,
+    pod: Pod,
+    /// Off the network.
+    cut: bool,
     /// Length of the log: what the pod wrote before is in it, what it wrote after is in its terminal or pipes.
     pub log: u64,
     /// The monitor.
@@ -135,28 +150,57 @@ pub struct Hold {
 impl Hold {
     /// A copy of one of the monitor's descriptors ([`Hold::ends`]).
     pub fn end(&self, number: i32) -> Result<OwnedFd> {
-        let process = pidfd::open(self.monitor).doing(|| "open a pidfd of the monitor".into())?;
-        pidfd::get_fd(&process, number).doing(|| format!("copy descriptor {number} of the monitor"))
+        let copy = pidfd::open(self.monitor).and_then(|process| pidfd::get_fd(&process, number));
+        // What a killed process had open goes before the process does.
+        let gone = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EBADF));
+        match copy {
+            Err(error) if gone(&error) => Err(no_monitor(&self.pod)?.because(error)),
+            other => other.doing(|| format!("copy descriptor {number} of the monitor")),
+        }
     }
 
     /// Takes the pod off the network as well, until this is dropped. Later than the hold itself, when nothing in the
     /// pod runs any more: a segment that it sent into a cut cable would be lost for a whole timeout.
     pub fn cut(&mut self) -> Result<()> {
+        // Also where the answer does not come.
+        self.cut = true;
         ask(&mut self.stream, &Request::Hold { link: true }).map(drop)
     }
 
     /// Tells the monitor that the pod lives elsewhere now: it kills the copy here, sets the tombstone and goes.
     pub fn moved(mut self, to: &str) -> Result<()> {
+        self.cut = false;
         ask(&mut self.stream, &Request::Moved { to: to.to_owned() }).map(drop)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.cut {
+            return;
+        }
+        let _ = self.stream.set_read_timeout(Some(PATIENCE));
+        let released = match ask(&mut self.stream, &Request::Release) {
+            Err(problem) if problem.code() == "E-MONITOR" => lifecycle::reconnect(&self.pod),
+            other => other.map(drop),
+        };
+        if let Err(problem) = released {
+            tracing::error!(problem = problem.chain(), "the pod could not be put back on the network");
+        }
     }
 }
 
 /// See [`Hold`]. `link`: also off the network.
 pub fn hold(pod: &Pod, link: bool) -> Result<Hold> {
-    let mut stream = connect(pod)?;
-    let reply = ask(&mut stream, &Request::Hold { link })?;
-    let (log, ends) = (reply.log.unwrap_or_default(), reply.ends.unwrap_or_default());
-    Ok(Hold { stream, log, monitor: reply.pid.unwrap_or_default(), ends })
+    let mut hold =
+        Hold { stream: connect(pod)?, pod: pod.clone(), cut: false, log: 0, monitor: 0, ends: Ends::default() };
+    let asked = ask(&mut hold.stream, &Request::Hold { link });
+    // A monitor that hung up may have done it; one that refuses has not.
+    hold.cut = link && asked.as_ref().err().is_none_or(|problem| problem.code() == "E-MONITOR");
+    let reply = asked?;
+    (hold.log, hold.ends) = (reply.log.unwrap_or_default(), reply.ends.unwrap_or_default());
+    hold.monitor = reply.pid.unwrap_or_default();
+    Ok(hold)
 }
 
 /// As [`Hold::moved`], without a hold.

@@ -13,7 +13,7 @@ use super::stdio::{End, PIECE, Stdio};
 use super::wire::{About, Ends, Gone, Kind, Reply, SessionEnds};
 use crate::cgroup::Cgroup;
 use crate::lifecycle::{self, Remains};
-use crate::network::{self, Attachment};
+use crate::network::Attachment;
 use crate::problem::{Problem, Result};
 use crate::spec::Spec;
 use crate::status::{self, State};
@@ -417,27 +417,27 @@ impl Monitor {
             }
         }
         if released {
-            // What came during the hold was left where it was.
-            let ids: Vec<u64> = self.clients.iter().map(|client| client.id).collect();
-            ids.into_iter().for_each(|id| self.requests(id));
+            self.released();
         }
-        if released && !self.clients.iter().any(|c| c.role == Role::Holding { link: true }) {
+    }
+
+    /// A hold has ended.
+    pub fn released(&mut self) {
+        // What came during the hold was left where it was.
+        let ids: Vec<u64> = self.clients.iter().map(|client| client.id).collect();
+        ids.into_iter().for_each(|id| self.requests(id));
+        if !self.clients.iter().any(|c| c.role == Role::Holding { link: true }) {
             self.release_link();
         }
     }
 
     /// Puts the pod back on the network.
-    pub fn release_link(&mut self) {
+    fn release_link(&mut self) {
         // The tool died in the commit: the pod may run on the other host, and two must never answer for one address.
         if self.pod.status().is_ok_and(|status| status.state == State::Migrating) {
             return;
         }
-        // Whoever held the pod may have been killed while it read a connection.
-        let processes = self.cgroup.procs().unwrap_or_default();
-        let mended = network::repair::mend(&processes);
-        if mended > 0 {
-            tracing::warn!(mended, "connections were taken out of the repair mode that a killed tool left them in");
-        }
+        lifecycle::mend_connections(&self.cgroup);
         if let Some(attachment) = self.held.take()
             && let Err(problem) = attachment.release()
         {

@@ -48,10 +48,15 @@ impl Monitor {
                     self.frame(id, &role, kind, &payload);
                 }
                 Role::Holding { link } => {
-                    // Only the cut and `moved` can follow.
+                    // Only the cut and one of two ends can follow.
                     let Some(line) = client.take_line() else { return };
                     match serde_json::from_slice(&line) {
                         Ok(Request::Moved { to }) => self.moved(id, &to),
+                        Ok(Request::Release) => {
+                            client.role = Role::Closing;
+                            self.released();
+                            self.answer(id, Role::Closing, &Reply::default());
+                        }
                         Ok(Request::Hold { link: true }) => {
                             let reply = match self.cut() {
                                 Ok(()) => Reply::default(),
@@ -102,6 +107,7 @@ impl Monitor {
             Request::Exec(exec) => self.exec(id, &exec)?,
             Request::Hold { link } => self.hold(id, link)?,
             Request::Moved { to } => self.moved(id, &to),
+            Request::Release => return Err(Problem::new("E-STATE", "this connection does not hold the pod")),
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub enum Request {
         #[serde(default)]
         link: bool,
     },
+    /// Of the connection that holds the pod: ends the hold, and is answered when the pod is back on the network.
+    Release,
     /// The pod lives on another host now: the copy here is killed, the tombstone set, everything removed.
     Moved {
         to: String,

@@ -270,6 +270,12 @@ impl Attachment {
         self.announce()
     }
 
+    /// Whether the pod was left as [`Attachment::hold`] leaves it. One without a cable is not held.
+    pub fn is_held(&self) -> bool {
+        let up = |link| netdev::is_up(self.control.as_fd(), link).unwrap_or(true);
+        !self.host_link.as_deref().is_none_or(up)
+    }
+
     fn set_up(&self, up: bool) -> Result<()> {
         let Some(link) = &self.host_link else { return Ok(()) };
         let verb = if up { "release" } else { "hold" };

@@ -78,6 +78,17 @@ pub fn hardware_address(socket: BorrowedFd<'_>, name: &str) -> io::Result<[u8; 6
     Ok(mac)
 }
 
+/// Whether a device was brought up.
+pub fn is_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    let mut request = request(name)?;
+    // SAFETY: SIOCGIFFLAGS fills `ifru_flags` of the ifreq that it is given; the ifreq outlives the call.
+    let flags = unsafe {
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request))?;
+        request.ifr_ifru.ifru_flags
+    };
+    Ok(flags & libc::IFF_UP as libc::c_short != 0)
+}
+
 /// Brings a device up or down and keeps its other flags. Down takes 0.2 ms and loses no address of the *peer* of a
 /// veth: only the peer's carrier goes.
 pub fn set_up(socket: BorrowedFd<'_>, name: &str, up: bool) -> io::Result<()> {
