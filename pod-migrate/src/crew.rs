@@ -1,14 +1,23 @@
 //! Work for all CPUs: what is read in /proc of many tasks. (ptrace is bound to one thread, /proc is not.)
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// To start a thread costs about as much as this many pieces of work.
 const PIECES: usize = 4;
 
+/// How many threads run at once. The answer needs some twenty calls: it is asked for once.
+pub fn cpus() -> usize {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Does pieces 0 to `count` of some work; the results in their order.
 pub fn share<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let hands = cpus.min(count / PIECES).max(1);
+    let hands = match count / PIECES {
+        0 | 1 => 1,
+        some => cpus().min(some),
+    };
     let next = AtomicUsize::new(0);
     let some = || {
         let mut done = Vec::with_capacity(count / hands + 1);

@@ -18,7 +18,7 @@ pub mod seal;
 
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
-use crate::image::{Reader, WRITE, Writer, verify_but_pages};
+use crate::image::{Reader, WRITE, Writer};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
 pub use describe::Socket;
@@ -371,9 +371,6 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
 
 /// Opens a checkpoint and reads it through once, but for the bytes of memory: nothing of it is used before. Those are
 /// compared when they are read, and nothing runs before all of them were.
-pub fn open_verified(path: &Path, identities: &[Identity]) -> Result<File> {
-    let copy = |file: &File| file.try_clone().doing(|| "copy a descriptor".into());
-    let file = open_clear(path, identities)?;
-    verify_but_pages(copy(&file)?)?;
-    Ok(file)
+pub fn open_verified(path: &Path, identities: &[Identity]) -> Result<Reader<File>> {
+    Reader::of_verified_file(open_clear(path, identities)?)
 }

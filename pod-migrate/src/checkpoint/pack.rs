@@ -8,6 +8,7 @@
 //! writes, in the order of the stream.
 
 use super::memory::{Memory, PAGE};
+use crate::crew;
 use crate::ids::MmId;
 use crate::image::{Kind, Owner, Packed, Packer, PageRun, Reader, Record, Waiting, Writer};
 use crate::objects::memory::ranges::Ranges;
@@ -305,7 +306,7 @@ struct Line<'scope> {
 
 impl<'scope> Line<'scope> {
     fn new(scope: &'scope Scope<'scope, '_>, writer: Writer<File>, level: i32) -> Self {
-        let count = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+        let count = crew::cpus().min(MOST_THREADS);
         let (work, from) = sync_channel::<Work>(count * UNDER_WAY);
         let from = Arc::new(Mutex::new(from));
         let thread = |_| {

@@ -51,8 +51,7 @@ pub struct Restored {
 
 pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored> {
     let began = Instant::now();
-    let file = open_verified(path, &options.identities)?;
-    let mut reader = Reader::of_file(file)?;
+    let mut reader = open_verified(path, &options.identities)?;
     let origin = origin(&mut reader)?;
     let (spec, claim) = identity(origin.spec, options)?;
     let aside = Aside::make(store, &spec)?;

@@ -12,6 +12,7 @@
 mod buffer;
 mod head;
 mod kind;
+mod known;
 mod lanes;
 mod pack;
 mod reader;
@@ -27,7 +28,7 @@ pub use kind::Kind;
 pub use lanes::Lanes;
 pub use pack::{Packed, Packer};
 pub use reader::{Reader, Record, Waiting};
-pub use verify::{Contents, verify, verify_but_pages};
+pub use verify::{Contents, verify};
 pub use writer::Writer;
 
 use crate::ids::{FileId, MmId, SharedMemoryId};

@@ -99,7 +99,10 @@ mod tests {
 
     /// All bytes of the first record, read in small pieces.
     fn read(stream: &[u8]) -> Result<Vec<u8>> {
-        let mut reader = Reader::new(stream)?;
+        read_all(Reader::new(stream)?)
+    }
+
+    fn read_all<R: std::io::Read>(mut reader: Reader<R>) -> Result<Vec<u8>> {
         let run = reader.next()?.and_then(|record| record.run).expect("raw bytes");
         let (mut all, mut piece) = (Vec::new(), [0; 1000]);
         loop {
@@ -140,6 +143,9 @@ mod tests {
         let mut part = [0; 100];
         waiting.read_part(&file, 12_345, &mut part).unwrap();
         assert_eq!(part, bytes[12_345..12_445]);
+        // And read there, when it has been read before.
+        let again = Reader::of_verified_file(file.try_clone().unwrap()).unwrap();
+        assert!(read_all(again).unwrap() == bytes);
         file.rewind().unwrap();
         super::super::verify(file).unwrap();
     }

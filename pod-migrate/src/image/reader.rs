@@ -1,11 +1,13 @@
 //! Reading a stream that may be damaged or hostile.
 
 use super::head::{Head, Header, SKIPPABLE};
+use super::known::Known;
 use super::pack::{self, MOST_STORED, PREFIX};
 use super::writer::{PACKED, Trailer};
 use super::{Kind, MAX_DEPTH, MAX_RAW, MAX_STATE, Owner, PageRun, VERSION, damaged};
 use pod_runtime::{Problem, Result};
 use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -16,7 +18,7 @@ const PIECE: usize = 1 << 20;
 /// Read ahead on a link.
 const AHEAD: usize = 256 << 10;
 /// Read ahead in a file, in which most is passed over.
-const AHEAD_IN_FILE: usize = 16 << 10;
+const AHEAD_IN_FILE: usize = 4 << 10;
 
 /// One record. The bytes of a raw one are read from the [`Reader`] after it.
 #[derive(Debug)]
@@ -59,6 +61,10 @@ pub struct Reader<R: Read> {
     ended: bool,
     raw: Option<Raw>,
     put_back: Option<Record>,
+    /// What comes, of a file that was read through before; where its end has been seen.
+    known: VecDeque<Known>,
+    /// Of the raw record at hand, when it is a known one of which nothing was read.
+    untouched: Option<Waiting>,
 }
 
 /// The raw record being read.
@@ -163,6 +169,12 @@ impl Reader<File> {
         let same = file.try_clone().map_err(cut_short)?;
         Ok(Reader { file: Some(same), ..Reader::with_capacity(AHEAD_IN_FILE, file)? })
     }
+
+    /// From the first record on, of which nothing is read a second time but raw bytes.
+    pub(super) fn again(mut self, known: VecDeque<Known>) -> Self {
+        self.known = known;
+        self
+    }
 }
 
 impl<R: Read> Reader<R> {
@@ -188,6 +200,8 @@ impl<R: Read> Reader<R> {
             ended: false,
             raw: None,
             put_back: None,
+            known: VecDeque::new(),
+            untouched: None,
         })
     }
 
@@ -208,6 +222,9 @@ impl<R: Read> Reader<R> {
             return Ok(Some(record));
         }
         self.skip_pages()?;
+        if let Some(known) = self.known.pop_front() {
+            return Ok(Some(self.begin_known(known)));
+        }
         loop {
             if self.ended {
                 return Ok(None);
@@ -249,6 +266,7 @@ impl<R: Read> Reader<R> {
     /// Fills `into` from the raw record at hand; returns how many bytes came, 0 when it is used up. The last piece is
     /// handed out only if the checksum fits.
     pub fn read_pages(&mut self, into: &mut [u8]) -> Result<usize> {
+        self.go_to_untouched()?;
         let Some(raw) = &mut self.raw else { return Ok(0) };
         if raw.packed.is_some() {
             return self.read_packed(into);
@@ -304,24 +322,13 @@ impl<R: Read> Reader<R> {
     /// Passes over the raw record at hand without reading it: whoever gets it reads and compares it. `None` when this
     /// is no file, or nothing is there to read; then [`Reader::read_pages`] does.
     pub fn leave_pages(&mut self) -> Result<Option<Waiting>> {
-        let (Some(file), Some(raw)) = (&mut self.file, &self.raw) else { return Ok(None) };
-        if raw.left != raw.bytes {
-            return Ok(None);
+        let Some(waiting) = self.waiting() else { return Ok(None) };
+        self.raw = None;
+        if self.untouched.take().is_some() {
+            return Ok(Some(waiting));
         }
-        // Of a packed one the first bytes were read already.
-        let (before, stored) = match &raw.packed {
-            Some(Unpacking { bytes: Some(_), .. }) => return Ok(None),
-            Some(packed) => (PREFIX as u64, Some(packed.stored)),
-            None => (0, None),
-        };
-        let waiting = Waiting {
-            offset: self.read - before,
-            bytes: raw.bytes,
-            packed: stored,
-            checksum: raw.checksum,
-            record: self.sequence - 1,
-        };
-        let here = stored.unwrap_or(raw.bytes) - before;
+        let Some(file) = &mut self.file else { return Ok(None) };
+        let here = waiting.offset + waiting.packed.unwrap_or(waiting.bytes) - self.read;
         let ahead = self.from.buffer().len().min(usize::try_from(here).unwrap_or(usize::MAX));
         self.from.consume(ahead);
         let rest = here - ahead as u64;
@@ -330,8 +337,48 @@ impl<R: Read> Reader<R> {
             file.seek(SeekFrom::Current(rest as i64)).map_err(cut_short)?;
         }
         self.read += here;
-        self.raw = None;
         Ok(Some(waiting))
+    }
+
+    /// Where in the file the bytes of the raw record at hand are, when nothing of them was read.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        if self.untouched.is_some() {
+            return self.untouched;
+        }
+        let raw = self.raw.as_ref().filter(|raw| self.file.is_some() && raw.left == raw.bytes)?;
+        // Of a packed one the first bytes were read already.
+        let (before, packed) = match &raw.packed {
+            Some(Unpacking { bytes: Some(_), .. }) => return None,
+            Some(packed) => (PREFIX as u64, Some(packed.stored)),
+            None => (0, None),
+        };
+        let (bytes, checksum) = (raw.bytes, raw.checksum);
+        Some(Waiting { offset: self.read - before, bytes, packed, checksum, record: self.sequence - 1 })
+    }
+
+    /// A record of a file that was read before. Its raw bytes are not gone to unless they are asked for.
+    fn begin_known(&mut self, Known { record, waiting }: Known) -> Record {
+        self.untouched = waiting;
+        self.raw = waiting.map(|waiting| {
+            self.sequence = waiting.record + 1;
+            let packed = waiting.packed.map(|stored| Unpacking { prefix: [0; PREFIX], stored, bytes: None });
+            let (bytes, checksum) = (waiting.bytes, waiting.checksum);
+            Raw { bytes, left: bytes, checksum, hash: Box::new(Xxh3::new()), packed }
+        });
+        record
+    }
+
+    /// Where the bytes of a known record are read after all.
+    fn go_to_untouched(&mut self) -> Result<()> {
+        let (Some(waiting), Some(file)) = (self.untouched.take(), &mut self.file) else { return Ok(()) };
+        let ahead = self.from.buffer().len();
+        self.from.consume(ahead);
+        self.read = file.seek(SeekFrom::Start(waiting.offset)).map_err(cut_short)?;
+        if let Some(Raw { packed: Some(packed), .. }) = &mut self.raw {
+            self.from.read_exact(&mut packed.prefix).map_err(cut_short)?;
+            self.read += PREFIX as u64;
+        }
+        Ok(())
     }
 
     /// Raw bytes still to be read of the record at hand.
@@ -341,6 +388,9 @@ impl<R: Read> Reader<R> {
 
     /// Passes over the rest of the raw record at hand.
     pub fn skip_pages(&mut self) -> Result<()> {
+        if self.untouched.take().is_some() {
+            self.raw = None;
+        }
         if self.raw.is_some() {
             let mut piece = vec![0; PIECE.min(self.pages_left() as usize)];
             while self.raw.is_some() {

@@ -31,6 +31,12 @@ fn small_image(file: bool) -> Vec<u8> {
 /// Walks the whole stream as a restore does.
 fn walk(bytes: &[u8]) -> Result<Vec<(Kind, u64, Vec<u8>)>> {
     let mut reader = Reader::new(bytes)?;
+    let found = walk_reading(&mut reader)?;
+    reader.nothing_after()?;
+    Ok(found)
+}
+
+fn walk_reading<R: std::io::Read>(reader: &mut Reader<R>) -> Result<Vec<(Kind, u64, Vec<u8>)>> {
     let mut found = Vec::new();
     while let Some(record) = reader.next()? {
         let mut payload = record.payload().to_vec();
@@ -47,7 +53,6 @@ fn walk(bytes: &[u8]) -> Result<Vec<(Kind, u64, Vec<u8>)>> {
         }
         found.push((record.kind, record.id, payload));
     }
-    reader.nothing_after()?;
     Ok(found)
 }
 
@@ -126,8 +131,7 @@ fn file_by_lanes() -> (Vec<u8>, std::fs::File) {
 }
 
 /// Walks a file as a restore does: pages are left where they are and read there.
-fn walk_leaving(file: std::fs::File) -> Result<Vec<(Kind, u64, Vec<u8>)>> {
-    let mut reader = Reader::of_file(file)?;
+fn walk_leaving(mut reader: Reader<std::fs::File>) -> Result<Vec<(Kind, u64, Vec<u8>)>> {
     let same = reader.file().unwrap().try_clone().unwrap();
     let mut found = Vec::new();
     let mut buffer = vec![0; 4096];
@@ -157,8 +161,27 @@ fn what_many_threads_wrote_is_read_in_both_ways() {
     for (kind, id, payload) in &found {
         assert!(*kind != Kind::PAGES || payload.iter().all(|byte| u64::from(*byte) == id + 1));
     }
-    assert_eq!(verify(&bytes[..]).unwrap(), verify_but_pages(file.try_clone().unwrap()).unwrap());
-    assert!(found == walk_leaving(file).unwrap());
+    let copy = || file.try_clone().unwrap();
+    assert!(found == walk_leaving(Reader::of_file(copy()).unwrap()).unwrap());
+    assert!(found == walk_leaving(Reader::of_verified_file(copy()).unwrap()).unwrap());
+    assert!(found == walk_reading(&mut Reader::of_verified_file(copy()).unwrap()).unwrap());
+    // Some of them read, some left, some passed over.
+    let mut reader = Reader::of_verified_file(copy()).unwrap();
+    let mut buffer = vec![0; 70_000];
+    for (number, (kind, id, payload)) in found.iter().enumerate() {
+        let record = reader.next().unwrap().unwrap();
+        assert_eq!((record.kind, record.id), (*kind, *id));
+        match number % 3 {
+            _ if record.run.is_none() || payload.is_empty() => {}
+            0 => {
+                reader.read_pages(&mut buffer[..payload.len()]).unwrap();
+                assert!(buffer[..payload.len()] == payload[..]);
+            }
+            1 => assert_eq!(reader.leave_pages().unwrap().unwrap().bytes(), payload.len() as u64),
+            _ => assert_eq!(reader.pages_left(), payload.len() as u64),
+        }
+    }
+    assert!(reader.next().unwrap().is_none());
     assert!(bytes.len() > 4 * 2 * 70_000);
 }
 
@@ -168,7 +191,7 @@ fn damage_is_found_though_pages_are_read_later() {
     let image = small_image(true);
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&image, 0).unwrap();
-    let walk = || walk_leaving(file.try_clone().unwrap());
+    let walk = || walk_leaving(Reader::of_file(file.try_clone().unwrap())?);
     let found = walk().unwrap();
     let pages = &found.iter().find(|found| found.0 == Kind::PAGES).unwrap().2;
     let place = image.windows(pages.len()).position(|window| window == &pages[..]).unwrap();
@@ -178,13 +201,18 @@ fn damage_is_found_though_pages_are_read_later() {
             let problem = walk().expect_err(&format!("bit {bit} of byte {at}"));
             assert!(problem.code() == DAMAGED || problem.code() == VERSION, "byte {at}: {}", problem.chain());
             let only_pages = (place..place + pages.len()).contains(&at);
-            assert_eq!(verify_but_pages(file.try_clone().unwrap()).is_ok(), only_pages, "byte {at}");
+            let verified = Reader::of_verified_file(file.try_clone().unwrap());
+            assert_eq!(verified.is_ok(), only_pages, "byte {at}");
+            if let Ok(mut reader) = verified {
+                assert_eq!(walk_reading(&mut reader).expect_err("the pages are damaged").code(), DAMAGED);
+            }
         }
         file.write_all_at(&image[at..=at], at as u64).unwrap();
     }
     for at in (0..image.len()).rev() {
         file.set_len(at as u64).unwrap();
-        assert_eq!(verify_but_pages(file.try_clone().unwrap()).expect_err("cut").code(), DAMAGED, "cut at {at}");
+        let cut = Reader::of_verified_file(file.try_clone().unwrap()).err().expect("it is cut");
+        assert_eq!(cut.code(), DAMAGED, "cut at {at}");
     }
 }
 

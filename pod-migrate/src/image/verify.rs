@@ -3,7 +3,6 @@
 use super::{Kind, Reader};
 use pod_runtime::Result;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 
 /// What an image holds, by kind.
@@ -17,25 +16,13 @@ pub struct Contents {
 
 /// Reads everything and compares every checksum and the digest.
 pub fn verify<R: Read>(from: R) -> Result<Contents> {
-    walk(Reader::new(from)?, |_| false)
-}
-
-/// The same, but for the bytes of memory: of those only that they are there. Nothing of an image from a file is used
-/// before this; the bytes of memory are compared as they are read into their place, where they wait until all fitted.
-pub fn verify_but_pages(file: File) -> Result<Contents> {
-    walk(Reader::of_file(file)?, |kind| matches!(kind, Kind::PAGES | Kind::AHEAD_PAGES | Kind::SHARED_PAGES))
-}
-
-fn walk<R: Read>(mut reader: Reader<R>, leave: impl Fn(Kind) -> bool) -> Result<Contents> {
+    let mut reader = Reader::new(from)?;
     let mut contents = Contents::default();
     let mut piece = vec![0; 256 << 10];
     while let Some(record) = reader.next()? {
         let entry = contents.kinds.entry(record.kind).or_default();
         entry.0 += 1;
         entry.1 += record.payload().len() as u64 + record.run.map_or(0, |run| run.bytes);
-        if leave(record.kind) {
-            reader.leave_pages()?;
-        }
         while reader.read_pages(&mut piece)? > 0 {}
     }
     reader.nothing_after()?;

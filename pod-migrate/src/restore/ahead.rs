@@ -9,6 +9,7 @@ use super::Image;
 use super::lazy::Lazy;
 use super::nursery::{self, Laid, Nursery};
 use super::pages::{Target, Targets, by_map, died};
+use crate::crew;
 use crate::ids::MmId;
 use crate::image::{Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
 use crate::objects::memory::ranges::Ranges;
@@ -218,7 +219,7 @@ impl Ahead {
         let mut pieces = Vec::new();
         self.pieces_of(pages, target, maps, true, &mut pieces)?;
         let sources = Sources { left: file, staged: self.staged.as_ref() };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS).min(pieces.len());
+        let threads = crew::cpus().min(MOST_THREADS).min(pieces.len());
         let queue = Queue::new(pieces);
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| sources.work(&queue))).collect();
@@ -241,7 +242,7 @@ impl Ahead {
         let sources = Sources { left: file, staged: self.staged.as_ref() };
         let threads = match for_all.len() {
             0 => 0,
-            some => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS).min(some),
+            some => crew::cpus().min(MOST_THREADS).min(some),
         };
         *queue.lock().unwrap_or_else(PoisonError::into_inner) = for_all;
         let threads = (0..threads).map(|_| scope.spawn(move || sources.work(queue))).collect();

@@ -16,6 +16,7 @@ use super::nursery::Laid;
 use super::same::{self, Same};
 use super::tree::Grown;
 use super::{Image, write_memory};
+use crate::crew;
 use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
 use crate::objects::files::{FileState, Opener};
@@ -271,7 +272,7 @@ impl<'scope, 'env, 'a: 'scope> Helpers<'scope, 'env, 'a> {
             None => {
                 let (queue, from) = sync_channel::<Work<'a>>(64);
                 let from = Arc::new(Mutex::new(from));
-                let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+                let threads = crew::cpus().min(MOST_THREADS);
                 let file = self.file;
                 for _ in 0..threads {
                     let from = from.clone();

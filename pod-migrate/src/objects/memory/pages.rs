@@ -8,6 +8,7 @@
 
 use super::dump::{Place, Private};
 use super::ranges::Ranges;
+use crate::crew;
 use crate::ids::MmId;
 use crate::image::{Lanes, Owner, PageBuffer, PageRun, Writer};
 use pod_runtime::sys::memory::{self, PageRegion};
@@ -131,7 +132,7 @@ fn by_many<'a>(mut pieces: impl Iterator<Item = Result<Piece<'a>>> + Send, lanes
     let first: Vec<_> = pieces.by_ref().take(ALONE).collect();
     let threads = match first.len() < ALONE {
         true => 1,
-        false => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+        false => crew::cpus().min(MOST_THREADS),
     };
     let hidden = |piece: &Result<Piece<'_>>| matches!(piece, Ok(Piece { source: Source::Hidden(..), .. }));
     let put = |piece: Result<Piece<'_>>, buffer: &mut PageBuffer| lanes.put(&piece?.read(buffer)?);
