@@ -1,11 +1,12 @@
 //! Starting a pod, and saving and restoring small and many things: fixed costs.
 
+use crate::report::Report;
 use crate::table::{Table, ms};
 use crate::{frozen, pod, said, timed};
 use anyhow::Result;
 
 /// `pod run -- true` beside a bare fork and exec.
-pub fn start() -> Result<()> {
+pub fn start(report: &mut Report) -> Result<()> {
     let mut table = Table::new("start of `true`", "ms");
     let (mut bare, mut none, mut network) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..11 {
@@ -16,12 +17,26 @@ pub fn start() -> Result<()> {
     let limit = table.row("fork and exec", bare);
     table.against("pod run --network none", none, limit, "fork and exec");
     table.against("pod run", network, limit, "fork and exec");
-    table.print();
+    report.add(table);
     Ok(())
 }
 
-/// Checkpoint and restore of a program that does nothing.
-pub fn saved(what: &str, program: &[&str], runs: usize) -> Result<()> {
+/// What is saved and restored.
+pub struct Subject<'a> {
+    pub what: &'a str,
+    pub program: &'a [&'a str],
+    pub runs: usize,
+}
+
+/// Medians, in milliseconds.
+pub struct Costs {
+    pub create: f64,
+    pub frozen: f64,
+    pub restore: f64,
+}
+
+/// Checkpoint and restore of a program that does nothing: frozen time, and that of the whole restore.
+pub fn saved(report: &mut Report, &Subject { what, program, runs }: &Subject<'_>) -> Result<Costs> {
     let mut table = Table::new(&format!("checkpoint and restore of {what}"), "ms");
     pod(&[&["run", "-d", "--name", "subject", "--network", "none", "--"], program].concat())?;
     if program.len() > 2 {
@@ -40,9 +55,18 @@ pub fn saved(what: &str, program: &[&str], runs: usize) -> Result<()> {
     }
     pod(&["rm", "-f", "subject"])?;
     let limit = table.row("pod --version (the command itself)", own);
-    table.against("pod checkpoint create", create, limit, "the command itself");
-    table.row("  of it frozen", still);
-    table.against("pod restore", restore, limit, "the command itself");
-    table.print();
+    let create = table.against("pod checkpoint create", create, limit, "the command itself");
+    let frozen = table.row("  of it frozen", still);
+    let restore = table.against("pod restore", restore, limit, "the command itself");
+    report.add(table);
+    Ok(Costs { create, frozen, restore })
+}
+
+/// Of many of a kind, beside the aim for each of them: the frozen time and the whole restore by their number.
+pub fn many(report: &mut Report, count: u32, subject: &Subject<'_>, each: f64) -> Result<()> {
+    let costs = saved(report, subject)?;
+    let one = |ms: f64| ms * 1e3 / f64::from(count);
+    report.aim(format!("{}, each: frozen", subject.what), each, "µs", one(costs.frozen));
+    report.aim(format!("{}, each: restored", subject.what), each, "µs", one(costs.restore));
     Ok(())
 }

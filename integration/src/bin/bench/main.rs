@@ -1,24 +1,28 @@
 //! Benchmarks: one command and one table each, medians of at least five runs, beside limits of this machine that are
 //! measured in the same run. `integration/bench` builds what they need, makes the hosts and calls this on the first.
 //!
-//!   bench run | sleep | memory | mixed | processes | threads | maps | files | connections | redis | lazy | overhead | all
+//!   bench run | sleep | memory | disk | mixed | processes | threads | maps | files | connections | redis | lazy | overhead | all
 
 mod lazy;
 mod life;
 mod memory;
 mod moving;
 mod overhead;
+mod report;
 mod subjects;
 mod table;
 
+use crate::life::Subject;
+use crate::report::Report;
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ALL: [&str; 12] = [
+const ALL: [&str; 13] = [
     "run",
     "sleep",
     "memory",
+    "disk",
     "mixed",
     "processes",
     "threads",
@@ -46,24 +50,37 @@ fn run(args: &[&str]) -> Result<()> {
         return subjects::become_one(subject, rest);
     }
     let chosen = if args.is_empty() || args == ["all"] { &ALL[..] } else { args };
+    let mut report = Report::default();
+    let us = us()?;
+    let many = |report: &mut Report, what: &str, count: u32, subject: &str, each: f64| {
+        let program = [us.as_str(), subject, &count.to_string()];
+        life::many(report, count, &Subject { what, program: &program, runs: 5 }, each)
+    };
     for what in chosen {
+        let report = &mut report;
         match *what {
-            "run" => life::start()?,
-            "sleep" => life::saved("a sleep", &["sleep", "1000000"], 11)?,
-            "processes" => life::saved("100 processes", &[&us()?, "__processes", "100"], 5)?,
-            "threads" => life::saved("1 process with 1000 threads", &[&us()?, "__threads", "1000"], 5)?,
-            "maps" => life::saved("10000 maps", &[&us()?, "__maps", "10000"], 5)?,
-            "files" => life::saved("10000 descriptors", &[&us()?, "__files", "10000"], 5)?,
-            "connections" => life::saved("10000 ends of TCP connections", &[&us()?, "__connections", "10000"], 5)?,
-            "memory" => memory::saved()?,
-            "mixed" => memory::mixed()?,
-            "redis" => moving::redis()?,
-            "lazy" => lazy::lazily()?,
-            "overhead" => overhead::all()?,
+            "run" => life::start(report)?,
+            "sleep" => {
+                let subject = Subject { what: "a sleep", program: &["sleep", "1000000"], runs: 11 };
+                let costs = life::saved(report, &subject)?;
+                report.aim("a sleep: checkpoint", 10.0, "ms", costs.create);
+                report.aim("a sleep: restore", 10.0, "ms", costs.restore);
+            }
+            "processes" => many(report, "100 processes", 100, "__processes", 200.0)?,
+            "threads" => many(report, "1 process with 1000 threads", 1000, "__threads", 25.0)?,
+            "maps" => many(report, "10000 maps", 10_000, "__maps", 1.0)?,
+            "files" => many(report, "10000 descriptors", 10_000, "__files", 5.0)?,
+            "connections" => many(report, "10000 ends of TCP connections", 10_000, "__connections", 60.0)?,
+            "memory" => memory::saved(report)?,
+            "disk" => memory::on_disk(report)?,
+            "mixed" => memory::mixed(report)?,
+            "redis" => moving::redis(report)?,
+            "lazy" => lazy::lazily(report)?,
+            "overhead" => overhead::all(report)?,
             other => bail!("no benchmark {other:?}; there are {}", ALL.join(", ")),
         }
     }
-    Ok(())
+    report.finish()
 }
 
 /// This program, to be run in a pod.

@@ -1,14 +1,17 @@
 //! 1 GiB of memory: saved and restored, beside what the machine can do at most.
 
+use crate::report::Report;
 use crate::subjects::fill;
 use crate::table::{Table, ms};
 use crate::{frozen, pod, said, us};
 use anyhow::{Context, Result, ensure};
+use nix::libc;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{IoSliceMut, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const RUNS: usize = 5;
@@ -22,10 +25,7 @@ fn speed(took: Duration) -> f64 {
 
 /// Reads a filled GiB of another process in pieces that stay in the cache.
 fn read_at_most() -> Result<f64> {
-    let mut other = std::process::Command::new(us()?)
-        .args(["__memory", &MIB.to_string()])
-        .stdout(std::process::Stdio::piped())
-        .spawn()?;
+    let mut other = Command::new(us()?).args(["__memory", &MIB.to_string()]).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.as_mut().context("a pipe")?), &mut line)?;
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", other.id()))?;
@@ -70,7 +70,7 @@ fn write_at_most() -> Result<f64> {
 }
 
 fn tempfile_in_memory() -> Result<File> {
-    let flags = nix::libc::O_TMPFILE;
+    let flags = libc::O_TMPFILE;
     Ok(File::options().read(true).write(true).custom_flags(flags).open("/dev/shm")?)
 }
 
@@ -87,7 +87,7 @@ pub fn limits(table: &mut Table) -> Result<(f64, f64)> {
     Ok((table.row("limit: process_vm_readv", reads), table.row("limit: first touch", touches)))
 }
 
-pub fn saved() -> Result<()> {
+pub fn saved(report: &mut Report) -> Result<()> {
     let mut table = Table::new("checkpoint and restore of 1 GiB, file in /dev/shm", "GiB/s");
     let (read, touch) = limits(&mut table)?;
     let writes = (0..RUNS).map(|_| write_at_most()).collect::<Result<Vec<_>>>()?;
@@ -108,14 +108,78 @@ pub fn saved() -> Result<()> {
     table.against("pod checkpoint create", create.clone(), read, "process_vm_readv");
     // One after the other, by one thread.
     table.against("  beside what it must do", create, 1.0 / (1.0 / read + 1.0 / write), "read and then write");
-    table.against("  while frozen", still, read, "process_vm_readv");
-    table.against("pod restore", restore, touch, "first touch");
-    table.print();
+    let still = table.against("  while frozen", still, read, "process_vm_readv");
+    let restored = table.against("pod restore", restore, touch, "first touch");
+    report.add(table);
+    report.aim("1 GiB, file in memory: frozen, beside reading it once", 1.15, "times", read / still);
+    // Speeds of one after the other: their inverses are added.
+    report.aim(
+        "1 GiB: restored, beside first touch and a copy",
+        1.15,
+        "times",
+        (1.0 / restored) / (1.0 / touch + 1.0 / read),
+    );
     Ok(())
+}
+
+/// The same with the file on the disk, and what the tool needs of 4 GiB.
+pub fn on_disk(report: &mut Report) -> Result<()> {
+    let mut table = Table::new("checkpoint of memory, file on the disk", "ms");
+    let reads = (0..RUNS).map(|_| Ok(1e3 / read_at_most()?)).collect::<Result<Vec<_>>>()?;
+    let read = table.row("limit: process_vm_readv of 1 GiB", reads);
+    let whole = (0..RUNS).map(|_| disk_at_most(MIB << 20)).collect::<Result<Vec<_>>>()?;
+    let disk = table.row("limit: 1 GiB to the disk", whole);
+    let mut tool = Table::new("most memory of `pod checkpoint create`", "MiB");
+    let mut frozen_once = 0.0;
+    for (what, mib, runs) in [("1 GiB", MIB, RUNS), ("4 GiB", 4 * MIB, 3)] {
+        pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &us()?, "__memory", &mib.to_string()])?;
+        said("memory", "ready")?;
+        let (mut create, mut still, mut most) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let line = ["checkpoint", "create", "memory", "-e", ON_DISK, "--compress", "none", "--json"];
+            let (json, took, resident) = watched(&line)?;
+            create.push(ms(took));
+            still.push(ms(frozen(&json)?));
+            most.push(resident);
+            std::fs::remove_file(ON_DISK)?;
+        }
+        pod(&["rm", "-f", "memory"])?;
+        let share = (mib / MIB) as f64;
+        table.against(&format!("pod checkpoint create, {what}"), create, disk * share, "writing as much to the disk");
+        let still = table.against("  of it frozen", still, read * share, "reading as much");
+        let most = tool.row(what, most);
+        if mib == MIB {
+            frozen_once = still;
+        } else {
+            report.aim("memory of the tool while it saves 4 GiB", 100.0, "MiB", most);
+        }
+    }
+    report.add(table);
+    report.add(tool);
+    report.aim("1 GiB, file on the disk: frozen, beside reading it once", 1.15, "times", frozen_once / read);
+    Ok(())
+}
+
+/// Runs `pod`: its stdout, how long it took, and the most memory that it had, in MiB.
+fn watched(args: &[&str]) -> Result<(String, Duration, f64)> {
+    let begun = Instant::now();
+    let mut child = Command::new("pod").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut text = String::new();
+    child.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
+    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
+    // SAFETY: both live across the call, and the child is ours and has not been waited for.
+    let ended = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
+    ensure!(ended == child.id() as i32 && status == 0, "pod {}: status {status}", args.join(" "));
+    // SAFETY: all of it may be zero, and wait4 has filled it.
+    let kibibytes = unsafe { usage.assume_init() }.ru_maxrss;
+    Ok((text, begun.elapsed(), kibibytes as f64 / 1024.0))
 }
 
 /// A file on the disk that takes what is left of [`crate::subjects::mixed`].
 const ON_DISK: &str = "/var/lib/bench-mixed";
+
+/// How `pod checkpoint create --export` packs.
+const EXPORTED: &str = "zstd:1";
 
 /// Has the disk hold so many bytes.
 fn disk_at_most(bytes: usize) -> Result<f64> {
@@ -133,11 +197,11 @@ fn disk_at_most(bytes: usize) -> Result<f64> {
 }
 
 /// 1 GiB of which six tenths are zeros and two tenths pages that were there before, on the disk.
-pub fn mixed() -> Result<()> {
+pub fn mixed(report: &mut Report) -> Result<()> {
     let mut times = Table::new("checkpoint and restore of 1 GiB: 60 % zeros, 20 % duplicates, file on the disk", "ms");
     let mut sizes = Table::new("what is in the file", "MiB");
     let whole = (0..RUNS).map(|_| disk_at_most(MIB << 20)).collect::<Result<Vec<_>>>()?;
-    times.row("limit: 1 GiB to the disk", whole);
+    let whole = times.row("limit: 1 GiB to the disk", whole);
     let fifth = (0..RUNS).map(|_| disk_at_most((MIB << 20) / 5)).collect::<Result<Vec<_>>>()?;
     let disk = times.row("limit: a fifth of it", fifth);
     pod(&["run", "-d", "--name", "mixed", "--network", "none", "--", &us()?, "__mixed", &MIB.to_string()])?;
@@ -153,13 +217,18 @@ pub fn mixed() -> Result<()> {
             restore.push(ms(pod(&["restore", "-i", ON_DISK])?.1));
             std::fs::remove_file(ON_DISK)?;
         }
-        times.against(&format!("pod checkpoint create --compress {how}"), create, disk, "a fifth to the disk");
+        let name = format!("pod checkpoint create --compress {how}");
+        let create = times.against(&name, create, disk, "a fifth to the disk");
         times.row("  of it frozen", still);
         times.row("pod restore", restore);
-        sizes.row(&format!("--compress {how}"), bytes);
+        let bytes = sizes.row(&format!("--compress {how}"), bytes);
+        if how == EXPORTED {
+            report.aim("60 % zeros, 20 % duplicates, exported: the file, of 1 GiB", 205.0, "MiB", bytes);
+            report.aim("the same: the command, beside the disk with a GiB", 1.0, "times", create / whole);
+        }
     }
     pod(&["rm", "-f", "mixed"])?;
-    times.print();
-    sizes.print();
+    report.add(times);
+    report.add(sizes);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A move of redis with 1 GiB under a writing client, and what the client saw of it.
 
+use crate::report::Report;
 use crate::table::{Table, ms};
 use crate::{frozen, memory, pod, timed};
 use anyhow::{Context, Result};
@@ -41,10 +42,10 @@ pub fn start() -> Result<()> {
     Ok(())
 }
 
-pub fn redis() -> Result<()> {
+pub fn redis(report: &mut Report) -> Result<()> {
     let mut limits = Table::new("memory of this machine", "GiB/s");
     let (read, touch) = memory::limits(&mut limits)?;
-    limits.print();
+    report.add(limits);
     start()?;
     let client = integration::bed::beside_us("client").context("client is built with us")?.display().to_string();
     let (mut total, mut still, mut pause) = (Vec::new(), Vec::new(), Vec::new());
@@ -78,6 +79,6 @@ pub fn redis() -> Result<()> {
     table.against("pod migrate, in all", total, least, "the slower of read and touch of 1 GiB");
     table.against("  of it frozen", still, least, "the slower of read and touch of 1 GiB");
     table.row("the client's longest pause", pause);
-    table.print();
+    report.add(table);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What living in a pod costs: the same work in one and beside it, in turns.
 
+use crate::report::Report;
 use crate::table::Table;
 use crate::{pod, timed, us};
 use anyhow::{Context, Result};
@@ -71,18 +72,18 @@ fn served(
     Ok(())
 }
 
-pub fn all() -> Result<()> {
+pub fn all(report: &mut Report) -> Result<()> {
     let mut table = Table::new("work in a pod and beside it", "requests/s");
     served(&mut table, ("redis-benchmark SET", 6390), REDIS, REDIS_LOAD, redis_rate)?;
     served(&mut table, ("wrk on nginx", 8089), &["sh", "-c", NGINX], WRK, wrk_rate)?;
-    table.print();
-    syscalls()
+    report.add(table);
+    syscalls(report)
 }
 
 /// Any seccomp filter makes the kernel leave its fast path: so the pod's own is held against one of a single instruction.
 const ALLOW_ALL: &str = "/tmp/bench-allow-all.json";
 
-fn syscalls() -> Result<()> {
+fn syscalls(report: &mut Report) -> Result<()> {
     let mut table = Table::new("a loop of getppid(), time of the processor", "ns a call");
     std::fs::write(ALLOW_ALL, r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#)?;
     let us = us()?;
@@ -104,6 +105,6 @@ fn syscalls() -> Result<()> {
     table.against("in a pod, seccomp=unconfined", unconfined, bare, "bare");
     let filter = table.against("in a pod, a filter that allows everything", filtered, bare, "bare");
     table.against("in a pod, the default profile", inside, filter, "the filter that allows everything");
-    table.print();
+    report.add(table);
     Ok(())
 }

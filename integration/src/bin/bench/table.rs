@@ -27,6 +27,12 @@ struct Row {
     limit: Option<(f64, String)>,
 }
 
+impl Row {
+    fn ratio(&self) -> Option<String> {
+        self.limit.as_ref().map(|(limit, name)| format!("{:.2} of {name}", median(&self.runs) / limit))
+    }
+}
+
 impl Table {
     pub fn new(title: &str, unit: &'static str) -> Table {
         Table { title: title.into(), unit, rows: Vec::new() }
@@ -54,7 +60,7 @@ impl Table {
             let least = row.runs.iter().copied().fold(f64::INFINITY, f64::min);
             let most = row.runs.iter().copied().fold(0.0, f64::max);
             let middle = median(&row.runs);
-            let ratio = row.limit.as_ref().map(|(limit, name)| format!("{:.2} of {name}", middle / limit));
+            let ratio = row.ratio();
             println!(
                 "{:width$} {middle:>12.3} {least:>12.3} {most:>12.3} {:>5}  {}   [{}]",
                 row.name,
@@ -63,5 +69,20 @@ impl Table {
                 self.unit
             );
         }
+    }
+
+    pub fn markdown(&self) -> String {
+        let mut text = format!(
+            "### {}\n\n| {} | median | least | most | runs | ratio |\n|---|---|---|---|---|---|\n",
+            self.title, self.unit
+        );
+        for row in &self.rows {
+            let least = row.runs.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = row.runs.iter().copied().fold(0.0, f64::max);
+            let (name, middle, count) = (row.name.trim(), median(&row.runs), row.runs.len());
+            let ratio = row.ratio().unwrap_or_default();
+            text += &format!("| {name} | {middle:.3} | {least:.3} | {most:.3} | {count} | {ratio} |\n");
+        }
+        text
     }
 }
