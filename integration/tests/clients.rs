@@ -147,3 +147,23 @@ fn sum(data: &[u8]) -> Result<String> {
     let output = child.wait_with_output()?;
     Ok(String::from_utf8(output.stdout)?.split(' ').next().unwrap_or_default().to_owned())
 }
+
+/// What an exec had open in the monitor goes when it ends, which may be after the hold and before the pod stands still.
+#[test]
+fn execs_that_end_meanwhile_fail_no_checkpoint() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    bed.a().pod(&["run", "-d", "--name", "p", "--network", "none", "--", "sleep", "1000"])?;
+    let line = "while pod exec p sh -c 'sleep 0.0$((RANDOM % 6))1'; do :; done";
+    let loops = (0..5).map(|_| Ok(bed.a().command("bash").args(["-c", line]).stderr(Stdio::null()).spawn()?));
+    let loops = loops.collect::<Result<Vec<_>>>()?;
+    for round in 0..40 {
+        bed.a().pod(&["checkpoint", "create", "p", "saved"]).with_context(|| format!("round {round}"))?;
+        bed.a().pod(&["checkpoint", "rm", "saved"])?;
+    }
+    bed.a().pod(&["rm", "-f", "p"])?;
+    for mut one in loops {
+        one.wait()?;
+    }
+    bed.nothing_left(&before)
+}

@@ -419,7 +419,9 @@ impl Still {
         drop(frozen);
         let killed = pod_runtime::lifecycle::kill_now(&capture.pod);
         drop(silence);
-        drop(hold);
+        if killed.is_ok() {
+            hold.over();
+        }
         killed
     }
 
@@ -479,18 +481,19 @@ fn place_of(spec: &Spec, path: &Path) -> (Place, Vec<u8>) {
 /// What the monitor holds of the pod's files.
 fn outside(hold: &Hold, upper: PathBuf) -> Result<Outside> {
     let mut outside = Outside::new(Some(upper));
+    let mut add = |number, holder| hold.end(number)?.map_or(Ok(()), |end| outside.add(end, holder));
     let ends = &hold.ends;
     let own = [(ends.console, 0), (ends.stdin, 0), (ends.stdout, 1), (ends.stderr, 2)];
     for (number, which) in own.into_iter().filter_map(|(number, which)| Some((number?, which))) {
-        outside.add(hold.end(number)?, Holder::Pod(which))?;
+        add(number, Holder::Pod(which))?;
     }
     for number in &ends.others {
-        outside.add(hold.end(*number)?, Holder::Nobody)?;
+        add(*number, Holder::Nobody)?;
     }
     for session in &ends.sessions {
         // Console and stdin are 0.
         for (number, which) in session.numbers.iter().zip([0, 0, 1, 2]).filter_map(|(n, which)| Some(((*n)?, which))) {
-            outside.add(hold.end(number)?, Holder::Session(session.about.id, which))?;
+            add(number, Holder::Session(session.about.id, which))?;
         }
     }
     Ok(outside)

@@ -89,7 +89,7 @@ fn settle(pod: &Pod) -> Result<()> {
     give_back(pod)
 }
 
-fn ended_within(pidfd: &OwnedFd, patience: Duration) -> Result<bool> {
+pub(crate) fn ended_within(pidfd: &OwnedFd, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -224,6 +224,9 @@ pub fn moved(pod: &Pod, to: &str) -> Result<()> {
 /// Puts a pod that was held off the network back on it in the place of its monitor, which was killed meanwhile. Nothing is
 /// done where the monitor lives, or where the pod may run on another host.
 pub fn reconnect(pod: &Pod) -> Result<()> {
+    if !pod.dir().exists() {
+        return Ok(());
+    }
     let status = client::settled_status(pod)?;
     if !status.monitor_lost || !matches!(status.state, State::Running | State::Paused) {
         return Ok(());

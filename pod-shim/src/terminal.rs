@@ -99,6 +99,14 @@ const SIGNALS: &[Signal] = &[
     Signal::SIGCONT,
 ];
 
+/// What would end us waits from now on until a view passes it on: for who starts a program that is to get it. Between its
+/// first instruction and the view there is time enough for a signal.
+pub fn keep_signals() -> Result<SigSet> {
+    let mask: SigSet = SIGNALS.iter().copied().collect();
+    mask.thread_block().doing(|| "block signals".into())?;
+    Ok(mask)
+}
+
 struct Running {
     view: View,
     signals: SignalFd,
@@ -138,8 +146,7 @@ impl View {
     }
 
     fn run(self) -> Result<Outcome> {
-        let mask: SigSet = SIGNALS.iter().copied().collect();
-        mask.thread_block().doing(|| "block signals".into())?;
+        let mask = keep_signals()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags).doing(|| "listen for signals".into())?;
         self.stream.set_nonblocking(true).doing(|| "set up the connection".into())?;

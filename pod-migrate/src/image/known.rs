@@ -1,6 +1,6 @@
 //! A file that has been read through and compared once is used without being read again: what it says is in memory, and
-//! where its raw bytes lie is known. (A gibibyte of pages is 8000 records: a quarter of a second of seeks and reads on the
-//! second way through, before a pod that is restored lazily can run.)
+//! where its raw bytes lie is known. (A gibibyte of pages is 8000 records, each a seek and a read on the second way through,
+//! before a pod that is restored lazily can run.) Only the contents of files are read twice: to be compared, and to be used.
 
 use super::{Kind, Reader, Record, Waiting};
 use pod_runtime::Result;
@@ -33,8 +33,9 @@ impl Reader<File> {
                 while reader.read_pages(&mut piece)? > 0 {}
             }
             kept += size_of::<Known>() + record.payload().len();
-            if kept <= MOST {
-                known.push_back(Known { record, waiting });
+            match kept <= MOST {
+                true => known.push_back(Known { record, waiting }),
+                false => known = VecDeque::new(),
             }
         }
         reader.nothing_after()?;

@@ -209,12 +209,13 @@ impl<R: Read> Reader<R> {
         &self.header
     }
 
-    /// Bytes of the stream used so far.
+    /// Bytes of the stream used so far; nothing sensible of a file that was read before.
     pub fn bytes(&self) -> u64 {
         self.read
     }
 
-    /// The next record; `None` after a trailer that fits. Raw bytes that were not read are passed over (and verified).
+    /// The next record; `None` after a trailer that fits. Raw bytes that were not read are passed over (and
+    /// verified, unless the file was read before).
     // Not an Iterator: the bytes of a raw record are read from the reader between two calls.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Record>> {
@@ -371,9 +372,17 @@ impl<R: Read> Reader<R> {
     /// Where the bytes of a known record are read after all.
     fn go_to_untouched(&mut self) -> Result<()> {
         let (Some(waiting), Some(file)) = (self.untouched.take(), &mut self.file) else { return Ok(()) };
+        // Small files lie one behind the other: often the next is in what was read ahead for the last.
         let ahead = self.from.buffer().len();
-        self.from.consume(ahead);
-        self.read = file.seek(SeekFrom::Start(waiting.offset)).map_err(cut_short)?;
+        let begins = file.stream_position().map_err(cut_short)? - ahead as u64;
+        match waiting.offset.checked_sub(begins).and_then(|into| usize::try_from(into).ok()) {
+            Some(into) if into < ahead => self.from.consume(into),
+            _ => {
+                self.from.consume(ahead);
+                file.seek(SeekFrom::Start(waiting.offset)).map_err(cut_short)?;
+            }
+        }
+        self.read = waiting.offset;
         if let Some(Raw { packed: Some(packed), .. }) = &mut self.raw {
             self.from.read_exact(&mut packed.prefix).map_err(cut_short)?;
             self.read += PREFIX as u64;

@@ -1,7 +1,7 @@
 //! Finishing or undoing what dead tools left.
 //!
 //! A tool that is killed leaves little: the kernel lets its tracees go, the monitor sees its hold end. What is left is
-//! said here, and [`repair`] is cheap enough for every command: it reads one small file a pod and one a job.
+//! said here, and [`repair`] is cheap enough for every command: it reads two small files a pod and one a job.
 
 use super::arrived;
 use super::journal::{Job, Journal, Phase, Role, jobs};
@@ -82,7 +82,9 @@ fn reconnect(pod: &Pod) -> Result<()> {
             drop(hold);
             Ok(())
         }
-        Err(_) => lifecycle::reconnect(pod),
+        Err(problem) if problem.code() == "E-MONITOR" => lifecycle::reconnect(pod),
+        // Whoever holds it now puts it back.
+        Err(_) => Ok(()),
     }
 }
 
@@ -90,10 +92,11 @@ fn reconnect(pod: &Pod) -> Result<()> {
 fn reconnect_lost(store: &Store) -> Result<()> {
     let network = store.network_dir()?;
     let reconnect = |pod: &Pod| -> Result<()> {
-        let (status, spec) = (pod.status()?, pod.spec()?);
-        if status.state != State::Running || !status.monitor_lost {
+        let status = pod.status()?;
+        if !status.monitor_lost || !matches!(status.state, State::Running | State::Paused) {
             return Ok(());
         }
+        let spec = pod.spec()?;
         // Not while somebody holds it.
         let Ok(_lock) = capture::lock(pod, &spec.name) else { return Ok(()) };
         if Attachment::open(&network, &spec, pod.id(), None)?.is_held() {

@@ -11,12 +11,15 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// How long a monitor that ends may take to say how.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that was killed may still be there without its descriptors.
+const DYING: Duration = Duration::from_millis(100);
 
 /// Connects to the pod's monitor.
 pub fn connect(pod: &Pod) -> Result<UnixStream> {
@@ -148,15 +151,32 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// A copy of one of the monitor's descriptors ([`Hold::ends`]).
-    pub fn end(&self, number: i32) -> Result<OwnedFd> {
-        let copy = pidfd::open(self.monitor).and_then(|process| pidfd::get_fd(&process, number));
-        // What a killed process had open goes before the process does.
-        let gone = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EBADF));
-        match copy {
-            Err(error) if gone(&error) => Err(no_monitor(&self.pod)?.because(error)),
-            other => other.doing(|| format!("copy descriptor {number} of the monitor")),
+    /// A copy of one of the monitor's descriptors ([`Hold::ends`]); `None` when it has closed it since: what a `pod exec`
+    /// had started may have ended before the pod stood still.
+    pub fn end(&self, number: i32) -> Result<Option<OwnedFd>> {
+        let here = || format!("copy descriptor {number} of the monitor");
+        let process = match pidfd::open(self.monitor) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(no_monitor(&self.pod)?.because(error));
+            }
+            other => other.doing(here)?,
+        };
+        match pidfd::get_fd(&process, number) {
+            Ok(copy) => Ok(Some(copy)),
+            // What a killed process had open goes shortly before the process does.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EBADF)) => {
+                if lifecycle::ended_within(&process, DYING)? {
+                    return Err(no_monitor(&self.pod)?.because(error));
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error).doing(here),
         }
+    }
+
+    /// The pod has ended: there is nothing to be put back.
+    pub fn over(mut self) {
+        self.cut = false;
     }
 
     /// Takes the pod off the network as well, until this is dropped. Later than the hold itself, when nothing in the
@@ -181,7 +201,11 @@ impl Drop for Hold {
         }
         let _ = self.stream.set_read_timeout(Some(PATIENCE));
         let released = match ask(&mut self.stream, &Request::Release) {
-            Err(problem) if problem.code() == "E-MONITOR" => lifecycle::reconnect(&self.pod),
+            Err(problem) if problem.code() == "E-MONITOR" => {
+                // One that lives and does not answer sees at least that we are gone.
+                let _ = self.stream.shutdown(Shutdown::Both);
+                lifecycle::reconnect(&self.pod)
+            }
             other => other.map(drop),
         };
         if let Err(problem) = released {

@@ -416,33 +416,30 @@ impl Monitor {
                 session.stdio.end_input();
             }
         }
-        if released {
-            self.released();
+        if released && let Err(problem) = self.released() {
+            tracing::error!(problem = problem.chain(), "the pod could not be put back on the network");
         }
     }
 
     /// A hold has ended.
-    pub fn released(&mut self) {
+    pub fn released(&mut self) -> Result<()> {
         // What came during the hold was left where it was.
         let ids: Vec<u64> = self.clients.iter().map(|client| client.id).collect();
         ids.into_iter().for_each(|id| self.requests(id));
-        if !self.clients.iter().any(|c| c.role == Role::Holding { link: true }) {
-            self.release_link();
+        if self.clients.iter().any(|c| c.role == Role::Holding { link: true }) {
+            return Ok(());
         }
+        self.release_link()
     }
 
     /// Puts the pod back on the network.
-    fn release_link(&mut self) {
+    fn release_link(&mut self) -> Result<()> {
         // The tool died in the commit: the pod may run on the other host, and two must never answer for one address.
         if self.pod.status().is_ok_and(|status| status.state == State::Migrating) {
-            return;
+            return Ok(());
         }
         lifecycle::mend_connections(&self.cgroup);
-        if let Some(attachment) = self.held.take()
-            && let Err(problem) = attachment.release()
-        {
-            tracing::error!(problem = problem.chain(), "the pod could not be put back on the network");
-        }
+        self.held.take().map_or(Ok(()), |attachment| attachment.release())
     }
 
     pub fn holding(&self) -> bool {

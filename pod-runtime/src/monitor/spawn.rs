@@ -16,6 +16,7 @@ use crate::spec::Spec;
 use crate::status::{self, ProcessKey, State, Status};
 use crate::store::Pod;
 use crate::sys::daemon::{self, Fork};
+use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use std::any::Any;
@@ -127,6 +128,8 @@ fn live(launch: Launch, tell: UnixStream, watched: Option<UnixStream>) {
 /// fill came with.
 fn settle(launch: &Launch, keep: &[RawFd]) -> Result<BTreeSet<Inherited>> {
     daemon::set_comm(c"pod-monitor");
+    // Whoever shows the pod keeps signals back meanwhile.
+    SigSet::empty().thread_set_mask().doing(|| "unblock signals".into())?;
     umask(Mode::from_bits_truncate(0o022));
     std::env::set_current_dir("/").doing(|| "leave the working folder".into())?;
     if matches!(launch.beginning, Beginning::Run) {

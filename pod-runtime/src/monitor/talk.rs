@@ -54,8 +54,9 @@ impl Monitor {
                         Ok(Request::Moved { to }) => self.moved(id, &to),
                         Ok(Request::Release) => {
                             client.role = Role::Closing;
-                            self.released();
-                            self.answer(id, Role::Closing, &Reply::default());
+                            let released = self.released();
+                            let reply = released.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
+                            self.answer(id, Role::Closing, &reply);
                         }
                         Ok(Request::Hold { link: true }) => {
                             let reply = match self.cut() {

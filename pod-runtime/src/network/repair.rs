@@ -2,7 +2,8 @@
 //!
 //! Their numbers can be read in repair mode only (TCP_REPAIR), which is a state of the socket and does not end with
 //! whoever set it. The tool is in it for microseconds; one that is killed just then leaves a connection that answers its
-//! own program with EPERM and its peer not at all. The monitor, which notices the death, ends the mode.
+//! own program with EPERM and its peer not at all. The monitor, which notices the death, ends the mode; where it is gone as
+//! well, `pod ps` does.
 
 use crate::sys::{inet, pidfd};
 use libc::{IPPROTO_TCP, SO_PROTOCOL, SO_REUSEADDR, SOL_SOCKET};

@@ -217,6 +217,9 @@ fn launch(store: &Store, mut spec: Spec, attach: bool) -> Result<(Pod, Started)>
     let pod = store.reserve(&spec)?;
     let started = lifecycle::settle_network(&pod, &mut spec).and_then(|()| {
         store.event(&pod, "create", &[]);
+        if attach {
+            terminal::keep_signals()?;
+        }
         let launch = Launch { pod: pod.clone(), spec, beginning: Beginning::Run, size: terminal::size(), attach };
         monitor::spawn(launch)
     });

@@ -131,11 +131,11 @@ pub fn on_disk(report: &mut Report) -> Result<()> {
     let disk = table.row("limit: 1 GiB to the disk", whole);
     let mut tool = Table::new("most memory of `pod checkpoint create`", "MiB");
     let mut frozen_once = 0.0;
-    for (what, mib, runs) in [("1 GiB", MIB, RUNS), ("4 GiB", 4 * MIB, 3)] {
+    for (what, mib) in [("1 GiB", MIB), ("4 GiB", 4 * MIB)] {
         pod(&["run", "-d", "--name", "memory", "--network", "none", "--", &us()?, "__memory", &mib.to_string()])?;
         said("memory", "ready")?;
         let (mut create, mut still, mut most) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..runs {
+        for _ in 0..RUNS {
             let line = ["checkpoint", "create", "memory", "-e", ON_DISK, "--compress", "none", "--json"];
             let (json, took, resident) = watched(&line)?;
             create.push(ms(took));
@@ -162,6 +162,8 @@ pub fn on_disk(report: &mut Report) -> Result<()> {
 
 /// Runs `pod`: its stdout, how long it took, and the most memory that it had, in MiB.
 fn watched(args: &[&str]) -> Result<(String, Duration, f64)> {
+    // What we ourselves needed at most would be counted as the child's, which begins as us: from now on only.
+    std::fs::write("/proc/self/clear_refs", "5")?;
     let begun = Instant::now();
     let mut child = Command::new("pod").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut text = String::new();

@@ -48,7 +48,7 @@ impl Report {
         let mut text = "| what | aim, at most | measured | |\n|---|---|---|---|\n".to_owned();
         for Aim { what, most, unit, measured } in &self.aims {
             let word =
-                if measured <= most { "met".to_owned() } else { format!("missed, {:.1} times", measured / most) };
+                if measured <= most { "met".to_owned() } else { format!("missed, {:.2} times", measured / most) };
             let _ = writeln!(text, "| {what} | {most} {unit} | {measured:.3} {unit} | {word} |");
         }
         text
