@@ -1,7 +1,7 @@
 //! Benchmarks: one command and one table each, medians of at least five runs, beside limits of this machine that are
 //! measured in the same run. `integration/bench` builds what they need, makes the hosts and calls this on the first.
 //!
-//!   bench run | sleep | memory | disk | mixed | processes | threads | maps | files | connections | redis | lazy | overhead | all
+//!   bench run | sleep | memory | disk | tool | mixed | processes | threads | maps | files | connections | redis | lazy | overhead | all
 
 mod lazy;
 mod life;
@@ -18,11 +18,12 @@ use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ALL: [&str; 13] = [
+const ALL: [&str; 14] = [
     "run",
     "sleep",
     "memory",
     "disk",
+    "tool",
     "mixed",
     "processes",
     "threads",
@@ -73,6 +74,7 @@ fn run(args: &[&str]) -> Result<()> {
             "connections" => many(report, "10000 ends of TCP connections", 10_000, "__connections", 60.0)?,
             "memory" => memory::saved(report)?,
             "disk" => memory::on_disk(report)?,
+            "tool" => memory::of_the_tool(report)?,
             "mixed" => memory::mixed(report)?,
             "redis" => moving::redis(report)?,
             "lazy" => lazy::lazily(report)?,

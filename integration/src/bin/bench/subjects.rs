@@ -24,9 +24,14 @@ fn rest() -> ! {
 pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
     let number = || args.first().context("a number is missing")?.parse::<usize>().context("not a number");
     match subject {
-        "__memory" | "__mixed" => {
-            let make = if subject == "__memory" { fill } else { mixed };
-            let memory = make(number()? << 20);
+        "__memory" => {
+            let memory = fill(number()? << 20);
+            ready()?;
+            std::hint::black_box(&memory);
+            rest()
+        }
+        "__mixed" => {
+            let memory = mixed(number()? << 20);
             ready()?;
             std::hint::black_box(&memory);
             rest()
@@ -95,21 +100,27 @@ fn many_descriptors() -> Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-/// Pages that differ from each other, so that none can be left out.
-pub fn fill(bytes: usize) -> Vec<u64> {
-    (0..bytes as u64 / 8).map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
+fn word(at: u64) -> u64 {
+    at.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
+/// Pages that differ from each other, so that none can be left out.
+pub fn fill(bytes: usize) -> Vec<u64> {
+    (0..bytes as u64 / 8).map(word).collect()
+}
+
+const WORDS: usize = 512;
+
+/// One as the kernel counts them.
+#[repr(C, align(4096))]
+struct Page([u64; WORDS]);
+
 /// Of ten pages six are zeros, which were written, two were there already, and two differ from all others.
-pub fn mixed(bytes: usize) -> Vec<u64> {
-    const WORDS: usize = 512;
-    let mut memory = fill(bytes);
-    for (number, page) in memory.chunks_exact_mut(WORDS).enumerate() {
-        match number % 10 {
-            0 | 5 => {}
-            1 | 6 => page.iter_mut().zip(fill(WORDS * 8)).for_each(|(word, first)| *word = first),
-            _ => page.fill(0),
-        }
-    }
-    memory
+fn mixed(bytes: usize) -> Vec<Page> {
+    let page = |number: usize| match number % 10 {
+        0 | 5 => Page(std::array::from_fn(|at| word((number * WORDS + at) as u64))),
+        1 | 6 => Page(std::array::from_fn(|at| word(at as u64))),
+        _ => Page([0; WORDS]),
+    };
+    (0..bytes / size_of::<Page>()).map(page).collect()
 }
