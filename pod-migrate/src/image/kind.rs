@@ -43,8 +43,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Filler: aligns what follows, or keeps a silent link awake. Never handed to the caller.
-    PAD = 1 v 1,
+    /// Filler: aligns what follows, or keeps a silent link awake. Never handed to the caller. 2: its payload is not part of
+    /// the digest.
+    PAD = 1 v 2,
     /// The pod's spec, clock readings, who wrote this and when.
     SPEC = 2 v 1,
     /// One layer of files begins (the upper layer, a volume, a tmpfs).

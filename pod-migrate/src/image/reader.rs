@@ -20,6 +20,9 @@ const AHEAD: usize = 256 << 10;
 /// Read ahead in a file, in which most is passed over.
 const AHEAD_IN_FILE: usize = 4 << 10;
 
+/// The version of filler whose payload is part of the digest.
+const HASHED_FILLER: u16 = 1;
+
 /// One record. The bytes of a raw one are read from the [`Reader`] after it.
 #[derive(Debug)]
 pub struct Record {
@@ -235,6 +238,10 @@ impl<R: Read> Reader<R> {
             if head.kind.is_raw() {
                 strange.map_or(Ok(()), Err)?;
                 return self.begin_raw(head).map(Some);
+            }
+            if head.kind == Kind::PAD && head.version > HASHED_FILLER && strange.is_none() {
+                self.pass_over_filler(&head)?;
+                continue;
             }
             let payload = self.payload(&head)?;
             match (head.kind, strange) {
@@ -453,6 +460,30 @@ impl<R: Read> Reader<R> {
             self.digest.update(&payload);
         }
         Ok(payload)
+    }
+
+    /// Nothing of it is kept; of most files it lies in what was read ahead with its head.
+    fn pass_over_filler(&mut self, head: &Head) -> Result<()> {
+        let mut left = head.length;
+        let mut hash = Xxh3::new();
+        let mut sum = None;
+        while left > 0 {
+            let ahead = self.from.fill_buf().map_err(cut_short)?;
+            let piece = &ahead[..ahead.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            let length = piece.len();
+            match length as u64 {
+                0 => return Err(damaged("the image ends too early")),
+                all if all == head.length => sum = Some(xxh3::xxh3_64(piece)),
+                _ => hash.update(piece),
+            }
+            self.from.consume(length);
+            left -= length as u64;
+            self.read += length as u64;
+        }
+        if sum.unwrap_or_else(|| hash.digest()) != head.checksum {
+            return Err(damaged(format!("record {} ({}) is damaged", self.sequence - 1, head.kind)));
+        }
+        Ok(())
     }
 
     fn begin_raw(&mut self, head: Head) -> Result<Record> {

@@ -29,8 +29,8 @@ pub struct Writer<W: Write> {
     last: Instant,
 }
 
-/// How far the stream has come. The digest covers the header, every record's head and every CBOR payload; raw bytes are
-/// covered through the checksum in their head.
+/// How far the stream has come. The digest covers the header, every record's head and every CBOR payload; raw bytes and
+/// filler (a page for each run of pages, nearly) are covered through the checksum in their head.
 pub(super) struct Stream {
     /// Bytes of the stream so far.
     pub written: u64,
@@ -56,7 +56,9 @@ impl Stream {
     fn record(&mut self, (kind, flags): (Kind, u32), id: u64, payload: &[u8], out: &mut Vec<u8>) {
         let (length, checksum, version) = (payload.len() as u64, xxh3::xxh3_64(payload), written(kind));
         self.head(Head { kind, version, flags, id, length, position: 0, checksum }, out);
-        self.digest.update(payload);
+        if kind != Kind::PAD {
+            self.digest.update(payload);
+        }
         self.push(payload, out);
     }
 
