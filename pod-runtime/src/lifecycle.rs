@@ -89,7 +89,7 @@ fn settle(pod: &Pod) -> Result<()> {
     give_back(pod)
 }
 
-pub(crate) fn ended_within(pidfd: &OwnedFd, patience: Duration) -> Result<bool> {
+fn ended_within(pidfd: &OwnedFd, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);

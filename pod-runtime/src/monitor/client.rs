@@ -18,8 +18,6 @@ use std::time::{Duration, Instant};
 
 /// How long a monitor that ends may take to say how.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long one that was killed may still be there without its descriptors.
-const DYING: Duration = Duration::from_millis(100);
 
 /// Connects to the pod's monitor.
 pub fn connect(pod: &Pod) -> Result<UnixStream> {
@@ -163,12 +161,12 @@ impl Hold {
         };
         match pidfd::get_fd(&process, number) {
             Ok(copy) => Ok(Some(copy)),
-            // What a killed process had open goes shortly before the process does.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EBADF)) => {
-                if lifecycle::ended_within(&process, DYING)? {
-                    return Err(no_monitor(&self.pod)?.because(error));
+                // What a killed process had open goes before the process does, and all at once.
+                match pidfd::get_fd(&process, libc::STDERR_FILENO) {
+                    Ok(_) => Ok(None),
+                    Err(_) => Err(no_monitor(&self.pod)?.because(error)),
                 }
-                Ok(None)
             }
             Err(error) => Err(error).doing(here),
         }
