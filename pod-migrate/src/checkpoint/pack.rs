@@ -276,10 +276,11 @@ fn note(alike: &mut Vec<Alike>, (owner, address): (Owner, u64), (source, from): 
     }
 }
 
-/// A piece on its way to a thread that packs.
+/// Pieces on their way to a thread that packs: one long one, or many short ones, because to hand something over takes
+/// longer than to pack a page.
 struct Work {
-    bytes: Vec<u8>,
-    done: SyncSender<Result<Packing>>,
+    pieces: Vec<Vec<u8>>,
+    done: SyncSender<Result<Vec<Packing>>>,
 }
 
 enum Packing {
@@ -292,7 +293,7 @@ enum Packing {
 enum Next {
     State(Record),
     Kept(MmId, Kept),
-    Raw(PageRun, Receiver<Result<Packing>>),
+    Raw(Vec<PageRun>, Receiver<Result<Vec<Packing>>>),
 }
 
 /// Records in their order, of which several are being packed.
@@ -300,6 +301,9 @@ struct Line<'scope> {
     writer: Writer<File>,
     next: VecDeque<Next>,
     most: usize,
+    /// What is to be handed over together, and how many bytes that is.
+    together: Vec<(PageRun, Vec<u8>)>,
+    length: usize,
     work: Option<SyncSender<Work>>,
     threads: Vec<ScopedJoinHandle<'scope, Result<()>>>,
 }
@@ -315,15 +319,17 @@ impl<'scope> Line<'scope> {
         };
         let threads = (0..count).map(thread).collect();
         let most = count * UNDER_WAY;
-        Line { writer, next: VecDeque::new(), most, work: Some(work), threads }
+        Line { writer, next: VecDeque::new(), most, together: Vec::new(), length: 0, work: Some(work), threads }
     }
 
     fn state(&mut self, record: Record) -> Result<()> {
+        self.hand_over()?;
         self.next.push_back(Next::State(record));
         self.write_until(self.most)
     }
 
     fn kept(&mut self, mm: MmId, ranges: &Ranges) -> Result<()> {
+        self.hand_over()?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|range| (range.start, range.end)).collect();
         for ranges in ranges.chunks(MOST_KEPT) {
             self.next.push_back(Next::Kept(mm, Kept { ranges: ranges.to_vec() }));
@@ -348,12 +354,23 @@ impl<'scope> Line<'scope> {
     }
 
     fn raw(&mut self, run: PageRun, bytes: Vec<u8>) -> Result<()> {
+        self.length += bytes.len();
+        self.together.push((run, bytes));
+        if self.length < PIECE { Ok(()) } else { self.hand_over() }
+    }
+
+    fn hand_over(&mut self) -> Result<()> {
+        if self.together.is_empty() {
+            return Ok(());
+        }
+        self.length = 0;
+        let (runs, pieces) = self.together.drain(..).unzip();
         let (done, packed) = sync_channel(1);
-        let sent = self.work.as_ref().is_some_and(|work| work.send(Work { bytes, done }).is_ok());
+        let sent = self.work.as_ref().is_some_and(|work| work.send(Work { pieces, done }).is_ok());
         if !sent {
             return Err(died());
         }
-        self.next.push_back(Next::Raw(run, packed));
+        self.next.push_back(Next::Raw(runs, packed));
         self.write_until(self.most)
     }
 
@@ -363,10 +380,14 @@ impl<'scope> Line<'scope> {
             match self.next.pop_front() {
                 Some(Next::State(record)) => self.writer.again(&record)?,
                 Some(Next::Kept(mm, kept)) => self.writer.put(Kind::KEPT, mm.0, &kept)?,
-                Some(Next::Raw(run, packed)) => match packed.recv().map_err(|_| died())?? {
-                    Packing::Packed(packed) => self.writer.packed(run, &packed)?,
-                    Packing::Plain(bytes) => self.writer.pages(run, &[&bytes])?,
-                },
+                Some(Next::Raw(runs, packed)) => {
+                    for (run, packing) in runs.into_iter().zip(packed.recv().map_err(|_| died())??) {
+                        match packing {
+                            Packing::Packed(packed) => self.writer.packed(run, &packed)?,
+                            Packing::Plain(bytes) => self.writer.pages(run, &[&bytes])?,
+                        }
+                    }
+                }
                 None => {}
             }
         }
@@ -374,6 +395,7 @@ impl<'scope> Line<'scope> {
     }
 
     fn finish(mut self) -> Result<Writer<File>> {
+        self.hand_over()?;
         self.write_until(0)?;
         self.work = None;
         let ended = self.threads.drain(..).map(|thread| thread.join().unwrap_or_else(|_| Err(died())));
@@ -386,8 +408,11 @@ fn packs(from: &Mutex<Receiver<Work>>, level: i32) -> Result<()> {
     let mut packer = Packer::new(level)?;
     loop {
         let next = from.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Work { bytes, done }) = next else { return Ok(()) };
-        let packed = packer.pack(&bytes).map(|packed| packed.map_or_else(|| Packing::Plain(bytes), Packing::Packed));
+        let Ok(Work { pieces, done }) = next else { return Ok(()) };
+        let mut pack = |bytes: Vec<u8>| -> Result<Packing> {
+            Ok(packer.pack(&bytes)?.map_or_else(|| Packing::Plain(bytes), Packing::Packed))
+        };
+        let packed = pieces.into_iter().map(&mut pack).collect();
         // Who does not wait any more has met another problem.
         let _ = done.send(packed);
     }

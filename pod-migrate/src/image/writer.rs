@@ -169,11 +169,7 @@ impl<W: Write> Writer<W> {
         };
         self.stream.run(to, checksum, self.aligned, &mut self.gathered);
         self.stream.raw += length;
-        if length < (GATHER / 4) as u64 {
-            data.iter().for_each(|d| self.stream.push(d, &mut self.gathered));
-            return self.flush_if_full();
-        }
-        self.vectored(data).map_err(write_failed)
+        self.payload(length, data)
     }
 
     /// Raw bytes that were packed.
@@ -182,7 +178,16 @@ impl<W: Write> Writer<W> {
         let checksum = xxh3::xxh3_64(stored);
         self.stream.raw_head(to, (stored.len() as u64, PACKED), checksum, self.aligned, &mut self.gathered);
         self.stream.raw += to.bytes;
-        self.vectored(&[stored]).map_err(write_failed)
+        self.payload(stored.len() as u64, &[stored])
+    }
+
+    /// A payload as it is. Short ones are gathered.
+    fn payload(&mut self, length: u64, data: &[&[u8]]) -> Result<()> {
+        if length < (GATHER / 4) as u64 {
+            data.iter().for_each(|d| self.stream.push(d, &mut self.gathered));
+            return self.flush_if_full();
+        }
+        self.vectored(data).map_err(write_failed)
     }
 
     /// Bytes written or gathered so far.
