@@ -52,6 +52,25 @@ fn what_a_pod_writes_stays_in_it() -> Result<()> {
     bed.a().pod(&["rm", "-f", "writer"]).map(drop)
 }
 
+/// Whoever removes the folder of all pods after the last of them finds nobody who still writes there.
+#[test]
+fn a_removed_pod_has_no_monitor() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let host = bed.a().with("POD_ROOT", "/var/lib/elsewhere");
+    for round in 0..10 {
+        host.pod(&["run", "-d", "--name", "short", "--", "sleep", "1000"])?;
+        // The shell asks at once, without a program to start first.
+        let script = "monitor=$(pgrep -x pod-monitor) && pod rm -f short >&2 && ! [ -e /proc/$monitor/exe ]";
+        ensure!(
+            host.output(&["sh", "-c", script])?.status.success(),
+            "round {round}: its monitor is there, or never was"
+        );
+        host.run(&["rm", "-r", "/var/lib/elsewhere"])?;
+    }
+    bed.nothing_left(&before)
+}
+
 #[test]
 fn a_pod_survives_its_monitor() -> Result<()> {
     let bed = Bed::new()?;

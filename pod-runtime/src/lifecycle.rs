@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// How long dying processes may take.
 const DYING: Duration = Duration::from_secs(10);
 
+/// How long the monitor of an ended pod may take to leave, which is at once unless a client of it does not read.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// Sends a signal to the pod's first process.
 pub fn kill(pod: &Pod, signal: i32) -> Result<()> {
     let status = pod.status()?;
@@ -166,8 +169,15 @@ pub fn give_back_first(pod: &Pod, gone: bool) -> (Remains, Result<()>) {
 }
 
 /// Removes an ended pod with everything it has on this host.
+///
+/// Its monitor ends first: between the end that it wrote down and its own it writes to the journal and the leases, and
+/// what was removed would be there again.
 pub fn remove(pod: &Pod) -> Result<()> {
     let given = give_back(pod);
+    if !monitor_leaves_within(pod, LEAVING).unwrap_or(true) {
+        // It does nothing any more but to show a client, who does not read, the last of the output.
+        tracing::warn!(pod = pod.id(), "the pod's monitor is still there");
+    }
     if pod.dir().exists() {
         pod.store().event(pod, "remove", &[]);
     }
@@ -260,9 +270,11 @@ pub fn settle_network(pod: &Pod, spec: &mut Spec) -> Result<()> {
     pod.set_spec(spec)
 }
 
-/// Whether the pod's monitor, if it has one, has ended by then.
+/// Whether the pod's monitor, if it has one other than this process, has ended by then.
 pub fn monitor_leaves_within(pod: &Pod, patience: Duration) -> Result<bool> {
-    let monitor = pod.status()?.monitor.map(|key| key.pidfd()).transpose()?.flatten();
+    let own = std::process::id() as i32;
+    let monitor = pod.status()?.monitor.filter(|key| key.pid != own);
+    let monitor = monitor.map(|key| key.pidfd()).transpose()?.flatten();
     monitor.map_or(Ok(true), |monitor| ended_within(&monitor, patience))
 }
 
