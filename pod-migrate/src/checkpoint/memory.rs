@@ -169,8 +169,9 @@ fn by_owner(all: Vec<(PageRun, Waiting)>, kept: &BTreeMap<MmId, Ranges>) -> BTre
         let ranges = all.iter().map(|(run, _)| run.address..run.address + run.bytes);
         for (index, parts) in latest(ranges) {
             let (run, record) = all[index];
-            let here = kept.both(&parts);
-            list.extend(here.iter().map(|range| Run { skip: range.start - run.address, range, record }));
+            // There may be a hundred thousand of both: what is kept is looked up, not walked through for each.
+            let here = parts.iter().flat_map(|part| kept.within(part));
+            list.extend(here.map(|range| Run { skip: range.start - run.address, range, record }));
         }
     }
     runs
