@@ -42,14 +42,8 @@ use std::time::{Duration, Instant};
 
 /// The log is sent in pieces of this size.
 const PIECE: usize = 1 << 20;
-/// Passes over memory while the pod runs.
-const MOST_PASSES: u32 = 30;
 /// After a pass that took longer the files are looked at once more.
 const LONG_PASS: Duration = Duration::from_millis(200);
-/// How long a pod should stand still at most, if it lets itself be had.
-pub const DOWNTIME: Duration = Duration::from_millis(30);
-/// Memory may take one part in so many of the time that the pod may stand still.
-const SHARE_OF_DOWNTIME: f64 = 4.0;
 
 /// The first record: whose image this is. State of SPEC.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -161,10 +155,13 @@ impl Capture {
         self.log(w, u64::MAX)
     }
 
-    /// Sends the memory of large processes while the pod runs, over and over, until what is written between two passes is
-    /// little enough for [`DOWNTIME`], or does not become less. Files that change meanwhile are sent once more. Returns
-    /// whether there was anything to send.
-    pub fn memory_ahead<W: Write>(&mut self, w: &mut Writer<W>, mut told: impl FnMut(u32, Pass)) -> Result<bool> {
+    /// Sends the memory of large processes while the pod runs, over and over, for as long as `again` says so of a pass.
+    /// Files that change meanwhile are sent once more. Returns whether there was anything to send.
+    pub fn memory_ahead<W: Write>(
+        &mut self,
+        w: &mut Writer<W>,
+        mut again: impl FnMut(Pass) -> Result<bool>,
+    ) -> Result<bool> {
         if !Tracker::pays(&self.processes()) {
             return Ok(false);
         }
@@ -179,17 +176,15 @@ impl Capture {
         frozen.thaw();
         drop(watchdog);
         let Some(mut tracker) = tracker else { return Ok(false) };
-        let mut before: Option<Pass> = None;
-        for number in 1..=MOST_PASSES {
+        for number in 1.. {
             let pass = tracker.pass(w)?;
-            told(number, pass);
+            let again = again(pass)?;
             if number == 1 && pass.took > LONG_PASS {
                 self.pass(w, &BTreeMap::new())?;
             }
-            if before.is_some_and(|before| enough(before, pass)) {
+            if !again {
                 break;
             }
-            before = Some(pass);
         }
         self.tracker = Some(tracker);
         Ok(true)
@@ -270,14 +265,6 @@ impl Capture {
         }
         Ok(())
     }
-}
-
-/// Whether another pass would not make the freeze shorter: what was written in the time of this one is sent within a
-/// part of [`DOWNTIME`], or is as much as before.
-fn enough(before: Pass, now: Pass) -> bool {
-    let speed = before.written as f64 / before.took.as_secs_f64().max(1e-6);
-    let left = now.written as f64 / speed.max(1.0);
-    left < DOWNTIME.as_secs_f64() / SHARE_OF_DOWNTIME || now.written > before.written / 4 * 3
 }
 
 /// A pod that is held still: nothing of it runs.

@@ -21,6 +21,7 @@ pub mod migrate;
 pub mod objects;
 pub mod remote;
 pub mod restore;
+pub mod rounds;
 pub mod settle;
 pub mod storage;
 pub mod watchdog;

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 /// How long dying processes may take.
 const DYING: Duration = Duration::from_secs(10);
 
-/// How long the monitor of an ended pod may take to leave, which is at once unless a client of it does not read.
+/// How long the monitor of an ended pod is waited for. What it writes it writes at once; the last unmount of the pod's root
+/// may take as long as the disk is busy.
 const LEAVING: Duration = Duration::from_secs(1);
 
 /// Sends a signal to the pod's first process.
@@ -175,8 +176,8 @@ pub fn give_back_first(pod: &Pod, gone: bool) -> (Remains, Result<()>) {
 pub fn remove(pod: &Pod) -> Result<()> {
     let given = give_back(pod);
     if !monitor_leaves_within(pod, LEAVING).unwrap_or(true) {
-        // It does nothing any more but to show a client, who does not read, the last of the output.
-        tracing::warn!(pod = pod.id(), "the pod's monitor is still there");
+        // What it still does leaves nothing: the disk takes what the pod wrote, or a client does not read.
+        tracing::debug!(pod = pod.id(), "the pod's monitor is still there");
     }
     if pod.dir().exists() {
         pod.store().event(pod, "remove", &[]);

@@ -19,6 +19,7 @@ pub mod seal;
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
 use crate::image::{Reader, WRITE, Writer};
+use crate::rounds::{Next, Rounds};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
 pub use describe::Socket;
@@ -125,7 +126,9 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     capture.first_pass(&mut w)?;
     // Who goes on running shall stand still for what changes meanwhile alone; or, where that cannot be told, for the
     // copying.
-    if !options.stop && !capture.memory_ahead(&mut w, |_, _| {})? && file.is_nameless() {
+    let mut rounds = Rounds::default();
+    let again = |pass| Ok(rounds.judge(pass, Duration::ZERO)? == Next::Again);
+    if !options.stop && !capture.memory_ahead(&mut w, again)? && file.is_nameless() {
         room::make(file.file(), w.bytes(), &capture.processes());
     }
     let watchdog = Watchdog::over_writes();

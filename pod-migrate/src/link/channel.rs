@@ -11,7 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use pod_runtime::{Doing, Problem, Result};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,24 +24,30 @@ use std::time::{Duration, Instant};
 /// A larger pipe between us and ssh is fewer switches; the kernel's limit for anyone.
 const PIPE: i32 = 1 << 20;
 
-/// Somebody wants us to stop waiting, as a descriptor that can be read then.
+/// Somebody wants us to stop waiting, for any of some reasons.
 #[derive(Debug, Clone)]
-pub struct Interrupt(Rc<Reason>);
+pub struct Interrupt(Rc<[Reason]>);
 
+/// Each a descriptor that can be read then.
 #[derive(Debug)]
 enum Reason {
     /// SIGINT, SIGTERM or SIGHUP came.
     Signals(SignalFd),
     /// A file was written to, which says that another process has taken this one's work away.
     Written(Inotify),
+    /// So much time has passed since it was made.
+    Late(TimerFd, Duration),
 }
 
-/// What an interrupted wait ends with.
+/// What a wait ends with that was interrupted by a person.
 pub const ABORTED: &str = "E-ABORTED";
+/// The time that there was is over.
+pub const TIMEOUT: &str = "E-TIMEOUT";
 
 impl Interrupt {
-    /// From here on the three signals do not end the process but show in [`Interrupt::raised`].
-    pub fn catch() -> Result<Interrupt> {
+    /// From here on the three signals do not end the process but show in [`Interrupt::raised`]. With `within`, so does
+    /// the end of that time.
+    pub fn catch(within: Option<Duration>) -> Result<Interrupt> {
         let mut set = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             set.add(signal);
@@ -50,7 +58,10 @@ impl Interrupt {
             pod_runtime::sys::interrupt::ignore(signal).doing(|| "ignore a signal".into())?;
         }
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
-        Ok(Interrupt(Rc::new(Reason::Signals(fd.doing(|| "make a signalfd".into())?))))
+        let signals = Reason::Signals(fd.doing(|| "make a signalfd".into())?);
+        let late = within.map(|within| timer(within).map(|timer| Reason::Late(timer, within)));
+        let late = late.transpose().doing(|| "make a timer".into())?;
+        Ok(Interrupt(std::iter::once(signals).chain(late).collect()))
     }
 
     /// Raised when somebody writes to this file.
@@ -58,33 +69,50 @@ impl Interrupt {
         let what = || format!("watch {}", path.display());
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).doing(what)?;
         inotify.add_watch(path, AddWatchFlags::IN_MODIFY).doing(what)?;
-        Ok(Interrupt(Rc::new(Reason::Written(inotify))))
+        Ok(Interrupt(Rc::new([Reason::Written(inotify)])))
     }
 
-    /// Whether one came. It stays raised.
-    pub fn raised(&self) -> bool {
+    /// An error if one came. It stays raised.
+    pub fn check(&self) -> Result<()> {
+        self.0.iter().find(|reason| reason.holds()).map_or(Ok(()), |reason| Err(reason.problem()))
+    }
+
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(Reason::fd)
+    }
+}
+
+impl Reason {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Reason::Signals(fd) => fd.as_fd(),
+            Reason::Written(fd) => fd.as_fd(),
+            Reason::Late(fd, _) => fd.as_fd(),
+        }
+    }
+
+    fn holds(&self) -> bool {
         let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
-    /// An error if one came.
-    pub fn check(&self) -> Result<()> {
-        if self.raised() { Err(self.problem()) } else { Ok(()) }
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        match &*self.0 {
-            Reason::Signals(fd) => fd.as_fd(),
-            Reason::Written(fd) => fd.as_fd(),
-        }
-    }
-
     fn problem(&self) -> Problem {
-        match &*self.0 {
+        match self {
             Reason::Signals(_) => Problem::new(ABORTED, "stopped as you asked; the pod runs on where it was"),
             Reason::Written(_) => Problem::new(LINK, "this attempt was given up; the pod runs on where it was"),
+            Reason::Late(_, within) => {
+                let what = format!("not done within {within:?}; the pod runs on where it was");
+                Problem::new(TIMEOUT, what)
+                    .fix("give it more --timeout, or more --downtime if its memory changes quickly")
+            }
         }
     }
+}
+
+fn timer(within: Duration) -> nix::Result<TimerFd> {
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+    timer.set(Expiration::OneShot(within.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())?;
+    Ok(timer)
 }
 
 /// What both directions share.
@@ -106,23 +134,29 @@ impl Channel {
 
     /// Returns when the descriptor is ready, else with the problem.
     fn wait(&self, what: PollFlags) -> io::Result<()> {
-        let deadline = Instant::now() + self.patience;
+        if self.wait_until(Some(what), Instant::now() + self.patience)? {
+            return Ok(());
+        }
+        Err(io::Error::other(self.silent()))
+    }
+
+    /// Waits for the descriptor, if for anything of it, and whether it was ready by then. An interrupt is an error.
+    fn wait_until(&self, what: Option<PollFlags>, end: Instant) -> io::Result<bool> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that a millisecond is not waited for in a thousand polls.
+            let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let interrupt = self.interrupt.as_ref().map(Interrupt::fd);
-            let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(self.file.as_fd(), what)];
-            fds.extend(interrupt.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)));
+            let interrupts = self.interrupt.iter().flat_map(Interrupt::fds);
+            let mut fds: Vec<PollFd<'_>> = interrupts.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let count = fds.len();
+            fds.extend(what.map(|what| PollFd::new(self.file.as_fd(), what)));
             match poll(&mut fds, timeout) {
-                Ok(0) => {
-                    return Err(io::Error::other(self.silent()));
+                Ok(0) if Instant::now() < end => {}
+                Ok(0) => return Ok(false),
+                Ok(_) if fds[..count].iter().any(|fd| fd.any() == Some(true)) => {
+                    self.interrupt.as_ref().map_or(Ok(()), Interrupt::check).map_err(io::Error::other)?;
                 }
-                Ok(_) if fds.get(1).is_some_and(|fd| fd.any() == Some(true)) => {
-                    return Err(io::Error::other(
-                        self.interrupt.as_ref().map_or_else(|| self.silent(), Interrupt::problem),
-                    ));
-                }
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(true),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -151,6 +185,29 @@ pub struct Outgoing {
     channel: Channel,
     /// Told how many bytes went out.
     on_bytes: Option<Box<dyn FnMut(u64)>>,
+    pace: Option<Pace>,
+}
+
+/// Not more than so many bytes a second.
+struct Pace {
+    rate: u64,
+    /// When what was written by now may have been written.
+    due: Instant,
+    /// How long was waited only for that.
+    waited: Rc<Cell<Duration>>,
+}
+
+impl Pace {
+    /// At most so much at once, or it would go out in bursts: what goes in a 50th of a second.
+    fn most(&self) -> usize {
+        (self.rate / 50).max(1) as usize
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        // What was not used is not saved up.
+        let from = self.due.max(Instant::now());
+        self.due = from + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+    }
 }
 
 impl Incoming {
@@ -173,7 +230,25 @@ impl Incoming {
 
 impl Outgoing {
     pub fn new(fd: OwnedFd, peer: &str, interrupt: Option<Interrupt>) -> Result<Outgoing> {
-        Ok(Outgoing { channel: Channel::new(fd, peer, interrupt)?, on_bytes: None })
+        Ok(Outgoing { channel: Channel::new(fd, peer, interrupt)?, on_bytes: None, pace: None })
+    }
+
+    /// From now on at most so many bytes a second, or as many as go. Returns what tells how long was waited for that.
+    pub fn pace(&mut self, rate: Option<u64>) -> Rc<Cell<Duration>> {
+        let waited = Rc::default();
+        self.pace = rate.map(|rate| Pace { rate: rate.max(1), due: Instant::now(), waited: Rc::clone(&waited) });
+        waited
+    }
+
+    /// Waits until more may be written.
+    fn keep_pace(&self) -> io::Result<()> {
+        let Some(pace) = &self.pace else { return Ok(()) };
+        let began = Instant::now();
+        if began < pace.due {
+            self.channel.wait_until(None, pace.due)?;
+            pace.waited.set(pace.waited.get() + began.elapsed());
+        }
+        Ok(())
     }
 
     pub fn deaf(&mut self) {
@@ -190,6 +265,7 @@ impl Outgoing {
     }
 
     fn attempt(&mut self, write: impl Fn(&mut File) -> io::Result<usize>) -> io::Result<usize> {
+        self.keep_pace()?;
         loop {
             if self.channel.interrupt.is_some() {
                 // A peer that always takes more must not keep an interrupt from being seen.
@@ -197,6 +273,9 @@ impl Outgoing {
             }
             match write(&mut self.channel.file) {
                 Ok(n) => {
+                    if let Some(pace) = &mut self.pace {
+                        pace.wrote(n);
+                    }
                     if let Some(on_bytes) = &mut self.on_bytes {
                         on_bytes(n as u64);
                     }
@@ -226,10 +305,15 @@ impl Read for Incoming {
 
 impl Write for Outgoing {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-        self.attempt(|file| file.write(from))
+        let most = self.pace.as_ref().map_or(from.len(), |pace| from.len().min(pace.most()));
+        self.attempt(|file| file.write(&from[..most]))
     }
 
     fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.pace.is_some() {
+            let first = from.iter().find(|piece| !piece.is_empty());
+            return self.write(first.map_or(&[], |piece| piece));
+        }
         self.attempt(|file| file.write_vectored(from))
     }
 

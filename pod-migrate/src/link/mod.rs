@@ -10,7 +10,7 @@
 mod channel;
 pub mod ssh;
 
-pub use channel::{Incoming, Interrupt, Outgoing};
+pub use channel::{ABORTED, Incoming, Interrupt, Outgoing, TIMEOUT};
 
 use crate::image::{Kind, Reader, Writer};
 use pod_runtime::{Doing, Problem, Result};

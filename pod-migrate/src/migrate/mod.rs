@@ -20,4 +20,4 @@ mod supersede;
 
 pub use destination::receive;
 pub use repair::{abort, repair, resume};
-pub use source::{Checked, Ended, Failure, Listener, check, migrate};
+pub use source::{Checked, Ended, Failure, Limits, Listener, check, migrate};

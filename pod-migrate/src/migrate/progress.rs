@@ -23,6 +23,14 @@ pub enum Event {
         /// Of memory that had been written since the pass before.
         bytes: u64,
         ms: f64,
+        /// Bytes a second that the pod writes; from the second pass on.
+        written_per_second: Option<u64>,
+        /// How long the pod would stand still for its memory alone, if it stopped now.
+        expected_ms: Option<f64>,
+    },
+    /// Memory is written as fast as it is sent, and the pod will stand still for longer than it should.
+    Stalled {
+        text: String,
     },
     Warning {
         text: String,
@@ -55,6 +63,14 @@ pub struct Report {
     /// On the link, and of that memory and contents of files.
     pub bytes_sent: u64,
     pub bytes_raw: u64,
+    /// Of what was sent, what went while the pod ran.
+    pub bytes_ahead: u64,
+    /// Of memory that the pod had when it was offered.
+    pub bytes_memory: u64,
+    /// Passes over memory while the pod ran, and what the last of them let expect (see [`Event::Pass`]).
+    pub rounds: u32,
+    pub written_per_second: Option<u64>,
+    pub expected_ms: Option<f64>,
     pub connections_kept: u64,
     pub connections_closed: u64,
     /// Half-open: left to their clients, who send again.
@@ -63,11 +79,79 @@ pub struct Report {
     pub files: u64,
     pub file_bytes: u64,
     pub warnings: Vec<String>,
+    /// What the frozen time went to, in its order.
+    pub frozen: Vec<Part>,
+    pub migration: MigrationInfo,
 }
 
+/// A part of the frozen time: `files` (and what is in memory file systems) that changed, `hold` (until the destination holds
+/// the pod's frames), `dump` (of everything else), `restore` (of it there), `commit`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Part {
+    pub part: &'static str,
+    pub ms: f64,
+}
+
+/// The same in the names of QEMU's `query-migrate`, for tools that know those. Times in milliseconds, `mbps` in 10⁶ bits a
+/// second. Pages are not counted by kind.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationInfo {
+    pub status: &'static str,
+    pub total_time: u64,
+    pub setup_time: u64,
+    pub downtime: u64,
+    pub expected_downtime: Option<u64>,
+    pub ram: MigrationStats,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationStats {
+    pub transferred: u64,
+    pub remaining: u64,
+    pub total: u64,
+    pub mbps: f64,
+    pub page_size: u64,
+    pub dirty_sync_count: u64,
+    pub dirty_pages_rate: u64,
+    pub precopy_bytes: u64,
+    pub downtime_bytes: u64,
+    pub postcopy_bytes: u64,
+}
+
+const PAGE: u64 = 4096;
+
 impl Report {
-    pub fn times(&mut self, total: Duration, frozen: Duration) {
-        self.total_ms = total.as_secs_f64() * 1e3;
+    /// `commit` is the part of it since everything was there.
+    pub fn stood_still(&mut self, frozen: Duration, commit: Duration) {
         self.frozen_ms = frozen.as_secs_f64() * 1e3;
+        self.frozen.push(Part { part: "commit", ms: commit.as_secs_f64() * 1e3 });
+    }
+
+    /// The last that is known.
+    pub fn took(&mut self, total: Duration, setup: Duration) {
+        self.total_ms = total.as_secs_f64() * 1e3;
+        let sending = total.saturating_sub(setup).as_secs_f64().max(1e-6);
+        self.migration = MigrationInfo {
+            status: "completed",
+            total_time: total.as_millis() as u64,
+            setup_time: setup.as_millis() as u64,
+            downtime: self.frozen_ms as u64,
+            expected_downtime: self.expected_ms.map(|ms| ms as u64),
+            ram: MigrationStats {
+                transferred: self.bytes_sent,
+                remaining: 0,
+                total: self.bytes_memory,
+                mbps: self.bytes_sent as f64 * 8.0 / 1e6 / sending,
+                page_size: PAGE,
+                // The freeze looks for what was written, too.
+                dirty_sync_count: u64::from(self.rounds) + 1,
+                dirty_pages_rate: self.written_per_second.unwrap_or(0) / PAGE,
+                precopy_bytes: self.bytes_ahead,
+                downtime_bytes: self.bytes_sent.saturating_sub(self.bytes_ahead),
+                postcopy_bytes: 0,
+            },
+        };
     }
 }

@@ -10,19 +10,20 @@
 use super::commit::{Said, commit};
 use super::journal::{Job, Journal, Phase, Role};
 use super::offer;
-use super::progress::{Event, Report, Step};
+use super::progress::{Event, Part, Report, Step};
 use super::protocol::{Answer, Hello, PROTOCOL as VERSION, Purpose, Say};
 use super::repair;
 use crate::capture::{Capture, Captured, Still};
 use crate::link::ssh::{Remote, Ssh};
-use crate::link::{Interrupt, LINK, Link, PROTOCOL, hear};
+use crate::link::{ABORTED, Interrupt, LINK, Link, PROTOCOL, TIMEOUT, hear};
 use crate::objects::memory::tracking::Pass;
+use crate::rounds::{DOWNTIME, Next, OnStall, Rounds, STALL};
 use crate::watchdog::Watchdog;
 use pod_runtime::problem::Report as ProblemReport;
 use pod_runtime::status::{ProcessKey, now};
 use pod_runtime::store::{Pod, Store, new_id};
 use pod_runtime::{Problem, Result};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -57,13 +58,29 @@ pub struct Failure {
 
 impl Failure {
     fn new(ended: Ended, problem: Problem) -> Failure {
-        let ended = if problem.code() == "E-ABORTED" { Ended::Aborted } else { ended };
+        let ended = if [ABORTED, TIMEOUT, STALL].contains(&problem.code()) { Ended::Aborted } else { ended };
         Failure { ended, problem, more: Vec::new(), job: None }
     }
 
     fn several(ended: Ended, mut problems: Vec<Problem>) -> Failure {
         let problem = problems.remove(0);
         Failure { more: problems, ..Failure::new(ended, problem) }
+    }
+}
+
+/// What a move may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How long the pod should stand still at most.
+    pub downtime: Duration,
+    pub on_stall: OnStall,
+    /// Bytes a second on the link while the pod runs. What is left goes as fast as it can: the pod stands still for it.
+    pub bandwidth: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { downtime: DOWNTIME, on_stall: OnStall::default(), bandwidth: None }
     }
 }
 
@@ -123,6 +140,7 @@ pub fn migrate(
     store: &Store,
     pod: &Pod,
     ssh: &Ssh,
+    limits: Limits,
     interrupt: &Interrupt,
     listener: Listener,
 ) -> Result<Report, Failure> {
@@ -138,8 +156,9 @@ pub fn migrate(
     tell(Step::Connect, ssh.target.host.clone());
     let connected = Connected::new(store, pod, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
     tell(Step::Reserve, connected.peer.host.clone());
-    let reserved = connected.reserve(store, pod, ssh, capture)?;
+    let reserved = connected.reserve(store, pod, ssh, capture, limits)?;
     let job = reserved.journal.job.id.clone();
+    let setup = began.elapsed();
     tell(Step::Files, String::new());
     let result = reserved.copy(&listener).and_then(|copied| copied.memory(&listener)).and_then(|copied| {
         tell(Step::Freeze, String::new());
@@ -155,7 +174,7 @@ pub fn migrate(
     let named = |problem: &&Problem| !report.warnings.iter().any(|warning| warning.starts_with(problem.code()));
     let more: Vec<&Problem> = downgrades.iter().filter(named).collect();
     report.warnings.extend(more.iter().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
-    report.total_ms = began.elapsed().as_secs_f64() * 1e3;
+    report.took(began.elapsed(), setup);
     for text in &report.warnings {
         (listener.borrow_mut())(&Event::Warning { text: text.clone() });
     }
@@ -179,10 +198,18 @@ struct Reserved {
     remote: Remote,
     journal: Journal,
     warnings: Vec<String>,
+    limits: Limits,
+    /// Bytes of memory, as they were offered.
+    memory: u64,
 }
 
-/// The pod runs; its files are there as they were a moment ago.
-struct Copied(Reserved);
+/// The pod runs; its files are there as they were a moment ago, and then its memory.
+struct Copied {
+    reserved: Reserved,
+    /// How long nothing was sent because of a limit.
+    idle: Rc<Cell<Duration>>,
+    rounds: Rounds,
+}
 
 /// The pod is held still.
 struct Frozen {
@@ -192,6 +219,8 @@ struct Frozen {
     remote: Remote,
     journal: Journal,
     warnings: Vec<String>,
+    /// What is known by now.
+    report: Report,
 }
 
 /// Everything is there, and READY was said.
@@ -202,6 +231,8 @@ struct Sent {
     _remote: Remote,
     journal: Journal,
     report: Report,
+    /// When that was.
+    ready: Instant,
 }
 
 impl Connected {
@@ -212,9 +243,17 @@ impl Connected {
         Ok(Connected { remote, link, peer, job })
     }
 
-    fn reserve(mut self, store: &Store, pod: &Pod, ssh: &Ssh, capture: Capture) -> Result<Reserved, Failure> {
+    fn reserve(
+        mut self,
+        store: &Store,
+        pod: &Pod,
+        ssh: &Ssh,
+        capture: Capture,
+        limits: Limits,
+    ) -> Result<Reserved, Failure> {
         let failed = |p| Failure::new(Ended::TransferFailed, p);
         let offer = offer::offer(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
+        let memory = offer.memory;
         self.link.say(&Say::Offer(Box::new(offer))).map_err(failed)?;
         let warnings = match self.link.hear().map_err(failed)? {
             Answer::Reserved { warnings } => warnings,
@@ -225,7 +264,7 @@ impl Connected {
         };
         let journal = Journal::begin(store, job(&self.job, pod, capture.spec().name.clone(), ssh).map_err(failed)?);
         let Connected { remote, link, .. } = self;
-        Ok(Reserved { remote, link, capture, journal: journal.map_err(failed)?, warnings })
+        Ok(Reserved { remote, link, capture, journal: journal.map_err(failed)?, warnings, limits, memory })
     }
 }
 
@@ -250,16 +289,19 @@ fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
 
 impl Reserved {
     fn copy(mut self, listener: &Listener) -> Result<Copied, Failure> {
-        let listener = Rc::clone(listener);
-        let watched = self.link.writer.sink().map(|sink| {
+        let (listener, limits) = (Rc::clone(listener), self.limits);
+        let idle = self.link.writer.sink().map(|sink| {
             sink.watch(move |bytes| {
                 Watchdog::fed();
                 (listener.borrow_mut())(&Event::Sent { bytes });
             });
+            sink.pace(limits.bandwidth)
         });
-        let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
-        match sent.and_then(|()| self.link.writer.flush()) {
-            Ok(()) => Ok(Copied(self)),
+        let sent = idle.and_then(|idle| self.capture.first_pass(&mut self.link.writer).map(|()| idle));
+        match sent.and_then(|idle| self.link.writer.flush().map(|()| idle)) {
+            Ok(idle) => {
+                Ok(Copied { idle, rounds: Rounds::new(self.limits.downtime, self.limits.on_stall), reserved: self })
+            }
             Err(problem) => Err(broken(problem, &mut self.link, &mut self.journal, &self.remote)),
         }
     }
@@ -269,15 +311,34 @@ impl Copied {
     /// Memory, while the pod runs on.
     fn memory(mut self, listener: &Listener) -> Result<Copied, Failure> {
         (listener.borrow_mut())(&Event::Step { step: Step::Memory, detail: String::new() });
-        let Reserved { capture, link, journal, remote, .. } = &mut self.0;
-        let told = |pass: u32, done: Pass| {
+        let Copied { reserved, idle, rounds } = &mut self;
+        let Reserved { capture, link, journal, remote, warnings, .. } = reserved;
+        let mut idle_before = idle.get();
+        let again = |pass: Pass| {
             Watchdog::fed();
-            let ms = done.took.as_secs_f64() * 1e3;
-            (listener.borrow_mut())(&Event::Pass { pass, bytes: done.written, ms });
+            let idle = idle.get();
+            let next = rounds.judge(pass, idle - std::mem::replace(&mut idle_before, idle));
+            let estimate = rounds.estimate();
+            (listener.borrow_mut())(&Event::Pass {
+                pass: rounds.done(),
+                bytes: pass.written,
+                ms: pass.took.as_secs_f64() * 1e3,
+                written_per_second: estimate.map(|estimate| estimate.written as u64),
+                expected_ms: estimate.map(|estimate| estimate.left.as_secs_f64() * 1e3),
+            });
+            match next? {
+                Next::Again => Ok(true),
+                Next::Enough => Ok(false),
+                Next::Long(what) => {
+                    (listener.borrow_mut())(&Event::Stalled { text: what.clone() });
+                    warnings.push(what);
+                    Ok(false)
+                }
+            }
         };
-        match capture.memory_ahead(&mut link.writer, told) {
+        match capture.memory_ahead(&mut link.writer, again) {
             Ok(_) => Ok(self),
-            Err(problem) if problem.code() == LINK || problem.code() == "E-ABORTED" => {
+            Err(problem) if [LINK, ABORTED, TIMEOUT].contains(&problem.code()) => {
                 Err(broken(problem, link, journal, remote))
             }
             Err(problem) => Err(gave_up(problem, link, journal)),
@@ -285,11 +346,23 @@ impl Copied {
     }
 
     fn freeze(self) -> Result<Frozen, Failure> {
-        let Reserved { remote, mut link, capture, mut journal, warnings } = self.0;
+        let Copied { reserved, rounds, .. } = self;
+        let Reserved { remote, mut link, capture, mut journal, warnings, memory, .. } = reserved;
+        let ahead = link.writer.bytes();
+        let estimate = rounds.estimate();
+        let report = Report {
+            rounds: rounds.done(),
+            bytes_memory: memory,
+            bytes_ahead: ahead,
+            expected_ms: estimate.map(|estimate| estimate.left.as_secs_f64() * 1e3),
+            written_per_second: estimate.map(|estimate| estimate.written as u64),
+            ..Report::default()
+        };
         let watchdog = Watchdog::start();
-        let still = journal.phase(Phase::Frozen).and_then(|()| capture.freeze(true));
+        let full_speed = link.writer.sink().map(|sink| sink.pace(None));
+        let still = full_speed.and_then(|_| journal.phase(Phase::Frozen)).and_then(|()| capture.freeze(true));
         match still {
-            Ok(still) => Ok(Frozen { still, watchdog, link, remote, journal, warnings }),
+            Ok(still) => Ok(Frozen { still, watchdog, link, remote, journal, warnings, report }),
             Err(problem) => Err(gave_up(problem, &mut link, &mut journal)),
         }
     }
@@ -299,13 +372,19 @@ impl Frozen {
     fn send(mut self) -> Result<Sent, Failure> {
         let mut failed = None;
         let reader = &mut self.link.reader;
-        let holding = || match hear(reader)? {
-            Answer::Holding => Ok(()),
-            Answer::Failed(report) => {
-                failed = Some(report.clone());
-                Err(report.into())
-            }
-            _ => Err(Problem::new(PROTOCOL, "something else came where HOLDING was due")),
+        let mut parts = Parts::since(self.still.since());
+        let holding = || {
+            parts.end("files");
+            let held = match hear(reader)? {
+                Answer::Holding => Ok(()),
+                Answer::Failed(report) => {
+                    failed = Some(report.clone());
+                    Err(report.into())
+                }
+                _ => Err(Problem::new(PROTOCOL, "something else came where HOLDING was due")),
+            };
+            parts.end("hold");
+            held
         };
         let dumped = self.still.dump(&mut self.link.writer, holding);
         if let Some(report) = failed {
@@ -315,7 +394,7 @@ impl Frozen {
         let captured = match dumped {
             Ok(captured) => captured,
             // Ours: the destination is told, so that it need not wait for its silence to end.
-            Err(problem) if problem.code() != LINK && problem.code() != "E-ABORTED" => {
+            Err(problem) if ![LINK, ABORTED, TIMEOUT].contains(&problem.code()) => {
                 drop(self.still);
                 return Err(gave_up(problem, &mut self.link, &mut self.journal));
             }
@@ -324,7 +403,9 @@ impl Frozen {
                 return Err(broken(problem, &mut self.link, &mut self.journal, &self.remote));
             }
         };
+        parts.end("dump");
         let ready = self.link.say(&Say::Sent).and_then(|()| self.link.hear());
+        parts.end("restore");
         let arrival = match ready {
             Ok(Answer::Ready(arrival)) => arrival,
             other => {
@@ -354,12 +435,13 @@ impl Frozen {
             files: files.files,
             file_bytes: files.bytes,
             warnings,
-            ..Report::default()
+            frozen: parts.done,
+            ..self.report
         };
         let Frozen { still, watchdog, link, remote, journal, .. } = self;
         // What comes now outlives us on purpose.
         drop(watchdog);
-        Ok(Sent { still, link, _remote: remote, journal, report })
+        Ok(Sent { still, link, _remote: remote, journal, report, ready: parts.last })
     }
 }
 
@@ -381,7 +463,7 @@ impl Sent {
         };
         match said {
             Said::Runs(_) => {
-                self.report.times(Duration::ZERO, since.elapsed());
+                self.report.stood_still(since.elapsed(), self.ready.elapsed());
                 finish(store, pod, &mut self.journal, &mut self.report, |pod_to| self.still.moved(pod_to), &to);
                 Ok(self.report)
             }
@@ -396,7 +478,7 @@ impl Sent {
                 self.still.leave();
                 match repair::settle(store, pod, ssh, &mut self.journal) {
                     Ok(true) => {
-                        self.report.times(Duration::ZERO, since.elapsed());
+                        self.report.stood_still(since.elapsed(), self.ready.elapsed());
                         self.report.warnings.push("the answer to the commit was lost and had to be asked for".into());
                         Ok(self.report)
                     }
@@ -414,6 +496,24 @@ fn unknown(problem: Problem, job: &str, to: &str) -> Problem {
     Problem::new("E-UNKNOWN", what)
         .because(problem)
         .fix(format!("when {to} can be reached again: pod job resume {job}"))
+}
+
+/// What the time went to for which the pod stood still.
+struct Parts {
+    last: Instant,
+    done: Vec<Part>,
+}
+
+impl Parts {
+    fn since(last: Instant) -> Parts {
+        Parts { last, done: Vec::new() }
+    }
+
+    fn end(&mut self, part: &'static str) {
+        let now = Instant::now();
+        self.done.push(Part { part, ms: (now - self.last).as_secs_f64() * 1e3 });
+        self.last = now;
+    }
 }
 
 /// The destination runs it: what is left here goes.
@@ -452,7 +552,7 @@ fn not_restored(report: ProblemReport, journal: &mut Journal) -> Failure {
 
 /// The link broke, or the destination gave up and closed it: then it has said why.
 fn broken(problem: Problem, link: &mut Link, journal: &mut Journal, remote: &Remote) -> Failure {
-    if problem.code() == "E-ABORTED" {
+    if [ABORTED, TIMEOUT].contains(&problem.code()) {
         return gave_up(problem, link, journal);
     }
     link.patience(Duration::from_millis(1500));

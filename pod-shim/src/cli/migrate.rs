@@ -1,13 +1,14 @@
 //! `pod migrate`: a pod to another host, live.
 
 use super::checkpoint::with_version;
-use super::{Context, Exit};
+use super::{Context, Exit, options};
 use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use pod_migrate::link::Interrupt;
 use pod_migrate::link::ssh::{Ssh, Target};
 use pod_migrate::migrate::progress::{Event, Report, Step};
-use pod_migrate::migrate::{self, Ended, Failure, Listener, journal};
+use pod_migrate::migrate::{self, Ended, Failure, Limits, Listener, journal};
+use pod_migrate::rounds::OnStall;
 use pod_runtime::store::Store;
 use pod_runtime::{Result, when};
 use serde_json::json;
@@ -25,12 +26,65 @@ pub struct Args {
     to: String,
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    tuning: Tuning,
     /// How to show what is going on
     #[arg(long, value_enum, default_value_t = Progress::Auto)]
     progress: Progress,
     /// Only say whether it would work
     #[arg(long)]
     dry_run: bool,
+}
+
+/// What the move may take.
+#[derive(Debug, clap::Args)]
+struct Tuning {
+    /// How long the pod should stand still at most: its memory goes ahead until what is left takes a quarter of it
+    #[arg(long, value_name = "TIME", default_value = "30ms", value_parser = time)]
+    downtime: Duration,
+    /// What to do when the pod writes its memory as fast as it is sent
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Stall::Switch)]
+    on_stall: Stall,
+    /// Give up when the move has not come to its commit by then; the pod runs on here
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    timeout: Option<Duration>,
+    /// Bytes a second at most while the pod runs, as in 100M; what is left when it stops goes as fast as it can
+    #[arg(long, value_name = "BYTES", value_parser = bandwidth)]
+    bandwidth: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Stall {
+    /// Move it all the same; it stands still for longer
+    Switch,
+    /// Give up; it runs on here
+    Abort,
+}
+
+impl Tuning {
+    fn limits(&self) -> Limits {
+        let on_stall = match self.on_stall {
+            Stall::Switch => OnStall::Switch,
+            Stall::Abort => OnStall::Abort,
+        };
+        Limits { downtime: self.downtime, on_stall, bandwidth: self.bandwidth }
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = when::parse_duration(text).filter(|time| *time > 0);
+    time.map(Duration::from_nanos).ok_or_else(|| "a time as in 300ms, 10s or 5m is due".to_owned())
+}
+
+/// Less than this a second and the silence of a link is taken for its end.
+const LEAST_BANDWIDTH: u64 = 64 << 10;
+
+fn bandwidth(text: &str) -> Result<u64, String> {
+    match options::size(text) {
+        Ok(rate) if rate >= LEAST_BANDWIDTH => Ok(rate),
+        Ok(_) => Err("at least 64K bytes a second are needed".to_owned()),
+        Err(problem) => Err(problem.chain()),
+    }
 }
 
 /// How to reach the other host.
@@ -70,10 +124,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let store = context.store()?;
     let pod = store.pod(&args.pod)?;
     let ssh = args.reach.ssh(&args.to)?;
-    let interrupt = Interrupt::catch()?;
+    let interrupt = Interrupt::catch(args.tuning.timeout)?;
     let name = pod.name()?;
     let (listener, show) = show(args.progress, context.json);
-    let moved = migrate::migrate(&store, &pod, &ssh, &interrupt, listener);
+    let moved = migrate::migrate(&store, &pod, &ssh, args.tuning.limits(), &interrupt, listener);
     show.borrow_mut().end();
     keep(&store, &moved, &show.borrow().told);
     match moved {
@@ -151,9 +205,14 @@ fn words(report: &Report) -> String {
         0 => String::new(),
         n => format!(", {n} half-open left to the client's retransmission"),
     };
+    let rounds = match report.rounds {
+        0 => String::new(),
+        1 => ", memory ahead in 1 pass".to_owned(),
+        n => format!(", memory ahead in {n} passes"),
+    };
     let mut text = format!(
         "{} moved to {} in {:.2} s, frozen {:.1} ms\n\
-         memory and files  {} sent ({} raw)\n\
+         memory and files  {} sent ({} raw){}\n\
          processes         {}\n\
          connections       {} kept, {} closed{}\n\
          files             {}, {}\n",
@@ -163,6 +222,7 @@ fn words(report: &Report) -> String {
         report.frozen_ms,
         output::size(report.bytes_sent),
         output::size(report.bytes_raw),
+        rounds,
         report.processes,
         report.connections_kept,
         report.connections_closed,
@@ -221,15 +281,19 @@ fn named(step: Step, detail: &str) -> String {
     }
 }
 
-fn passed(pass: u32, bytes: u64, ms: f64) -> String {
-    format!("  pass {pass}: {} in {ms:.0} ms", output::size(bytes))
+fn passed(pass: u32, bytes: u64, ms: f64, expected_ms: Option<f64>) -> String {
+    let expected = expected_ms.map_or_else(String::new, |ms| format!(", would stand still for {ms:.0} ms of memory"));
+    format!("  pass {pass}: {} in {ms:.0} ms{expected}", output::size(bytes))
 }
 
 impl Show {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Step { step, detail } => self.told.push_str(&stamped(&named(*step, detail))),
-            Event::Pass { pass, bytes, ms } => self.told.push_str(&stamped(&passed(*pass, *bytes, *ms))),
+            Event::Pass { pass, bytes, ms, expected_ms, .. } => {
+                self.told.push_str(&stamped(&passed(*pass, *bytes, *ms, *expected_ms)));
+            }
+            Event::Stalled { text } => self.told.push_str(&stamped(text)),
             _ => {}
         }
         match (self.how, event) {
@@ -247,8 +311,14 @@ impl Show {
                     self.line();
                 }
             }
-            (Progress::Plain, Event::Pass { pass, bytes, ms }) => output::say(passed(*pass, *bytes, *ms)),
+            (Progress::Plain, Event::Pass { pass, bytes, ms, expected_ms, .. }) => {
+                output::say(passed(*pass, *bytes, *ms, *expected_ms));
+            }
             (_, Event::Pass { .. }) => self.line(),
+            (_, Event::Stalled { text }) => match &self.bar {
+                Some(bar) => bar.println(text),
+                None => output::say(text.clone()),
+            },
             (_, Event::Warning { .. }) => {} // in the report
         }
     }

@@ -1,0 +1,108 @@
+//! What a move may take: how long it stands still, how long it lasts, how much of the link it uses.
+
+use anyhow::{Context, Result, ensure};
+use integration::bed::{Bed, Host};
+use integration::pods::said;
+use std::time::{Duration, Instant};
+
+/// A pod whose program writes all of its memory, over and over, faster than any link takes it.
+fn writer(host: &Host, mib: usize) -> Result<()> {
+    let program = format!(
+        "import os\nsize = {mib} << 20\nblocks = [os.urandom(1 << 20) for _ in range(2)]\nmemory = bytearray(size)\nround = 0\n\
+         while True:\n  for at in range(0, size, 1 << 20): memory[at:at + (1 << 20)] = blocks[round % 2]\n  round += 1\n  \
+         round == 2 and print('ready', flush=True)\n"
+    );
+    host.pod(&["run", "-d", "--name", "writer", "--network", "none", "--", "python3", "-c", &program])?;
+    said(host, "writer", "ready")
+}
+
+/// The pod runs where it ran, and nothing of the attempt is left.
+fn runs_on(bed: &Bed, name: &str) -> Result<()> {
+    ensure!(bed.a().runs(name) && !bed.b().runs(name), "{name} does not run on where it was");
+    let jobs = bed.a().pod(&["job", "ls", "--json"])?;
+    let jobs: serde_json::Value = serde_json::from_str(&jobs)?;
+    let open = jobs["jobs"].as_array().into_iter().flatten().filter(|job| job["phase"] != "aborted").count();
+    ensure!(open == 0, "jobs: {jobs}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_writes_too_fast_is_given_up_or_switched() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    writer(bed.a(), 400)?;
+    let (code, said) = bed.a().pod_fails(&["migrate", "writer", "--to", "hostB", "--on-stall", "abort"])?;
+    ensure!(code == 15 && said.contains("E-STALL") && said.contains("runs on here"), "{code}: {said}");
+    runs_on(&bed, "writer")?;
+    let moved = bed.a().pod(&["migrate", "writer", "--to", "hostB", "--json"])?;
+    let report: serde_json::Value = serde_json::from_str(&moved)?;
+    ensure!(bed.b().runs("writer"), "it did not move");
+    let warned =
+        report["warnings"].as_array().is_some_and(|all| all.iter().any(|one| one.to_string().contains("MiB/s")));
+    ensure!(warned, "not said aloud: {report}");
+    let (expected, frozen) = (report["expected_ms"].as_f64(), report["frozen_ms"].as_f64());
+    let (expected, frozen) = (expected.context("no estimate")?, frozen.context("no figure")?);
+    // The guess is made while the program takes its part of the processors, and so is one of the worst case.
+    ensure!(
+        expected > 30.0 && (30.0..expected * 1.5).contains(&frozen),
+        "expected {expected} ms, was still for {frozen}"
+    );
+    let ram = &report["migration"]["ram"];
+    ensure!(ram["dirty-sync-count"].as_u64() >= Some(3) && ram["precopy-bytes"].as_u64() > Some(400 << 20), "{report}");
+    // What it may take makes the difference.
+    let wide = ["migrate", "writer", "--to", "hostA", "--on-stall", "abort", "--downtime", "60s"];
+    bed.b().pod(&wide)?;
+    bed.a().pod(&["rm", "-f", "writer"])?;
+    bed.b().pod(&["rm", "writer"])?;
+    bed.nothing_left(&before)
+}
+
+#[test]
+fn a_move_that_takes_too_long_is_given_up() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    bed.a().guest("counter", &[], 100)?;
+    let began = Instant::now();
+    let slow = ["migrate", "counter", "--to", "hostB", "--bandwidth", "2M", "--timeout", "3s"];
+    let (code, said) = bed.a().pod_fails(&slow)?;
+    ensure!(code == 15 && said.contains("E-TIMEOUT") && said.contains("runs on here"), "{code}: {said}");
+    ensure!(began.elapsed() > Duration::from_secs(3), "it was given up after {:?}", began.elapsed());
+    runs_on(&bed, "counter")?;
+    bed.a().pod(&["kill", "-s", "USR1", "counter"])?;
+    integration::pods::said(bed.a(), "counter", "ok 1")?;
+    bed.a().pod(&["rm", "-f", "counter"])?;
+    bed.nothing_left(&before)
+}
+
+#[test]
+fn a_move_uses_no_more_of_the_link_than_it_may() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    bed.a().guest("counter", &[], 100)?;
+    let moved = |more: &[&str]| -> Result<(f64, f64)> {
+        let (from, to) = if bed.a().runs("counter") { (bed.a(), bed.b()) } else { (bed.b(), bed.a()) };
+        let report = from.pod(&[&["migrate", "counter", "--to", to.name(), "--json"], more].concat())?;
+        from.pod(&["rm", "counter"])?;
+        let report: serde_json::Value = serde_json::from_str(&report)?;
+        let of = |name: &str| report[name].as_f64().context("no figure");
+        Ok((of("bytes_ahead")?, of("total_ms")?))
+    };
+    let (bytes, free) = moved(&[])?;
+    let least = |bytes: f64| bytes / f64::from(20 << 20) * 1e3;
+    ensure!(free < least(bytes), "without a limit {bytes} bytes took {free} ms");
+    let (bytes, held) = moved(&["--bandwidth", "20M"])?;
+    ensure!(bytes > 1e8 && held > least(bytes), "{bytes} bytes in {held} ms are more than 20 MiB a second");
+    ensure!(held < least(bytes) * 2.0 + free, "{bytes} bytes in {held} ms are much less than 20 MiB a second");
+    bed.a().pod(&["rm", "-f", "counter"])?;
+    bed.nothing_left(&before)
+}
+
+#[test]
+fn what_it_may_take_is_understood_or_refused() -> Result<()> {
+    let bed = Bed::new()?;
+    for (option, value) in [("--downtime", "soon"), ("--timeout", "0s"), ("--bandwidth", "1"), ("--on-stall", "pray")] {
+        let (code, said) = bed.a().pod_fails(&["migrate", "nobody", "--to", "hostB", option, value])?;
+        ensure!(code == 2 && said.contains(option), "{option} {value}: {code}: {said}");
+    }
+    Ok(())
+}
