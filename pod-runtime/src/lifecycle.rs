@@ -4,12 +4,12 @@
 //! hit a process of somebody else. Every step of a removal may find that it was done before.
 
 use crate::cgroup::Cgroup;
-use crate::monitor::{client, log};
+use crate::monitor::client;
 use crate::network::{self, Attachment};
 use crate::problem::{Doing, Problem, Result};
 use crate::spec::Spec;
 use crate::status::{self, State, Status, wrong_state};
-use crate::store::Pod;
+use crate::store::{Cleared, Pod};
 use crate::sys::daemon;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
@@ -187,7 +187,11 @@ pub fn remove(pod: &Pod) -> Result<()> {
 }
 
 /// Leaves of a pod that runs on another host now nothing but its tombstone. Its processes here must be dead.
+///
+/// The tombstone comes last: from then on the pod may come back and have all of these again, under the same names.
 pub fn bury(pod: &Pod, to: &str) -> Result<()> {
+    let given = give_back(pod);
+    let cleared = pod.clear();
     pod.update(|status| {
         status.state = State::Moved;
         status.moved_to = Some(to.to_owned());
@@ -197,32 +201,22 @@ pub fn bury(pod: &Pod, to: &str) -> Result<()> {
         status.job = None;
     })?;
     pod.store().event(pod, "moved", &[("to", to)]);
-    give_back(pod)?;
-    for path in [pod.upper_dir(), pod.work_dir(), pod.run_dir()] {
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).doing(|| format!("remove {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    let own = [pod.monitor_log_path(), pod.dir().join("lock")];
-    for path in log::files(&pod.dir()).into_iter().chain(own) {
-        let _ = std::fs::remove_file(path);
-    }
-    Ok(())
+    // Everything is tried, the first problem is told.
+    given.and(cleared.and_then(Cleared::remove))
 }
 
-/// Ends the source of a finished move: by the pod's monitor, or in the place of a lost one. Doing it again finishes
-/// what a monitor that was killed in the middle of it left.
+/// Ends the source of a finished move: by the pod's monitor, or in the place of a lost one. The pod must not come back
+/// meanwhile.
 pub fn moved(pod: &Pod, to: &str) -> Result<()> {
-    if pod.status()?.state != State::Moved {
-        match client::moved(pod, to) {
+    let status = pod.status()?;
+    match status.state {
+        State::Moved => return Ok(()),
+        // There is no monitor.
+        State::Dead => {}
+        _ => match client::moved(pod, to) {
             Err(problem) if problem.code() == "E-MONITOR" => {}
             other => return other,
-        }
-    } else if !pod.run_dir().exists() {
-        return Ok(());
+        },
     }
     let status = pod.status()?;
     Cgroup::open(pod.id())?.kill()?;

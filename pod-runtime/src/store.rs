@@ -274,6 +274,12 @@ impl Store {
     fn lock(&self) -> Result<Flock<File>> {
         lock_file(&self.data.join("lock"))
     }
+
+    /// Does something while no pod comes to this host, or comes back.
+    pub fn exclusively<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _lock = self.lock()?;
+        act()
+    }
 }
 
 impl Pod {
@@ -394,19 +400,51 @@ impl Pod {
         self.written_status().is_ok_and(|status| status.state == State::Moved)
     }
 
+    /// Where what is removed lies meanwhile; the store's sweep finds it.
+    fn grave(&self) -> PathBuf {
+        self.store.data.join(format!(".removed-{}-{}", self.id, std::process::id()))
+    }
+
+    /// Puts away all that the pod and its monitor wrote, and leaves its spec and status.
+    pub fn clear(&self) -> Result<Cleared> {
+        remove_dir(&self.run_dir())?;
+        let grave = self.grave();
+        make_dir(&grave, 0o700)?;
+        let logs = crate::monitor::log::files(&self.dir());
+        for path in logs.into_iter().chain([self.monitor_log_path(), self.upper_dir(), self.work_dir()]) {
+            let Some(name) = path.file_name() else { continue };
+            match fs::rename(&path, grave.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).doing(|| format!("put {} away", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(Cleared(grave))
+    }
+
     /// Takes away the folders of the pod. What else it has on this host (processes, cgroup, links, leases) goes first:
     /// see [`lifecycle::remove`].
     pub fn remove(self) -> Result<()> {
         let run = self.run_dir();
         remove_dir(&run)?;
-        let dir = self.dir();
+        let (dir, grave) = (self.dir(), self.grave());
         // Out of the list in one step, so that a kill half way leaves no pod without a spec.
-        let grave = self.store.data.join(format!(".removed-{}-{}", self.id, std::process::id()));
         match fs::rename(&dir, &grave) {
             Ok(()) => remove_dir(&grave),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(_) => remove_dir(&dir),
         }
+    }
+}
+
+/// What a pod wrote, out of its way: see [`Pod::clear`].
+#[derive(Debug)]
+pub struct Cleared(PathBuf);
+
+impl Cleared {
+    pub fn remove(self) -> Result<()> {
+        remove_dir(&self.0)
     }
 }
 

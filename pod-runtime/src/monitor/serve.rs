@@ -371,11 +371,16 @@ impl Monitor {
     }
 
     /// Nobody can come any more, and there is nothing more to hear.
-    pub fn close_shop(&mut self) {
+    fn close_shop(&mut self) {
+        self.close();
+        let _ = std::fs::remove_file(self.pod.socket_path());
+    }
+
+    /// The same, without the door's name.
+    pub fn close(&mut self) {
         self.stdio = Stdio::default();
         self.others.clear();
         self.listener = None;
-        let _ = std::fs::remove_file(self.pod.socket_path());
     }
 
     /// Lets slow clients catch up and forgets those that are done.

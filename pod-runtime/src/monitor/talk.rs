@@ -256,7 +256,8 @@ impl Monitor {
         let killed = self.kill_all();
         // Written down before the door closes: who comes too late reads it there.
         let buried = killed.and_then(|()| lifecycle::bury(&self.pod, to));
-        self.close_shop();
+        // The door itself is gone with what was buried: one of that name is that of a pod that came back.
+        self.close();
         let reply = buried.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
         self.answer(id, Role::Closing, &reply);
         let name = self.spec.name.clone();

@@ -226,3 +226,30 @@ fn the_monitor_of_an_ended_pod_is_waited_for() {
     monitor.wait().unwrap();
     assert!(lifecycle::monitor_leaves_within(&pod, std::time::Duration::ZERO).unwrap());
 }
+
+#[test]
+fn what_is_buried_is_not_what_came_back() {
+    let (_dir, store) = store();
+    let pod = store.reserve(&spec("web")).unwrap();
+    let file = pod.upper_dir().join("file");
+    fs::write(&file, "of the copy that left").unwrap();
+    fs::write(pod.log_path(), "said").unwrap();
+    let cleared = pod.clear().unwrap();
+    assert!(!file.exists() && !pod.log_path().exists() && !pod.run_dir().exists());
+    pod.update(|status| status.state = State::Moved).unwrap();
+    // It is here again before the last of it has gone.
+    let spec = Spec { id: pod.id().to_owned(), ..spec("web") };
+    let back = store.reserve(&spec).unwrap();
+    fs::write(&file, "of the copy that came back").unwrap();
+    cleared.remove().unwrap();
+    assert_eq!(fs::read_to_string(file).unwrap(), "of the copy that came back");
+    assert!(back.dir().exists());
+    assert_eq!(
+        fs::read_dir(store.data())
+            .unwrap()
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with(".removed"))
+            .count(),
+        0
+    );
+}
