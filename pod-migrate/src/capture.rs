@@ -360,18 +360,21 @@ impl Still {
     }
 
     /// Stops the pod in a way that outlives this process: for the commit.
+    ///
+    /// First it is written down for which job, or nobody would let a pod go that this process was killed in the middle of
+    /// stopping.
     pub fn stop_for_good(&mut self, job: &str) -> Result<()> {
-        self.capture.cgroup.freeze(Duration::from_secs(5))?;
+        let (pod, cgroup) = (&self.capture.pod, &self.capture.cgroup);
         let job = job.to_owned();
-        let written = self.capture.pod.update_quickly(|status| {
+        pod.update_quickly(|status| {
             status.state = State::Migrating;
             status.job = Some(job);
-        });
-        if let Err(problem) = written {
-            self.capture.cgroup.thaw()?;
-            return Err(problem);
-        }
-        Ok(())
+        })?;
+        cgroup.freeze(Duration::from_secs(5)).inspect_err(|_| {
+            if let Err(problem) = go_on(pod, cgroup) {
+                tracing::error!(problem = problem.chain(), "the pod goes on, and its status does not say so");
+            }
+        })
     }
 
     /// Undoes [`Still::stop_for_good`].
@@ -439,13 +442,15 @@ pub(crate) fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
     })
 }
 
-/// Lets a pod go on that was stopped for a commit which did not happen.
+/// Lets a pod go on that was stopped for a commit which did not happen. What says for which job it stands still goes last:
+/// whoever finds that does the rest.
 pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup) -> Result<()> {
+    cgroup.thaw()?;
     pod.update_quickly(|status| {
         status.state = State::Running;
         status.job = None;
     })?;
-    cgroup.thaw()
+    Ok(())
 }
 
 /// Which layer on disk a path of the pod belongs to, and its path there.

@@ -35,9 +35,12 @@ pub fn settle(store: &Store, id: &str) -> Result<Phase> {
 
 /// The pod of the job, as long as it is neither let go nor gone.
 pub fn arriving(store: &Store, job: &Job) -> Option<Pod> {
+    if job.role != Role::Destination {
+        return None;
+    }
     let pod = store.pods().ok()?.into_iter().find(|pod| pod.id() == job.pod)?;
     let status = pod.status().ok()?;
-    (job.role == Role::Destination && status.job.as_deref() == Some(&job.id)).then_some(pod)
+    (status.job.as_deref() == Some(&job.id)).then_some(pod)
 }
 
 /// The last step of an arrival.

@@ -5,6 +5,57 @@
 //! a COMMIT. A source that has said COMMIT and hears nothing knows nothing: its copy stays frozen until the destination
 //! was asked, and asking makes an undecided job an aborted one. So never two run; and none runs only until somebody
 //! could ask. The reasons are in `docs/decisions/0004-commit.md`.
+//!
+//! # When nothing breaks
+//!
+//! ```text
+//! source: pod migrate                                                  destination: the new monitor
+//!                       journal     the copy                           the copy          journal
+//!                       copying     runs                                                 receiving
+//! Copied::freeze        frozen      ptrace holds it: it runs
+//!                                   on when the tool dies
+//! Frozen::send                      ────────── SENT ──────────▶        is filled, dies
+//!                                                                      with the monitor
+//!                                                                      its cgroup holds it            outlive
+//!                                   ◀───────── READY ──────────                                       await_commit
+//! Still::stop_for_good              its cgroup holds it, too;
+//!                                   status: migrating
+//! commit                committing
+//!                                   ───────── COMMIT ─────────▶
+//!                                                                                        running,     Journal::decide:
+//!                                                                                        on the disk  the commit point
+//!                                                                      runs                           let_go
+//!                                   ◀──────── RUNNING ─────────
+//! Still::moved                      killed; status: moved
+//! finish                done
+//! ```
+//!
+//! # When something breaks
+//!
+//! | what breaks | where | what is done | by whom |
+//! |---|---|---|---|
+//! | the link, or there is silence | source, before COMMIT | the pod is let go, *aborted* | `broken`, `gave_up` |
+//! | | source, after COMMIT | the copy stays held, it is asked | [`Said::Unknown`], `repair::settle` |
+//! | | source, and the copy cannot be let go | the job stays open | `pod job resume` |
+//! | | destination, before COMMIT | *aborted*, what there is of the pod goes | [`await_commit`], `Arriving::failed` |
+//! | the question or its answer | source | *committing* stays, `repair` names it | `pod job resume` asks again |
+//! | `pod migrate` | before its cgroup holds the pod | the kernel lets the tasks go, *aborted* | `repair` |
+//! | | before *committing* | the cgroup lets it go, *aborted* | `repair` |
+//! | | in *committing* | the destination is asked | `pod job resume` |
+//! | | when the tombstone is set | *done* | `repair` |
+//! | the new monitor | before `outlive` | the tasks die with it, *aborted* | `pod receive` |
+//! | | before the commit point | *aborted*, the copy is killed | `pod receive`, if it is killed too `repair` there |
+//! | | after it | the copy is let go | the same: `arrived::settle` |
+//! | the disk | *committing* is not written | COMMIT is not said, the pod goes on | `Sent::commit` |
+//! | | *running* is not written | *aborted*, FAILED | `Arriving::failed` |
+//! | the destination's host | before the commit point | it answers "never", the source goes on | `journal::ask` |
+//! | | after it | the pod died with its host; it answers "ran", the source buries its copy | `journal::ask` |
+//! | the source's host | before COMMIT | the pod died with its host; *aborted* there | [`await_commit`] |
+//! | | after COMMIT | runs at the destination, if COMMIT arrived | [`await_commit`] |
+//!
+//! A question is answered under the lock of the job: so it comes before the commit point, which then never comes, or
+//! after it. `model`, a test, goes through all of this in every order and with any number of faults, and shows that each
+//! rule is needed.
 
 use super::journal::{Journal, Phase};
 use super::protocol::{Answer, Arrival, Say};

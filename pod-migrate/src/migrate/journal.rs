@@ -2,8 +2,11 @@
 //!
 //! The destination's entry decides. It goes from `Receiving` to `Running` when the COMMIT arrives or to `Aborted` when
 //! anything else happens, once, under a lock, and is on the disk before anybody is told. All other entries only matter
-//! as long as the host is up (with it go the processes that they are about), so they are not waited for. Who asks about a job that is
-//! still `Receiving` makes it `Aborted`.
+//! as long as the host is up (with it go the processes that they are about), so they are not waited for: after a power cut
+//! they say what was once true. Who asks about a job that is still `Receiving` makes it `Aborted`, and so does who finds
+//! an entry that cannot be read: one that says `Running` was on the disk before it had its name.
+//!
+//! What is over stays as it is.
 
 use crate::link::{Interrupt, LINK};
 use nix::fcntl::{Flock, FlockArg};
@@ -17,7 +20,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Finished jobs older than this are forgotten.
+/// Finished jobs older than this are forgotten, but for what ran here: its source may not have asked yet, and what nobody
+/// knows is answered with "never".
 const KEEP: u64 = 7 * 86_400;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,11 +117,19 @@ impl Journal {
         Ok(Journal { job: read_json(&path)?, path })
     }
 
-    /// Writes down that the job is in another phase.
+    /// Writes down that the job is in another phase. One that somebody else has ended stays ended.
     pub fn phase(&mut self, phase: Phase) -> Result<()> {
         let _lock = lock(&self.path)?;
-        self.job.phase = phase;
-        self.write()
+        match read_json::<Job>(&self.path) {
+            Ok(job) if job.phase.is_over() && job.phase != phase => {
+                self.job = job;
+                if phase.is_over() { Ok(()) } else { Err(given_up()) }
+            }
+            _ => {
+                self.job.phase = phase;
+                self.write()
+            }
+        }
     }
 
     /// This process works on the job from now on; what was decided stays.
@@ -136,14 +148,17 @@ impl Journal {
         self.phase(Phase::Aborted)
     }
 
-    /// Destination: decides, once. `Running` only from `Receiving`; `Aborted` unless it ran. Returns what holds now.
+    /// Destination: decides, once. `Running` only from `Receiving`; `Aborted` unless it ran. Returns what holds now, and
+    /// will after a power cut.
     pub fn decide(&mut self, wanted: Phase) -> Result<Phase> {
         let _lock = lock(&self.path)?;
-        if let Ok(job) = read_json::<Job>(&self.path) {
-            self.job.phase = job.phase;
-        }
-        if !self.job.phase.is_over() {
-            self.settle_on(wanted)?;
+        // One that is not there any more was over for long.
+        self.job.phase = read_json::<Job>(&self.path).map_or(Phase::Aborted, |job| job.phase);
+        match self.job.phase {
+            // Whoever decided it may have been killed before the disk had it.
+            Phase::Running => self.sync_folder()?,
+            phase if phase.is_over() => {}
+            _ => self.settle_on(wanted)?,
         }
         Ok(self.job.phase)
     }
@@ -182,7 +197,7 @@ impl Journal {
         let interrupt = Interrupt::on_write(&self.path.with_extension("lock"))?;
         // It may have been a moment ago.
         match read_json::<Job>(&self.path)?.phase {
-            Phase::Aborted => Err(Problem::new(LINK, "this attempt was given up; the pod runs on where it was")),
+            Phase::Aborted => Err(given_up()),
             _ => Ok(interrupt),
         }
     }
@@ -196,18 +211,33 @@ impl Journal {
     fn write_to_disk(&self) -> Result<()> {
         let job = Job { updated: now(), ..self.job.clone() };
         write_json(&self.path, &job)?;
+        self.sync_folder()
+    }
+
+    fn sync_folder(&self) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(dir).and_then(|dir| dir.sync_all()).doing(|| format!("write {}", dir.display()))
     }
 }
 
+fn given_up() -> Problem {
+    Problem::new(LINK, "this attempt was given up; the pod runs on where it was")
+}
+
 /// Destination: what became of a job. One that has not run by now is written down as one that never will.
 pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
     check_id(id)?;
-    match Journal::open(store, id) {
-        Ok(mut journal) => journal.give_up(),
+    let path = store.jobs_dir()?.join(format!("{id}.json"));
+    let known = match fs::read(&path) {
+        // What a power cut has left of it is no entry.
+        Ok(text) => serde_json::from_slice::<Job>(&text).is_ok(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+    };
+    match known {
+        true => Journal::open(store, id)?.give_up(),
         // Never heard of, or a late COMMIT is still under way: it shall find this.
-        Err(problem) if problem.code() == "E-NOJOB" => {
+        false => {
             let job = Job {
                 id: id.to_owned(),
                 role: Role::Destination,
@@ -226,7 +256,6 @@ pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
             };
             Journal::begin(store, job).map(|journal| journal.job.phase)
         }
-        Err(problem) => Err(problem),
     }
 }
 
@@ -274,7 +303,9 @@ fn forget_old(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|e| e == "json")
-            && read_json::<Job>(&path).is_ok_and(|job| job.phase.is_over() && job.updated + KEEP < now())
+            && read_json::<Job>(&path).is_ok_and(|job| {
+                job.phase.is_over() && job.phase != Phase::Running && job.updated.saturating_add(KEEP) < now()
+            })
         {
             let _ = fs::remove_file(&path);
             let _ = fs::remove_file(path.with_extension("lock"));

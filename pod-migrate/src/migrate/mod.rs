@@ -11,6 +11,8 @@ mod base;
 pub mod commit;
 pub mod destination;
 pub mod journal;
+#[cfg(test)]
+mod model;
 pub mod offer;
 pub mod progress;
 pub mod protocol;
@@ -19,5 +21,5 @@ pub mod source;
 mod supersede;
 
 pub use destination::receive;
-pub use repair::{abort, repair, resume};
+pub use repair::{Lives, abort, repair, resume};
 pub use source::{Checked, Ended, Failure, Limits, Listener, check, migrate};

@@ -2,6 +2,8 @@
 //!
 //! A tool that is killed leaves little: the kernel lets its tracees go, the monitor sees its hold end. What is left is
 //! said here, and [`repair`] is cheap enough for every command: it reads two small files a pod and one a job.
+//!
+//! `model` (a test) has each of the steps here and shows what they are there for.
 
 use super::arrived;
 use super::journal::{Job, Journal, Phase, Role, jobs};
@@ -13,9 +15,10 @@ use crate::link::ssh::{Ssh, Target};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::client;
 use pod_runtime::network::Attachment;
-use pod_runtime::status::State;
+use pod_runtime::status::{ProcessKey, State};
 use pod_runtime::store::{Pod, Store};
 use pod_runtime::{Problem, Result, lifecycle};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How often the destination is asked before the person is.
@@ -25,54 +28,93 @@ const ATTEMPTS: u32 = 3;
 /// settle. (Pods that never came to life are swept up by the store.)
 pub fn repair(store: &Store) -> Result<Vec<Job>> {
     reconnect_lost(store)?;
+    let pods = store.pods()?.into_iter();
+    let held: BTreeSet<String> = pods.filter_map(|pod| pod.status().ok()?.job).collect();
     let mut pending = Vec::new();
     for job in jobs(store)? {
-        if job.tool.alive() {
+        if job.phase.is_over() && !held.contains(&job.id) {
             continue;
         }
-        if job.phase.is_over() {
-            if job.phase == Phase::Running && arrived::arriving(store, &job).is_some() {
-                arrived::settle(store, &job.id)?;
-            }
-            continue;
-        }
-        match (job.role, job.phase) {
-            (Role::Source, Phase::Committing) => {
-                let status = store.pod(&job.pod).and_then(|pod| pod.status());
-                let waits =
-                    status.as_ref().is_ok_and(|s| s.state == State::Migrating && s.job.as_ref() == Some(&job.id));
-                if waits {
-                    pending.push(job);
-                } else {
-                    // The tool was killed after the pod had been buried and before it wrote that down.
-                    Journal::open(store, &job.id)?.phase(Phase::Done)?;
-                }
-            }
-            (Role::Source, _) => {
-                let mut journal = Journal::open(store, &job.id)?;
-                if let Ok(pod) = store.pod(&job.pod) {
-                    put_back(&pod, &job.id)?;
-                }
-                journal.aborted(&Problem::new("E-LINK", "the tool that moved the pod was killed; it runs on here"))?;
-            }
-            (Role::Destination, _) => {
-                if !job.receiver.is_some_and(|receiver| receiver.alive()) {
-                    arrived::settle(store, &job.id)?;
-                }
-            }
+        // One that cannot be helped stands in nobody's way.
+        match settle_here(store, &job) {
+            Ok(true) => pending.push(job),
+            Ok(false) => {}
+            Err(problem) => tracing::warn!("job {} of pod {}: {}", job.id, job.name, problem.chain()),
         }
     }
     Ok(pending)
 }
 
-/// Lets the copy at the source run again, if this job held it.
-fn put_back(pod: &Pod, job: &str) -> Result<()> {
+/// Settles a job on which nobody works any more, as far as this host knows how. `true`: the other host has to be asked.
+fn settle_here(store: &Store, job: &Job) -> Result<bool> {
+    if job.tool.alive() || job.receiver.is_some_and(|receiver| receiver.alive()) {
+        return Ok(false);
+    }
+    match job.role {
+        Role::Source if job.phase.is_over() => Ok(false),
+        // Its tool may have gone on until a moment ago: what counts is what it left.
+        Role::Source => Journal::open(store, &job.id).and_then(|journal| settle_source(store, journal)),
+        Role::Destination => {
+            // Of one that is over something may be left to be done.
+            if !job.phase.is_over() || arrived::arriving(store, job).is_some() {
+                arrived::settle(store, &job.id)?;
+            }
+            Ok(false)
+        }
+    }
+}
+
+fn settle_source(store: &Store, mut journal: Journal) -> Result<bool> {
+    if journal.job.phase.is_over() {
+        return Ok(false);
+    }
+    let committing = journal.job.phase == Phase::Committing;
+    let pod = match store.pod(&journal.job.pod) {
+        Ok(pod) => pod,
+        Err(problem) if problem.code() == "E-NOPOD" => {
+            // Of a commit the tombstone is gone already.
+            match committing {
+                true => journal.phase(Phase::Done)?,
+                false => {
+                    journal.aborted(&Problem::new("E-LINK", "the tool was killed; the pod is not here any more"))?
+                }
+            }
+            return Ok(false);
+        }
+        Err(problem) => return Err(problem),
+    };
     let status = pod.status()?;
-    if status.state != State::Migrating || status.job.as_deref() != Some(job) {
+    match status.state {
+        // The tool was killed after the pod had been buried and before it wrote that down.
+        State::Moved => journal.phase(Phase::Done)?,
+        // The entry may be older than what it is about: a power cut leaves of both what it likes.
+        State::Dead => return Ok(true),
+        State::Migrating if committing && status.job.as_ref() == Some(&journal.job.id) => return Ok(true),
+        // Somebody has ended the copy that stood still.
+        State::Exited if committing => return Ok(true),
+        _ => {
+            put_back(&pod, &journal.job.id)?;
+            journal.aborted(&Problem::new("E-LINK", "the tool that moved the pod was killed; it runs on here"))?;
+        }
+    }
+    Ok(false)
+}
+
+/// Lets the copy at the source run again, if this job holds it. Nobody else does anything with the pod from the look at it on.
+fn put_back(pod: &Pod, job: &str) -> Result<()> {
+    let held = || -> Result<bool> {
+        let status = pod.status()?;
+        Ok(status.state == State::Migrating && status.job.as_deref() == Some(job))
+    };
+    if !held()? {
         return Ok(());
     }
-    go_on(pod, &Cgroup::open(pod.id())?)?;
-    reconnect(pod)
+    let _lock = capture::lock(pod, &pod.spec()?.name)?;
+    if held()? {
+        go_on(pod, &Cgroup::open(pod.id())?)?;
+        reconnect(pod)?;
+    }
+    Ok(())
 }
 
 /// Puts the pod back on the network: a hold that ends does it, or, where the monitor is gone, we.
@@ -140,39 +182,61 @@ fn conclude(store: &Store, pod: &Pod, journal: &mut Journal, fate: Fate) -> Resu
             if let Ok(spec) = pod.spec() {
                 let _ = crate::storage::volumes::remember(store, &spec);
             }
-            lifecycle::moved(pod, &journal.job.peer)?;
+            // It may have come back meanwhile, and then this is not the copy that left. Until it is buried none can.
+            store.exclusively(|| {
+                let Ok(status) = pod.status() else { return Ok(()) };
+                match status.state {
+                    State::Migrating if status.job.as_ref() == Some(&journal.job.id) => {}
+                    State::Dead => {}
+                    _ => return Ok(()),
+                }
+                lifecycle::moved(pod, &journal.job.peer)
+            })?;
             journal.phase(Phase::Done)?;
             Ok(true)
         }
         Fate::Never => {
             put_back(pod, &journal.job.id.clone())?;
-            journal.aborted(&Problem::new("E-LINK", "the destination did not run the pod; it runs on here"))?;
+            journal.aborted(&Problem::new("E-LINK", "the destination did not run the pod; it stays here"))?;
             Ok(false)
         }
     }
 }
 
-/// `pod job resume`: settles a job whose commit got no answer. `true`: the pod lives at the destination.
-pub fn resume(store: &Store, id: &str) -> Result<bool> {
-    let mut journal = Journal::open(store, id)?;
-    let job = journal.job.clone();
-    if job.phase.is_over() {
-        return Ok(matches!(job.phase, Phase::Done | Phase::Running));
+/// Where a pod is, as one of the two hosts of its move knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lives {
+    Here,
+    /// On the other host of the job.
+    There,
+}
+
+/// `pod job resume`: settles a job on which nobody works any more.
+pub fn resume(store: &Store, id: &str) -> Result<Lives> {
+    let job = Journal::open(store, id)?.job;
+    let at_work =
+        |key: &ProcessKey| Problem::new("E-STATE", format!("job {id} is still being worked on by process {}", key.pid));
+    if !job.phase.is_over()
+        && let Some(key) = [Some(job.tool), job.receiver].iter().flatten().find(|key| key.alive())
+    {
+        return Err(at_work(key));
     }
-    if job.tool.alive() {
-        return Err(Problem::new("E-STATE", format!("job {id} is still being worked on by process {}", job.tool.pid)));
+    if settle_here(store, &job)? {
+        let mut journal = Journal::open(store, id)?;
+        let pod = store.pod(&job.pod)?;
+        let ssh = Ssh {
+            target: Target { host: job.peer, port: job.port },
+            options: job.ssh_options,
+            remote_pod: job.remote_pod.unwrap_or_else(|| "pod".into()),
+        };
+        settle(store, &pod, &ssh, &mut journal)?;
     }
-    if job.role == Role::Destination || job.phase != Phase::Committing {
-        repair(store)?;
-        return Ok(false);
+    let job = Journal::open(store, id)?.job;
+    match (job.role, job.phase) {
+        (Role::Source, Phase::Done) | (Role::Destination, Phase::Aborted) => Ok(Lives::There),
+        (Role::Source, Phase::Aborted) | (Role::Destination, Phase::Running) => Ok(Lives::Here),
+        _ => Err(at_work(&job.tool)),
     }
-    let pod = store.pod(&job.pod)?;
-    let ssh = Ssh {
-        target: Target { host: job.peer, port: job.port },
-        options: job.ssh_options,
-        remote_pod: job.remote_pod.unwrap_or_else(|| "pod".into()),
-    };
-    settle(store, &pod, &ssh, &mut journal)
 }
 
 /// `pod job abort`: before the commit the tool is asked to stop; after it, it is too late.
@@ -200,3 +264,6 @@ pub fn abort(store: &Store, id: &str) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

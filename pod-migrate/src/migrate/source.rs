@@ -457,8 +457,10 @@ impl Sent {
         let said = match commit(&mut self.link, &mut self.journal) {
             Ok(said) => said,
             Err(problem) => {
-                let _ = self.still.resume();
-                return Err(gave_up(problem, &mut self.link, &mut self.journal));
+                return Err(match self.still.resume() {
+                    Ok(()) => gave_up(problem, &mut self.link, &mut self.journal),
+                    Err(held) => still_held(held, &job),
+                });
             }
         };
         match said {
@@ -467,12 +469,13 @@ impl Sent {
                 finish(store, pod, &mut self.journal, &mut self.report, |pod_to| self.still.moved(pod_to), &to);
                 Ok(self.report)
             }
-            Said::Refused(problem) => {
-                let resumed = self.still.resume();
-                let _ = self.journal.aborted(&problem);
-                let problem = resumed.err().unwrap_or(problem);
-                Err(Failure::new(Ended::RestoreFailed, problem))
-            }
+            Said::Refused(problem) => match self.still.resume() {
+                Ok(()) => {
+                    let _ = self.journal.aborted(&problem);
+                    Err(Failure::new(Ended::RestoreFailed, problem))
+                }
+                Err(held) => Err(still_held(held, &job)),
+            },
             Said::Unknown(problem) => {
                 // Stays frozen by its cgroup and off the network.
                 self.still.leave();
@@ -488,6 +491,14 @@ impl Sent {
             }
         }
     }
+}
+
+/// The move did not happen, and the copy here could not be let go. The job stays open, so that somebody returns to it.
+fn still_held(problem: Problem, job: &str) -> Failure {
+    let held = Problem::new("E-UNKNOWN", "the pod did not move, and could not be let go on here")
+        .because(problem)
+        .fix(format!("when what stands against that is gone: pod job resume {job}"));
+    Failure::new(Ended::Unknown, held)
 }
 
 fn unknown(problem: Problem, job: &str, to: &str) -> Problem {

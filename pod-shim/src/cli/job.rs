@@ -4,7 +4,7 @@ use super::checkpoint::with_version;
 use super::{Context, Exit};
 use crate::output::{self, Table};
 use pod_migrate::migrate::journal::{self, Job, Journal, Phase, Role, jobs};
-use pod_migrate::migrate::{abort, repair, resume};
+use pod_migrate::migrate::{Lives, abort, repair, resume};
 use pod_runtime::status::now;
 use pod_runtime::store::Store;
 use pod_runtime::{Result, when};
@@ -71,11 +71,12 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         }
         Verb::Log { id } => output::data(&history(&store, &id)?)?,
         Verb::Resume { id } => {
-            let there = resume(&store, &id)?;
+            let lives = resume(&store, &id)?;
             let job = Journal::open(&store, &id)?.job;
-            let text =
-                if there { format!("{} lives on {}", job.name, job.peer) } else { format!("{} runs here", job.name) };
-            output::say(text);
+            output::say(match lives {
+                Lives::There => format!("{} lives on {}", job.name, job.peer),
+                Lives::Here => format!("{} lives here", job.name),
+            });
         }
         Verb::Abort { id } => abort(&store, &id)?,
     }
