@@ -217,12 +217,16 @@ impl Capture {
                 };
                 Frozen::seize_last(self.init, || cgroup.procs(), waits, &servers, then)?
             };
-            if settling.as_ref().is_none_or(Settling::ready) && unwritten.ready() {
+            let unaccepted = settling.as_ref().filter(|settling| !settling.ready());
+            if unaccepted.is_none() && unwritten.ready() {
                 break frozen;
             }
             drop(frozen);
             servers = unwritten.servers(&processes);
-            std::thread::sleep(Duration::from_millis(1));
+            match unaccepted {
+                Some(settling) => settling.accept(),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
         };
         let since = frozen.since();
         Ok(Still { frozen, hold, settling, capture: self, since })

@@ -2,8 +2,8 @@
 //!
 //! * A handshake that is half done, or complete but not accepted by the program, has no descriptor. The
 //!   [`Gate`] keeps new ones out; the others end within a round trip, then the program accepts them, which it can only
-//!   while it runs. So [`Settling::ready`] is asked right after the freeze, and if it says no, the pod is let go for a
-//!   moment and frozen again.
+//!   while it runs. So [`Settling::ready`] is asked right after the freeze, and if it says no, the pod is let go until it
+//!   has accepted them ([`Settling::accept`]) and frozen again.
 //! * A connection that the program has closed but whose last bytes are not acknowledged has no descriptor either. The
 //!   kernel finishes it alone, as long as the pod is on the network: [`Settling::drain`] waits for that.
 //!
@@ -22,12 +22,14 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::wire::inside;
 use pod_runtime::{Doing, Problem, Result, proc};
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// How long handshakes are waited for in all.
+/// How long handshakes are waited for in all, from when one is found to be in the way. Where the processors are busy it takes
+/// that long until we come here, and as long until the program has its turn.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long unix connections are waited for in all.
 const UNWRITTEN: Duration = Duration::from_millis(500);
@@ -56,12 +58,18 @@ pub struct Unsaved {
     pub closing: u32,
 }
 
+impl Unsaved {
+    fn is_accepted(&self) -> bool {
+        self.waiting == 0 && self.half_open == 0
+    }
+}
+
 /// The last moments of a pod on a host. Dropping it opens the gate again.
 #[derive(Debug)]
 pub struct Settling {
     init: HostPid,
     diag: Option<OwnedFd>,
-    end: Instant,
+    end: OnceCell<Instant>,
     _gate: Option<Gate>,
 }
 
@@ -70,15 +78,20 @@ impl Settling {
     pub fn begin(init: HostPid, cgroup: &Cgroup) -> Settling {
         let gate = Gate::close(cgroup);
         let diag = open(init).map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
-        let settling = Settling { init, diag, end: Instant::now() + PATIENCE, _gate: gate };
+        let settling = Settling { init, diag, end: OnceCell::new(), _gate: gate };
         settling.wait(Duration::from_millis(20), |unsaved| unsaved.half_open == 0);
         settling
     }
 
     /// Whether the pod, frozen this moment, has no connection that is not accepted; or waiting longer is no use.
     pub fn ready(&self) -> bool {
-        let unsaved = self.unsaved();
-        (unsaved.waiting == 0 && unsaved.half_open == 0) || Instant::now() > self.end
+        self.unsaved().is_accepted() || self.end.get().is_some_and(|end| Instant::now() > *end)
+    }
+
+    /// Waits until the program, which runs again, has accepted what there is.
+    pub fn accept(&self) {
+        let end = self.end.get_or_init(|| Instant::now() + PATIENCE);
+        self.wait(end.saturating_duration_since(Instant::now()), Unsaved::is_accepted);
     }
 
     /// Waits until closed connections are gone; the pod is frozen and still on the network. Returns what is left.
