@@ -28,7 +28,7 @@ use pod_runtime::monitor::About;
 use pod_runtime::monitor::client::{self, Hold};
 use pod_runtime::monitor::log::History;
 use pod_runtime::spec::Spec;
-use pod_runtime::status::{State, now, wrong_state};
+use pod_runtime::status::{ProcessKey, State, now, wrong_state};
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -99,22 +99,16 @@ pub struct Captured {
 impl Capture {
     pub fn new(pod: &Pod) -> Result<Capture> {
         filler::wait(pod, || tracing::warn!("waiting until all memory of the pod is back from its checkpoint"))?;
-        let (spec, status) = (pod.spec()?, pod.status()?);
-        let Some(init) = status.init.filter(|_| status.state == State::Running) else {
-            if let Some(to) = status.moved_to.filter(|_| status.state == State::Moved) {
-                return Err(pod_runtime::monitor::moved_problem(&spec.name, &to));
-            }
-            let problem = wrong_state(&spec.name, status.state, "running");
-            return Err(match status.state {
-                State::Paused => problem.fix(format!("pod unpause {}", spec.name)),
-                _ => problem,
-            });
-        };
+        let spec = pod.spec()?;
+        running(pod, &spec.name)?;
+        // Who had the lock may have stopped it meanwhile.
+        let lock = lock(pod, &spec.name)?;
+        let init = running(pod, &spec.name)?;
         let cgroup = Cgroup::open(pod.id())?;
         Glance::begin(&cgroup.procs()?);
         Ok(Capture {
             pod: pod.clone(),
-            _lock: lock(pod, &spec.name)?,
+            _lock: lock,
             cgroup,
             init: crate::objects::task::check::voice(HostPid(init.pid)),
             spec,
@@ -229,7 +223,7 @@ impl Capture {
             }
         };
         let since = frozen.since();
-        Ok(Still { frozen, hold, settling, capture: self, since })
+        Ok(Still { frozen, hold, settling, capture: self, since, job: String::new() })
     }
 
     /// One pass over the layers on disk. The first has no predecessor and is no delta.
@@ -282,6 +276,16 @@ pub struct Still {
     settling: Option<Settling>,
     capture: Capture,
     since: Instant,
+    /// For which it was stopped for good.
+    job: String,
+}
+
+/// Why a pod is not stopped for good.
+#[derive(Debug)]
+pub struct NotStopped {
+    pub problem: Problem,
+    /// And why it does not go on either: its status says that it stands still for the job.
+    pub held: Option<Problem>,
 }
 
 impl Still {
@@ -367,35 +371,36 @@ impl Still {
     ///
     /// First it is written down for which job, or nobody would let a pod go that this process was killed in the middle of
     /// stopping.
-    pub fn stop_for_good(&mut self, job: &str) -> Result<()> {
+    pub fn stop_for_good(&mut self, job: &str) -> Result<(), Box<NotStopped>> {
         let (pod, cgroup) = (&self.capture.pod, &self.capture.cgroup);
-        let job = job.to_owned();
-        pod.update_quickly(|status| {
+        self.job = job.to_owned();
+        let written = pod.update_quickly(|status| {
             status.state = State::Migrating;
-            status.job = Some(job);
-        })?;
-        cgroup.freeze(Duration::from_secs(5)).inspect_err(|_| {
-            if let Err(problem) = go_on(pod, cgroup) {
-                tracing::error!(problem = problem.chain(), "the pod goes on, and its status does not say so");
-            }
-        })
+            status.job = Some(job.to_owned());
+        });
+        written.map_err(|problem| Box::new(NotStopped { problem, held: None }))?;
+        let frozen = cgroup.freeze(Duration::from_secs(5));
+        frozen.map_err(|problem| Box::new(NotStopped { problem, held: go_on(pod, cgroup, job).err() }))
     }
 
     /// Undoes [`Still::stop_for_good`].
     pub fn resume(self) -> Result<()> {
-        go_on(&self.capture.pod, &self.capture.cgroup)
+        go_on(&self.capture.pod, &self.capture.cgroup, &self.job)
     }
 
-    /// The pod runs elsewhere: lets go of the tasks, which the cgroup keeps frozen, and has the monitor bury them.
-    pub fn moved(self, to: &str) -> Result<()> {
-        let Still { frozen, hold, capture, .. } = self;
+    /// The pod runs elsewhere: lets go of the tasks, which the cgroup keeps frozen, and has the monitor bury them. The job
+    /// began at that second.
+    pub fn moved(self, to: &str, began: u64) -> Result<()> {
+        let Still { frozen, hold, capture, job, .. } = self;
         let silence = silence(&frozen);
         drop(frozen);
         let moved = hold.moved(to);
         // The tasks are gone: the last reference to each connection is ours.
         drop(silence);
         match moved {
-            Err(problem) if problem.code() == "E-MONITOR" => pod_runtime::lifecycle::moved(&capture.pod, to),
+            Err(problem) if problem.code() == "E-MONITOR" => {
+                pod_runtime::lifecycle::moved(&capture.pod, &job, began, to)
+            }
             other => other,
         }
     }
@@ -434,6 +439,22 @@ impl Still {
     }
 }
 
+/// The first process of a pod that can be saved or moved.
+fn running(pod: &Pod, name: &str) -> Result<ProcessKey> {
+    let status = pod.status()?;
+    if let Some(init) = status.init.filter(|_| status.state == State::Running) {
+        return Ok(init);
+    }
+    if let Some(to) = status.moved_to.filter(|_| status.state == State::Moved) {
+        return Err(pod_runtime::monitor::moved_problem(name, &to));
+    }
+    let problem = wrong_state(name, status.state, "running");
+    Err(match status.state {
+        State::Paused => problem.fix(format!("pod unpause {name}")),
+        _ => problem,
+    })
+}
+
 /// In the run directory, which goes with the pod.
 pub(crate) fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
     let path = pod.run_dir().join("capture.lock");
@@ -446,15 +467,17 @@ pub(crate) fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
     })
 }
 
-/// Lets a pod go on that was stopped for a commit which did not happen. What says for which job it stands still goes last:
-/// whoever finds that does the rest.
-pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup) -> Result<()> {
+/// Lets a pod go on that was stopped for the commit of a job which did not happen. What says for which job it stands still
+/// goes last: whoever finds that does the rest. A pod that ends as soon as it may stays ended.
+pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup, job: &str) -> Result<()> {
     cgroup.thaw()?;
-    pod.update_quickly(|status| {
-        status.state = State::Running;
-        status.job = None;
-    })?;
-    Ok(())
+    let written = pod.update_quickly(|status| {
+        if status.is_leaving(job) {
+            status.state = State::Running;
+            status.job = None;
+        }
+    });
+    if pod.dir().exists() { written.map(drop) } else { Ok(()) }
 }
 
 /// Which layer on disk a path of the pod belongs to, and its path there.

@@ -186,12 +186,14 @@ pub fn remove(pod: &Pod) -> Result<()> {
     given
 }
 
-/// Leaves of a pod that runs on another host now nothing but its tombstone. Its processes here must be dead.
+/// Leaves of a pod that runs on another host now nothing but its tombstone. Its processes here must be dead. What it wrote is
+/// put away only: the rest of the time is nobody's to wait for.
 ///
 /// The tombstone comes last: from then on the pod may come back and have all of these again, under the same names.
-pub fn bury(pod: &Pod, to: &str) -> Result<()> {
+pub fn bury(pod: &Pod, to: &str) -> Result<Cleared> {
     let given = give_back(pod);
     let cleared = pod.clear();
+    // In any case: it does run there.
     pod.update(|status| {
         status.state = State::Moved;
         status.moved_to = Some(to.to_owned());
@@ -201,29 +203,36 @@ pub fn bury(pod: &Pod, to: &str) -> Result<()> {
         status.job = None;
     })?;
     pod.store().event(pod, "moved", &[("to", to)]);
-    // Everything is tried, the first problem is told.
-    given.and(cleared.and_then(Cleared::remove))
+    given.and(cleared)
 }
 
-/// Ends the source of a finished move: by the pod's monitor, or in the place of a lost one. The pod must not come back
-/// meanwhile.
-pub fn moved(pod: &Pod, to: &str) -> Result<()> {
-    let status = pod.status()?;
-    match status.state {
-        State::Moved => return Ok(()),
-        // There is no monitor.
-        State::Dead => {}
-        _ => match client::moved(pod, to) {
-            Err(problem) if problem.code() == "E-MONITOR" => {}
-            other => return other,
-        },
+/// Ends the source of a finished move, which began at that second: by the pod's monitor, or in the place of a lost one.
+/// A pod that has come back meanwhile is left alone.
+pub fn moved(pod: &Pod, job: &str, began: u64, to: &str) -> Result<()> {
+    let status = || if pod.dir().exists() { pod.status().map(Some) } else { Ok(None) };
+    let leaves = || Ok::<_, Problem>(status()?.is_some_and(|status| status.is_leaving(job)));
+    if leaves()? {
+        match client::moved(pod, job, to) {
+            Ok(()) => return Ok(()),
+            Err(problem) if problem.code() != "E-MONITOR" && leaves()? => return Err(problem),
+            Err(_) => {}
+        }
     }
-    let status = pod.status()?;
-    Cgroup::open(pod.id())?.kill()?;
-    if let Some(pidfd) = status.init.map(|key| key.pidfd()).transpose()?.flatten() {
-        ended_within(&pidfd, DYING)?;
-    }
-    bury(pod, to)
+    // Nobody comes back meanwhile.
+    let cleared = pod.store().exclusively(|| {
+        let Some(status) = status()? else { return Ok(None) };
+        // With its host, say; one that came back and died then began later.
+        let died = status.state == State::Dead && status.started.is_none_or(|at| at <= began);
+        if !died && !status.is_leaving(job) {
+            return Ok(None);
+        }
+        Cgroup::open(pod.id())?.kill()?;
+        if let Some(pidfd) = status.init.map(|key| key.pidfd()).transpose()?.flatten() {
+            ended_within(&pidfd, DYING)?;
+        }
+        bury(pod, to).map(Some)
+    })?;
+    cleared.map_or(Ok(()), Cleared::remove)
 }
 
 /// Puts a pod that was held off the network back on it in the place of its monitor, which was killed meanwhile. Nothing is

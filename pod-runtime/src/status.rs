@@ -159,6 +159,11 @@ impl Status {
         })
     }
 
+    /// Whether the pod was stopped for good for this move.
+    pub fn is_leaving(&self, job: &str) -> bool {
+        self.state == State::Migrating && self.job.as_deref() == Some(job)
+    }
+
     /// What the file says, held against the kernel.
     #[must_use]
     pub fn corrected(mut self) -> Status {

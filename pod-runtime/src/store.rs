@@ -94,6 +94,11 @@ impl Store {
         self.data.join("events.jsonl")
     }
 
+    /// The pod of exactly this id, if it is here.
+    pub fn by_id(&self, id: &str) -> Result<Option<Pod>> {
+        Ok(self.pods()?.into_iter().find(|pod| pod.id == id))
+    }
+
     /// Every pod, tombstones too, oldest first.
     pub fn pods(&self) -> Result<Vec<Pod>> {
         let mut found = Vec::new();
@@ -310,7 +315,11 @@ impl Pod {
     }
 
     fn written_status(&self) -> Result<Status> {
-        read_json(&self.dir().join("status.json"))
+        let path = self.dir().join("status.json");
+        let text = fs::read(&path).doing(|| format!("read {}", path.display()))?;
+        // What cannot be understood a power cut has left, and with that the pod died.
+        serde_json::from_slice(&text)
+            .or_else(|_| Ok(Status { state: State::Dead, monitor: None, ..Status::creating()? }))
     }
 
     pub fn set_status(&self, status: &Status) -> Result<()> {
@@ -407,7 +416,7 @@ impl Pod {
 
     /// Puts away all that the pod and its monitor wrote, and leaves its spec and status.
     pub fn clear(&self) -> Result<Cleared> {
-        remove_dir(&self.run_dir())?;
+        let mut cleared = remove_dir(&self.run_dir());
         let grave = self.grave();
         make_dir(&grave, 0o700)?;
         let logs = crate::monitor::log::files(&self.dir());
@@ -415,12 +424,13 @@ impl Pod {
             let Some(name) = path.file_name() else { continue };
             match fs::rename(&path, grave.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).doing(|| format!("put {} away", path.display()));
+                    // Everything is tried, the first problem is told.
+                    cleared = cleared.and(Err(error).doing(|| format!("put {} away", path.display())));
                 }
                 _ => {}
             }
         }
-        Ok(Cleared(grave))
+        cleared.map(|()| Cleared(grave))
     }
 
     /// Takes away the folders of the pod. What else it has on this host (processes, cgroup, links, leases) goes first:

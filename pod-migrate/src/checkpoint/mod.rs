@@ -127,7 +127,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     // Who goes on running shall stand still for what changes meanwhile alone; or, where that cannot be told, for the
     // copying.
     let mut rounds = Rounds::default();
-    let again = |pass| Ok(rounds.judge(pass, Duration::ZERO)? == Next::Again);
+    let again = |pass| Ok(rounds.judge(pass)? == Next::Again);
     if !options.stop && !capture.memory_ahead(&mut w, again)? && file.is_nameless() {
         room::make(file.file(), w.bytes(), &capture.processes());
     }

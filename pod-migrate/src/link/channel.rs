@@ -13,7 +13,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use pod_runtime::{Doing, Problem, Result};
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,7 +44,7 @@ pub const ABORTED: &str = "E-ABORTED";
 pub const TIMEOUT: &str = "E-TIMEOUT";
 
 impl Interrupt {
-    /// From here on the three signals do not end the process but show in [`Interrupt::raised`]. With `within`, so does
+    /// From here on the three signals do not end the process but show in [`Interrupt::check`]. With `within`, so does
     /// the end of that time.
     pub fn catch(within: Option<Duration>) -> Result<Interrupt> {
         let mut set = SigSet::empty();
@@ -193,8 +192,6 @@ struct Pace {
     rate: u64,
     /// When what was written by now may have been written.
     due: Instant,
-    /// How long was waited only for that.
-    waited: Rc<Cell<Duration>>,
 }
 
 impl Pace {
@@ -233,22 +230,17 @@ impl Outgoing {
         Ok(Outgoing { channel: Channel::new(fd, peer, interrupt)?, on_bytes: None, pace: None })
     }
 
-    /// From now on at most so many bytes a second, or as many as go. Returns what tells how long was waited for that.
-    pub fn pace(&mut self, rate: Option<u64>) -> Rc<Cell<Duration>> {
-        let waited = Rc::default();
-        self.pace = rate.map(|rate| Pace { rate: rate.max(1), due: Instant::now(), waited: Rc::clone(&waited) });
-        waited
+    /// From now on at most so many bytes a second, or as many as go.
+    pub fn pace(&mut self, rate: Option<u64>) {
+        self.pace = rate.map(|rate| Pace { rate: rate.max(1), due: Instant::now() });
     }
 
     /// Waits until more may be written.
     fn keep_pace(&self) -> io::Result<()> {
-        let Some(pace) = &self.pace else { return Ok(()) };
-        let began = Instant::now();
-        if began < pace.due {
-            self.channel.wait_until(None, pace.due)?;
-            pace.waited.set(pace.waited.get() + began.elapsed());
+        match &self.pace {
+            Some(pace) if Instant::now() < pace.due => self.channel.wait_until(None, pace.due).map(drop),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     pub fn deaf(&mut self) {

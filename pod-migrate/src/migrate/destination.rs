@@ -10,6 +10,7 @@ use super::commit::await_commit;
 use super::journal::{Job, Journal, Phase, Role, ask};
 use super::offer;
 use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, Purpose, Say};
+use super::repair;
 use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
@@ -84,6 +85,7 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
         Ok(reservation) => reservation,
         Err(problem) => return link.say(&Answer::Refused(vec![problem.report()])),
     };
+    repair::it_left(store, &reservation.spec.id)?;
     let journal = begin(store, &reservation, hello, job)?;
     link.interrupted_by(&journal.given_up()?)?;
     let note = format!("moved here from {}", hello.host);

@@ -120,8 +120,8 @@ impl Journal {
     /// Writes down that the job is in another phase. One that somebody else has ended stays ended.
     pub fn phase(&mut self, phase: Phase) -> Result<()> {
         let _lock = lock(&self.path)?;
-        match read_json::<Job>(&self.path) {
-            Ok(job) if job.phase.is_over() && job.phase != phase => {
+        match entry(&self.path)? {
+            Some(job) if job.phase.is_over() && job.phase != phase => {
                 self.job = job;
                 if phase.is_over() { Ok(()) } else { Err(given_up()) }
             }
@@ -135,7 +135,7 @@ impl Journal {
     /// This process works on the job from now on; what was decided stays.
     pub fn take_over(&mut self) -> Result<()> {
         let _lock = lock(&self.path)?;
-        if let Ok(job) = read_json::<Job>(&self.path) {
+        if let Some(job) = entry(&self.path)? {
             self.job.phase = job.phase;
         }
         self.job.tool = ProcessKey::myself()?;
@@ -152,8 +152,8 @@ impl Journal {
     /// will after a power cut.
     pub fn decide(&mut self, wanted: Phase) -> Result<Phase> {
         let _lock = lock(&self.path)?;
-        // One that is not there any more was over for long.
-        self.job.phase = read_json::<Job>(&self.path).map_or(Phase::Aborted, |job| job.phase);
+        // One that is not there any more was over for long. Where it is only that it cannot be read now, nobody decides.
+        self.job.phase = entry(&self.path)?.map_or(Phase::Aborted, |job| job.phase);
         match self.job.phase {
             // Whoever decided it may have been killed before the disk had it.
             Phase::Running => self.sync_folder()?,
@@ -228,16 +228,10 @@ fn given_up() -> Problem {
 pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
     check_id(id)?;
     let path = store.jobs_dir()?.join(format!("{id}.json"));
-    let known = match fs::read(&path) {
-        // What a power cut has left of it is no entry.
-        Ok(text) => serde_json::from_slice::<Job>(&text).is_ok(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
-    };
-    match known {
-        true => Journal::open(store, id)?.give_up(),
+    match entry(&path)? {
+        Some(job) => Journal { path, job }.give_up(),
         // Never heard of, or a late COMMIT is still under way: it shall find this.
-        false => {
+        None => {
             let job = Job {
                 id: id.to_owned(),
                 role: Role::Destination,
@@ -256,6 +250,15 @@ pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
             };
             Journal::begin(store, job).map(|journal| journal.job.phase)
         }
+    }
+}
+
+/// None where there is none, or what a power cut has left of one.
+fn entry(path: &Path) -> Result<Option<Job>> {
+    match fs::read(path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).doing(|| format!("read {}", path.display())),
     }
 }
 

@@ -69,19 +69,15 @@ fn settle_source(store: &Store, mut journal: Journal) -> Result<bool> {
         return Ok(false);
     }
     let committing = journal.job.phase == Phase::Committing;
-    let pod = match store.pod(&journal.job.pod) {
-        Ok(pod) => pod,
-        Err(problem) if problem.code() == "E-NOPOD" => {
-            // Of a commit the tombstone is gone already.
-            match committing {
-                true => journal.phase(Phase::Done)?,
-                false => {
-                    journal.aborted(&Problem::new("E-LINK", "the tool was killed; the pod is not here any more"))?
-                }
-            }
-            return Ok(false);
+    let Some(pod) = store.by_id(&journal.job.pod)? else {
+        // Its tombstone, or the copy that stood still.
+        if !committing {
+            journal.aborted(&Problem::new(
+                "E-LINK",
+                "the tool that moved the pod was killed; the pod is not here any more",
+            ))?;
         }
-        Err(problem) => return Err(problem),
+        return Ok(committing);
     };
     let status = pod.status()?;
     match status.state {
@@ -89,29 +85,33 @@ fn settle_source(store: &Store, mut journal: Journal) -> Result<bool> {
         State::Moved => journal.phase(Phase::Done)?,
         // The entry may be older than what it is about: a power cut leaves of both what it likes.
         State::Dead => return Ok(true),
-        State::Migrating if committing && status.job.as_ref() == Some(&journal.job.id) => return Ok(true),
+        State::Migrating if committing && status.is_leaving(&journal.job.id) => return Ok(true),
         // Somebody has ended the copy that stood still.
         State::Exited if committing => return Ok(true),
         _ => {
             put_back(&pod, &journal.job.id)?;
-            journal.aborted(&Problem::new("E-LINK", "the tool that moved the pod was killed; it runs on here"))?;
+            journal.aborted(&Problem::new("E-LINK", "the tool that moved the pod was killed; the pod stays here"))?;
         }
     }
     Ok(false)
 }
 
+/// A pod comes here that once left from here: whatever the entries say, it did leave. Nobody has to ask any more, and by
+/// the answer take the copy that comes for the one that left.
+pub(super) fn it_left(store: &Store, pod: &str) -> Result<()> {
+    let open = |job: &Job| job.role == Role::Source && job.pod == pod && !job.phase.is_over() && !job.tool.alive();
+    jobs(store)?.iter().filter(|job| open(job)).try_for_each(|job| Journal::open(store, &job.id)?.phase(Phase::Done))
+}
+
 /// Lets the copy at the source run again, if this job holds it. Nobody else does anything with the pod from the look at it on.
 fn put_back(pod: &Pod, job: &str) -> Result<()> {
-    let held = || -> Result<bool> {
-        let status = pod.status()?;
-        Ok(status.state == State::Migrating && status.job.as_deref() == Some(job))
-    };
+    let held = || -> Result<bool> { Ok(pod.status()?.is_leaving(job)) };
     if !held()? {
         return Ok(());
     }
     let _lock = capture::lock(pod, &pod.spec()?.name)?;
     if held()? {
-        go_on(pod, &Cgroup::open(pod.id())?)?;
+        go_on(pod, &Cgroup::open(pod.id())?, job)?;
         reconnect(pod)?;
     }
     Ok(())
@@ -156,7 +156,7 @@ fn reconnect_lost(store: &Store) -> Result<()> {
 }
 
 /// Source: asks the destination what became of the job and does what follows. `true`: the pod lives there.
-pub(super) fn settle(store: &Store, pod: &Pod, ssh: &Ssh, journal: &mut Journal) -> Result<bool> {
+pub(super) fn settle(store: &Store, pod: Option<&Pod>, ssh: &Ssh, journal: &mut Journal) -> Result<bool> {
     let mut last = None;
     for attempt in 0..ATTEMPTS {
         std::thread::sleep(Duration::from_secs(u64::from(attempt)));
@@ -176,27 +176,19 @@ fn fate(ssh: &Ssh, job: &str) -> Result<Fate> {
     }
 }
 
-fn conclude(store: &Store, pod: &Pod, journal: &mut Journal, fate: Fate) -> Result<bool> {
+fn conclude(store: &Store, pod: Option<&Pod>, journal: &mut Journal, fate: Fate) -> Result<bool> {
+    let Job { id, peer, started, .. } = journal.job.clone();
     match fate {
         Fate::Ran => {
-            if let Ok(spec) = pod.spec() {
+            if let Some(spec) = pod.and_then(|pod| pod.spec().ok()) {
                 let _ = crate::storage::volumes::remember(store, &spec);
             }
-            // It may have come back meanwhile, and then this is not the copy that left. Until it is buried none can.
-            store.exclusively(|| {
-                let Ok(status) = pod.status() else { return Ok(()) };
-                match status.state {
-                    State::Migrating if status.job.as_ref() == Some(&journal.job.id) => {}
-                    State::Dead => {}
-                    _ => return Ok(()),
-                }
-                lifecycle::moved(pod, &journal.job.peer)
-            })?;
+            pod.map_or(Ok(()), |pod| lifecycle::moved(pod, &id, started, &peer))?;
             journal.phase(Phase::Done)?;
             Ok(true)
         }
         Fate::Never => {
-            put_back(pod, &journal.job.id.clone())?;
+            pod.map_or(Ok(()), |pod| put_back(pod, &id))?;
             journal.aborted(&Problem::new("E-LINK", "the destination did not run the pod; it stays here"))?;
             Ok(false)
         }
@@ -209,6 +201,8 @@ pub enum Lives {
     Here,
     /// On the other host of the job.
     There,
+    /// On neither: it did not move, and is not here any more.
+    Nowhere,
 }
 
 /// `pod job resume`: settles a job on which nobody works any more.
@@ -223,17 +217,18 @@ pub fn resume(store: &Store, id: &str) -> Result<Lives> {
     }
     if settle_here(store, &job)? {
         let mut journal = Journal::open(store, id)?;
-        let pod = store.pod(&job.pod)?;
+        let pod = store.by_id(&job.pod)?;
         let ssh = Ssh {
             target: Target { host: job.peer, port: job.port },
             options: job.ssh_options,
             remote_pod: job.remote_pod.unwrap_or_else(|| "pod".into()),
         };
-        settle(store, &pod, &ssh, &mut journal)?;
+        settle(store, pod.as_ref(), &ssh, &mut journal)?;
     }
     let job = Journal::open(store, id)?.job;
     match (job.role, job.phase) {
         (Role::Source, Phase::Done) | (Role::Destination, Phase::Aborted) => Ok(Lives::There),
+        (Role::Source, Phase::Aborted) if store.by_id(&job.pod)?.is_none() => Ok(Lives::Nowhere),
         (Role::Source, Phase::Aborted) | (Role::Destination, Phase::Running) => Ok(Lives::Here),
         _ => Err(at_work(&job.tool)),
     }

@@ -13,7 +13,7 @@ use super::offer;
 use super::progress::{Event, Part, Report, Step};
 use super::protocol::{Answer, Hello, PROTOCOL as VERSION, Purpose, Say};
 use super::repair;
-use crate::capture::{Capture, Captured, Still};
+use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{ABORTED, Interrupt, LINK, Link, PROTOCOL, TIMEOUT, hear};
 use crate::objects::memory::tracking::Pass;
@@ -23,7 +23,7 @@ use pod_runtime::problem::Report as ProblemReport;
 use pod_runtime::status::{ProcessKey, now};
 use pod_runtime::store::{Pod, Store, new_id};
 use pod_runtime::{Problem, Result};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -206,8 +206,6 @@ struct Reserved {
 /// The pod runs; its files are there as they were a moment ago, and then its memory.
 struct Copied {
     reserved: Reserved,
-    /// How long nothing was sent because of a limit.
-    idle: Rc<Cell<Duration>>,
     rounds: Rounds,
 }
 
@@ -290,18 +288,16 @@ fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
 impl Reserved {
     fn copy(mut self, listener: &Listener) -> Result<Copied, Failure> {
         let (listener, limits) = (Rc::clone(listener), self.limits);
-        let idle = self.link.writer.sink().map(|sink| {
+        let watched = self.link.writer.sink().map(|sink| {
             sink.watch(move |bytes| {
                 Watchdog::fed();
                 (listener.borrow_mut())(&Event::Sent { bytes });
             });
-            sink.pace(limits.bandwidth)
+            sink.pace(limits.bandwidth);
         });
-        let sent = idle.and_then(|idle| self.capture.first_pass(&mut self.link.writer).map(|()| idle));
-        match sent.and_then(|idle| self.link.writer.flush().map(|()| idle)) {
-            Ok(idle) => {
-                Ok(Copied { idle, rounds: Rounds::new(self.limits.downtime, self.limits.on_stall), reserved: self })
-            }
+        let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
+        match sent.and_then(|()| self.link.writer.flush()) {
+            Ok(()) => Ok(Copied { rounds: Rounds::new(limits.downtime, limits.on_stall), reserved: self }),
             Err(problem) => Err(broken(problem, &mut self.link, &mut self.journal, &self.remote)),
         }
     }
@@ -311,13 +307,11 @@ impl Copied {
     /// Memory, while the pod runs on.
     fn memory(mut self, listener: &Listener) -> Result<Copied, Failure> {
         (listener.borrow_mut())(&Event::Step { step: Step::Memory, detail: String::new() });
-        let Copied { reserved, idle, rounds } = &mut self;
+        let Copied { reserved, rounds } = &mut self;
         let Reserved { capture, link, journal, remote, warnings, .. } = reserved;
-        let mut idle_before = idle.get();
         let again = |pass: Pass| {
             Watchdog::fed();
-            let idle = idle.get();
-            let next = rounds.judge(pass, idle - std::mem::replace(&mut idle_before, idle));
+            let next = rounds.judge(pass);
             let estimate = rounds.estimate();
             (listener.borrow_mut())(&Event::Pass {
                 pass: rounds.done(),
@@ -450,9 +444,13 @@ impl Sent {
         let since = self.still.since();
         let job = self.journal.job.id.clone();
         let to = self.journal.job.peer.clone();
-        if let Err(problem) = self.still.stop_for_good(&job) {
+        if let Err(not_stopped) = self.still.stop_for_good(&job) {
+            let NotStopped { problem, held } = *not_stopped;
             drop(self.still);
-            return Err(gave_up(problem, &mut self.link, &mut self.journal));
+            return Err(match held {
+                None => gave_up(problem, &mut self.link, &mut self.journal),
+                Some(held) => still_held(held, &job),
+            });
         }
         let said = match commit(&mut self.link, &mut self.journal) {
             Ok(said) => said,
@@ -466,7 +464,8 @@ impl Sent {
         match said {
             Said::Runs(_) => {
                 self.report.stood_still(since.elapsed(), self.ready.elapsed());
-                finish(store, pod, &mut self.journal, &mut self.report, |pod_to| self.still.moved(pod_to), &to);
+                let began = self.journal.job.started;
+                finish(store, pod, &mut self.journal, &mut self.report, |to| self.still.moved(to, began), &to);
                 Ok(self.report)
             }
             Said::Refused(problem) => match self.still.resume() {
@@ -479,7 +478,7 @@ impl Sent {
             Said::Unknown(problem) => {
                 // Stays frozen by its cgroup and off the network.
                 self.still.leave();
-                match repair::settle(store, pod, ssh, &mut self.journal) {
+                match repair::settle(store, Some(pod), ssh, &mut self.journal) {
                     Ok(true) => {
                         self.report.stood_still(since.elapsed(), self.ready.elapsed());
                         self.report.warnings.push("the answer to the commit was lost and had to be asked for".into());
@@ -493,9 +492,10 @@ impl Sent {
     }
 }
 
-/// The move did not happen, and the copy here could not be let go. The job stays open, so that somebody returns to it.
+/// The move did not happen, and the copy here could not be let go, or that could not be written down. The job stays open, so that
+/// somebody returns to it.
 fn still_held(problem: Problem, job: &str) -> Failure {
-    let held = Problem::new("E-UNKNOWN", "the pod did not move, and could not be let go on here")
+    let held = Problem::new("E-UNKNOWN", "the pod did not move, and could not be let go on here as it was")
         .because(problem)
         .fix(format!("when what stands against that is gone: pod job resume {job}"));
     Failure::new(Ended::Unknown, held)

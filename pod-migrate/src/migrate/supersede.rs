@@ -21,7 +21,10 @@ const GIVING_BACK: Duration = Duration::from_secs(10);
 
 /// Destination: ends what is left of older attempts to bring this pod from that host.
 pub fn supersede(store: &Store, pod: &str, source: &str) -> Result<()> {
-    let older = |job: &Job| job.role == Role::Destination && job.pod == pod && job.peer == source;
+    let older = |job: &Job| {
+        let the_same = job.role == Role::Destination && job.pod == pod && job.peer == source;
+        the_same && (!job.phase.is_over() || at_work(job))
+    };
     for job in jobs(store)?.into_iter().filter(older) {
         let mut journal = Journal::open(store, &job.id)?;
         // One that was decided a moment ago may still be at work giving back.

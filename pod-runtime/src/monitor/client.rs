@@ -188,7 +188,7 @@ impl Hold {
     /// Tells the monitor that the pod lives elsewhere now: it kills the copy here, sets the tombstone and goes.
     pub fn moved(mut self, to: &str) -> Result<()> {
         self.cut = false;
-        ask(&mut self.stream, &Request::Moved { to: to.to_owned() }).map(drop)
+        ask(&mut self.stream, &Request::Moved { to: to.to_owned(), job: None }).map(drop)
     }
 }
 
@@ -225,7 +225,7 @@ pub fn hold(pod: &Pod, link: bool) -> Result<Hold> {
     Ok(hold)
 }
 
-/// As [`Hold::moved`], without a hold.
-pub fn moved(pod: &Pod, to: &str) -> Result<()> {
-    ask(&mut connect(pod)?, &Request::Moved { to: to.to_owned() }).map(drop)
+/// As [`Hold::moved`], without a hold: if the pod was stopped for good for that job.
+pub fn moved(pod: &Pod, job: &str, to: &str) -> Result<()> {
+    ask(&mut connect(pod)?, &Request::Moved { to: to.to_owned(), job: Some(job.to_owned()) }).map(drop)
 }

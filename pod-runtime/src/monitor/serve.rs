@@ -17,7 +17,7 @@ use crate::network::Attachment;
 use crate::problem::{Problem, Result};
 use crate::spec::Spec;
 use crate::status::{self, State};
-use crate::store::Pod;
+use crate::store::{Cleared, Pod};
 use crate::sys::daemon::{self, Ended};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -60,6 +60,8 @@ pub struct Monitor {
     pub farewell: Option<Farewell>,
     /// Of the pod, to be cleared away once that was said.
     pub remains: Option<Remains>,
+    /// Of one that moved.
+    pub cleared: Option<Cleared>,
 }
 
 /// Why a view ends.
@@ -97,8 +99,11 @@ impl Monitor {
             self.reap();
             self.write_late();
             self.tidy();
-            if let Some(Err(problem)) = self.remains.take().map(Remains::clear) {
-                tracing::error!(problem = problem.chain(), "not all of the pod could be removed");
+            let remains = self.remains.take().map(Remains::clear);
+            for removed in [remains, self.cleared.take().map(Cleared::remove)].into_iter().flatten() {
+                if let Err(problem) = removed {
+                    tracing::error!(problem = problem.chain(), "not all of the pod could be removed");
+                }
             }
         }
     }

@@ -224,6 +224,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         unwritten,
         farewell: None,
         remains: None,
+        cleared: None,
     };
     Ok((monitor, Rest { warnings, remains: (attachment, remains), _sync: sync }))
 }

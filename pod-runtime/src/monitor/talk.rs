@@ -51,7 +51,7 @@ impl Monitor {
                     // Only the cut and one of two ends can follow.
                     let Some(line) = client.take_line() else { return };
                     match serde_json::from_slice(&line) {
-                        Ok(Request::Moved { to }) => self.moved(id, &to),
+                        Ok(Request::Moved { to, .. }) => self.moved(id, &to),
                         Ok(Request::Release) => {
                             client.role = Role::Closing;
                             let released = self.released();
@@ -107,7 +107,13 @@ impl Monitor {
             }
             Request::Exec(exec) => self.exec(id, &exec)?,
             Request::Hold { link } => self.hold(id, link)?,
-            Request::Moved { to } => self.moved(id, &to),
+            Request::Moved { to, job } => {
+                // Who asks without a hold may mean a copy that left long ago.
+                if job.is_some_and(|job| !self.pod.status().is_ok_and(|status| status.is_leaving(&job))) {
+                    return Err(Problem::new("E-STATE", "the pod is not leaving for that job"));
+                }
+                self.moved(id, &to);
+            }
             Request::Release => return Err(Problem::new("E-STATE", "this connection does not hold the pod")),
         }
         Ok(())
@@ -258,7 +264,13 @@ impl Monitor {
         let buried = killed.and_then(|()| lifecycle::bury(&self.pod, to));
         // The door itself is gone with what was buried: one of that name is that of a pod that came back.
         self.close();
-        let reply = buried.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
+        let reply = match buried {
+            Ok(cleared) => {
+                self.cleared = Some(cleared);
+                Reply::default()
+            }
+            Err(problem) => Reply::problem(&problem),
+        };
         self.answer(id, Role::Closing, &reply);
         let name = self.spec.name.clone();
         for client in &mut self.clients {

@@ -35,6 +35,9 @@ pub enum Request {
     /// The pod lives on another host now: the copy here is killed, the tombstone set, everything removed.
     Moved {
         to: String,
+        /// Only if it was stopped for good for this job.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        job: Option<String>,
     },
 }
 

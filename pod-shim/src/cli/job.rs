@@ -76,6 +76,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
             output::say(match lives {
                 Lives::There => format!("{} lives on {}", job.name, job.peer),
                 Lives::Here => format!("{} lives here", job.name),
+                Lives::Nowhere => format!("{} did not move, and is not here any more", job.name),
             });
         }
         Verb::Abort { id } => abort(&store, &id)?,

@@ -76,7 +76,7 @@ fn time(text: &str) -> Result<Duration, String> {
     time.map(Duration::from_nanos).ok_or_else(|| "a time as in 300ms, 10s or 5m is due".to_owned())
 }
 
-/// Less than this a second and the silence of a link is taken for its end.
+/// With less than this a move takes days, and what is meant is mostly another unit.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
 
 fn bandwidth(text: &str) -> Result<u64, String> {

@@ -70,7 +70,11 @@ fn a_move_without_a_monitor_ends_the_same() {
     let pod = bench.store().pod("p").unwrap();
     bench.kill(pod.status().unwrap().monitor.unwrap().pid.into());
     eventually("the loss to be seen", || pod.status().unwrap().monitor_lost);
-    lifecycle::moved(&pod, "hostB").unwrap();
+    let began = pod_runtime::status::now();
+    lifecycle::moved(&pod, "a job of another pod", began, "hostB").unwrap();
+    assert_eq!(pod.status().unwrap().state, State::Running);
+    pod.update(|status| (status.state, status.job) = (State::Migrating, Some("0001".into()))).unwrap();
+    lifecycle::moved(&pod, "0001", began, "hostB").unwrap();
     assert!(bench.ok(&["ps", "-a"]).contains("moved → hostB"));
     bench.ok(&["rm", "p"]);
     assert!(bench.is_empty(), "{:?}", bench.files());

@@ -113,6 +113,9 @@ impl Model {
                 let what = if by_cgroup { cgroup } else { status };
                 let to = if first { Hand::Stopping } else { Hand::Stopped };
                 self.goes(what, w, 0, to, |w| w.stop(by_cgroup, rules));
+                if !first {
+                    self.fault("Still::stop_for_good: Cgroup::freeze fails, go_on", w, |w| w.hands[0] = Hand::Looked);
+                }
             }
             Hand::Stopped => {
                 let first = if early { say } else { write };
@@ -467,6 +470,16 @@ impl Model {
         }
         // `pod receive` repairs first: only a tool that is still alive can have left its entry open by then.
         let open = !w.entry.is_over() && w.hands[0] == Hand::Gone;
+        if w.status == Status::Dead && w.there == There::Runs && idle && w.hands[0] == Hand::Gone && !w.is_buried() {
+            self.fault("pod migrate, back, over what a power cut left: it_left", w, |w| {
+                (w.here, w.frozen, w.status, w.again) = (true, false, Status::Running, true);
+                (w.there, w.ran, w.lost) = (There::Gone, false, false);
+                // One that is gone, or over, is as it was.
+                if !w.entry.is_over() && w.entry != Word::Nothing {
+                    w.entry = Word::Done;
+                }
+            });
+        }
         if w.status == Status::Moved && w.there == There::Runs && idle && !open {
             self.fault("pod migrate, back: the pod runs here again", w, |w| {
                 (w.here, w.frozen, w.status, w.again) = (true, false, Status::Running, true);

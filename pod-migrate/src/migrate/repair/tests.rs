@@ -79,7 +79,7 @@ fn a_job_at_the_source_is_settled_by_what_became_of_the_pod() {
         // Killed between go_on and the journal, in the commit: it runs on here.
         (Phase::Committing, Some(State::Running), None, Some(Phase::Aborted)),
         (Phase::Committing, Some(State::Moved), None, Some(Phase::Done)),
-        (Phase::Committing, None, None, Some(Phase::Done)),
+        (Phase::Committing, None, None, None),
         (Phase::Committing, Some(State::Migrating), Some("0007"), Some(Phase::Aborted)),
         (Phase::Committing, Some(State::Migrating), None, None),
         (Phase::Committing, Some(State::Exited), None, None),
@@ -117,7 +117,9 @@ fn one_job_that_cannot_be_settled_stands_in_nobodys_way() {
     let pod = new_id().unwrap();
     Journal::begin(&store, Job { started: 1, ..job("0001", Role::Source, Phase::Frozen, &pod) }).unwrap();
     let pod = store.reserve(&spec(&pod, "web")).unwrap();
-    std::fs::write(pod.dir().join("status.json"), "{").unwrap();
+    // There is nothing to lock without a run folder.
+    pod.update(|status| (status.state, status.job) = (State::Migrating, Some("0001".into()))).unwrap();
+    assert!(!pod.run_dir().exists());
     Journal::begin(&store, job("0002", Role::Source, Phase::Frozen, &new_id().unwrap())).unwrap();
     assert!(repair(&store).unwrap().is_empty());
     assert_eq!((phase(&store, "0001"), phase(&store, "0002")), (Phase::Frozen, Phase::Aborted));
@@ -129,9 +131,10 @@ fn both_hosts_say_where_the_pod_is() {
     let (source, destination) = (Role::Source, Role::Destination);
     let cases = [
         ("0001", source, Phase::Done, Lives::There),
-        ("0002", source, Phase::Aborted, Lives::Here),
+        ("0002", source, Phase::Aborted, Lives::Nowhere),
         ("0003", destination, Phase::Running, Lives::Here),
         ("0004", destination, Phase::Aborted, Lives::There),
+        ("0006", source, Phase::Frozen, Lives::Nowhere),
         // Nobody works on it: it never will.
         ("0005", destination, Phase::Receiving, Lives::There),
     ];
@@ -177,4 +180,33 @@ fn what_ran_here_is_not_forgotten() {
     Journal::begin(&store, job("0004", Role::Destination, Phase::Receiving, "ba9876543210")).unwrap();
     assert_eq!(["0001", "0002", "0003"].map(|id| entry(id).exists()), [true, false, true]);
     assert_eq!(ask(&store, "0001", "").unwrap(), Phase::Running);
+}
+
+#[test]
+fn who_comes_back_is_not_taken_for_who_left() {
+    let (_dir, store) = store();
+    let id = new_id().unwrap();
+    let mut journal =
+        Journal::begin(&store, Job { started: 100, ..job("0001", Role::Source, Phase::Committing, &id) }).unwrap();
+    let pod = store.reserve(&spec(&id, "web")).unwrap();
+    std::fs::write(pod.upper_dir().join("file"), "the only copy").unwrap();
+    let dead_since = |started| {
+        pod.update(|status| (status.state, status.started) = (State::Dead, Some(started))).unwrap();
+    };
+    dead_since(200);
+    assert!(conclude(&store, Some(&pod), &mut journal, Fate::Ran).unwrap());
+    assert!(pod.upper_dir().join("file").exists() && pod.status().unwrap().state == State::Dead);
+    dead_since(50);
+    assert!(conclude(&store, Some(&pod), &mut journal, Fate::Ran).unwrap());
+    assert!(!pod.upper_dir().exists() && pod.status().unwrap().state == State::Moved);
+}
+
+#[test]
+fn a_pod_that_comes_back_ends_the_questions_about_it() {
+    let (_dir, store) = store();
+    let id = new_id().unwrap();
+    Journal::begin(&store, job("0001", Role::Source, Phase::Committing, &id)).unwrap();
+    Journal::begin(&store, job("0002", Role::Source, Phase::Committing, "0123456789ab")).unwrap();
+    it_left(&store, &id).unwrap();
+    assert_eq!((phase(&store, "0001"), phase(&store, "0002")), (Phase::Done, Phase::Committing));
 }
