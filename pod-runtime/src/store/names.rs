@@ -84,9 +84,13 @@ pub fn random(bytes: [u8; 16]) -> String {
 
 /// The candidate that is at most a third of its letters away from `word`.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let length = word.chars().count();
+    // By their lengths alone most are too far away, and a word may be a whole file.
+    let near = |far: usize, name: &str| far * 3 <= name.chars().count().max(3);
     candidates
+        .filter(|name| near(name.chars().count().abs_diff(length), name))
         .map(|name| (distance(word, name), name))
-        .filter(|(far, name)| *far * 3 <= name.chars().count().max(3) && *far < word.chars().count())
+        .filter(|(far, name)| near(*far, name) && *far < length)
         .min()
         .map(|(_, name)| name)
 }
@@ -117,6 +121,7 @@ mod tests {
     fn a_typing_mistake_is_understood() {
         let names = || ["web", "database", "calm_otter"].into_iter();
         assert_eq!(closest("wbe", names()), Some("web"));
+        assert_eq!(closest(&"w".repeat(1 << 20), names()), None);
         assert_eq!(closest("databse", names()), Some("database"));
         assert_eq!(closest("calm-otter", names()), Some("calm_otter"));
         assert_eq!(closest("redis", names()), None);
