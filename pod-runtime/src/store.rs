@@ -317,9 +317,12 @@ impl Pod {
     fn written_status(&self) -> Result<Status> {
         let path = self.dir().join("status.json");
         let text = fs::read(&path).doing(|| format!("read {}", path.display()))?;
-        // What cannot be understood a power cut has left, and with that the pod died.
-        serde_json::from_slice(&text)
-            .or_else(|_| Ok(Status { state: State::Dead, monitor: None, ..Status::creating()? }))
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok() {
+            return serde_json::from_slice(&text).doing(|| format!("understand {}", path.display()));
+        }
+        // What is no JSON at all a power cut has left, and with that the pod died. Of no boot that is known: what it wrote
+        // is not taken for that of a pod that never began.
+        Ok(Status { state: State::Dead, monitor: None, boot_id: String::new(), ..Status::creating()? })
     }
 
     pub fn set_status(&self, status: &Status) -> Result<()> {

@@ -192,6 +192,17 @@ fn what_a_power_cut_may_have_hidden_is_not_swept() {
     fs::write(logged.log_path(), "said").unwrap();
     store.sweep().unwrap();
     assert!(logged.dir().exists());
+    let torn = half_made(&store, true, None);
+    wrote(&torn);
+    for left in ["", "{\"state\": \"run"] {
+        fs::write(torn.dir().join("status.json"), left).unwrap();
+        store.sweep().unwrap();
+        assert!(torn.dir().exists() && torn.status().unwrap().state == State::Dead);
+    }
+    // Nor is one of another version of pod taken for dead.
+    fs::write(torn.dir().join("status.json"), "{\"state\": \"dreaming\"}").unwrap();
+    store.sweep().unwrap();
+    assert!(torn.dir().exists() && torn.status().is_err());
     let blank = half_made(&store, false, None);
     store.sweep().unwrap();
     assert!(!blank.dir().exists());
