@@ -256,7 +256,11 @@ pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
 /// None where there is none, or what a power cut has left of one.
 fn entry(path: &Path) -> Result<Option<Job>> {
     match fs::read(path) {
-        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        // One of another version of pod is one.
+        Ok(text) if serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok() => {
+            serde_json::from_slice(&text).map(Some).doing(|| format!("understand {}", path.display()))
+        }
+        Ok(_) => Ok(None),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).doing(|| format!("read {}", path.display())),
     }

@@ -165,6 +165,9 @@ fn what_a_power_cut_left_of_an_entry_never_runs() {
         assert_eq!(ask(&store, "0001", "").unwrap(), Phase::Aborted);
     }
     assert_eq!(late.decide(Phase::Running).unwrap(), Phase::Aborted);
+    // What another version of pod wrote is not torn: nobody here says what became of it.
+    std::fs::write(&path, "{\"phase\": \"dreaming\"}").unwrap();
+    assert!(ask(&store, "0001", "").is_err() && late.decide(Phase::Running).is_err());
     // Nor does one of which nothing is left.
     std::fs::remove_file(&path).unwrap();
     assert_eq!(late.decide(Phase::Running).unwrap(), Phase::Aborted);
