@@ -223,7 +223,7 @@ impl Capture {
             }
         };
         let since = frozen.since();
-        Ok(Still { frozen, hold, settling, capture: self, since, job: String::new() })
+        Ok(Still { frozen, hold, settling, capture: self, since })
     }
 
     /// One pass over the layers on disk. The first has no predecessor and is no delta.
@@ -276,8 +276,6 @@ pub struct Still {
     settling: Option<Settling>,
     capture: Capture,
     since: Instant,
-    /// For which it was stopped for good.
-    job: String,
 }
 
 /// Why a pod is not stopped for good.
@@ -373,7 +371,6 @@ impl Still {
     /// stopping.
     pub fn stop_for_good(&mut self, job: &str) -> Result<(), Box<NotStopped>> {
         let (pod, cgroup) = (&self.capture.pod, &self.capture.cgroup);
-        self.job = job.to_owned();
         let written = pod.update_quickly(|status| {
             status.state = State::Migrating;
             status.job = Some(job.to_owned());
@@ -384,14 +381,14 @@ impl Still {
     }
 
     /// Undoes [`Still::stop_for_good`].
-    pub fn resume(self) -> Result<()> {
-        go_on(&self.capture.pod, &self.capture.cgroup, &self.job)
+    pub fn resume(self, job: &str) -> Result<()> {
+        go_on(&self.capture.pod, &self.capture.cgroup, job)
     }
 
     /// The pod runs elsewhere: lets go of the tasks, which the cgroup keeps frozen, and has the monitor bury them. The job
     /// began at that second.
-    pub fn moved(self, to: &str, began: u64) -> Result<()> {
-        let Still { frozen, hold, capture, job, .. } = self;
+    pub fn moved(self, job: &str, began: u64, to: &str) -> Result<()> {
+        let Still { frozen, hold, capture, .. } = self;
         let silence = silence(&frozen);
         drop(frozen);
         let moved = hold.moved(to);
@@ -399,7 +396,7 @@ impl Still {
         drop(silence);
         match moved {
             Err(problem) if problem.code() == "E-MONITOR" => {
-                pod_runtime::lifecycle::moved(&capture.pod, &job, began, to)
+                pod_runtime::lifecycle::moved(&capture.pod, job, began, to)
             }
             other => other,
         }

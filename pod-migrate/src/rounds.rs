@@ -6,6 +6,7 @@
 
 use crate::objects::memory::tracking::Pass;
 use pod_runtime::{Problem, Result};
+use serde::Serialize;
 use std::time::Duration;
 
 /// How long a pod should stand still at most, if it lets itself be had.
@@ -52,12 +53,12 @@ pub struct Rounds {
 }
 
 /// What a round lets expect.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Bytes a second that the pod writes, each page counted once a round.
-    pub written: f64,
+    /// Bytes that the pod writes, each page counted once a round.
+    pub written_per_second: u64,
     /// How long the pod would stand still for its memory alone, if it stopped now.
-    pub left: Duration,
+    pub expected_ms: f64,
 }
 
 impl Default for Rounds {
@@ -91,7 +92,7 @@ impl Rounds {
         // shorter: that much is expected to be left.
         let left = Duration::from_secs_f64(pass.written as f64 / self.speed.max(1.0));
         let written = pass.written as f64 / before.took.as_secs_f64().max(1e-6);
-        self.estimate = Some(Estimate { written, left });
+        self.estimate = Some(Estimate { written_per_second: written as u64, expected_ms: left.as_secs_f64() * 1e3 });
         if left.as_secs_f64() < self.downtime.as_secs_f64() / SHARE_OF_DOWNTIME {
             return Ok(Next::Enough);
         }
@@ -165,7 +166,7 @@ mod tests {
         let none = Pass { written: 0, took: Duration::ZERO };
         assert_eq!(rounds.judge(none).unwrap(), Next::Again);
         assert_eq!(rounds.judge(none).unwrap(), Next::Enough);
-        assert_eq!(rounds.estimate().unwrap().left, Duration::ZERO);
+        assert_eq!(rounds.estimate(), Some(Estimate { written_per_second: 0, expected_ms: 0.0 }));
     }
 
     #[test]

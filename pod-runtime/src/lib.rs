@@ -16,6 +16,7 @@ pub mod network;
 pub mod problem;
 pub mod proc;
 pub mod rootfs;
+pub mod samples;
 pub mod security;
 pub mod spec;
 pub mod status;

@@ -95,8 +95,9 @@ impl Store {
     }
 
     /// The pod of exactly this id, if it is here.
-    pub fn by_id(&self, id: &str) -> Result<Option<Pod>> {
-        Ok(self.pods()?.into_iter().find(|pod| pod.id == id))
+    pub fn by_id(&self, id: &str) -> Option<Pod> {
+        let pod = Pod { id: id.to_owned(), store: self.clone() };
+        (check_id(id).is_ok() && pod.spec().is_ok()).then_some(pod)
     }
 
     /// Every pod, tombstones too, oldest first.
@@ -315,14 +316,12 @@ impl Pod {
     }
 
     fn written_status(&self) -> Result<Status> {
-        let path = self.dir().join("status.json");
-        let text = fs::read(&path).doing(|| format!("read {}", path.display()))?;
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok() {
-            return serde_json::from_slice(&text).doing(|| format!("understand {}", path.display()));
+        match read_whole(&self.dir().join("status.json"))? {
+            Some(status) => Ok(status),
+            // The pod died with that power cut. Of no boot that is known: what it wrote is not taken for that of a pod that
+            // never began.
+            None => Ok(Status { state: State::Dead, monitor: None, boot_id: String::new(), ..Status::creating()? }),
         }
-        // What is no JSON at all a power cut has left, and with that the pod died. Of no boot that is known: what it wrote
-        // is not taken for that of a pod that never began.
-        Ok(Status { state: State::Dead, monitor: None, boot_id: String::new(), ..Status::creating()? })
     }
 
     pub fn set_status(&self, status: &Status) -> Result<()> {
@@ -516,6 +515,16 @@ fn lock_file(path: &Path) -> Result<Flock<File>> {
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read(path).doing(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&text).doing(|| format!("understand {}", path.display()))
+}
+
+/// The same of one that was not waited for to be on the disk. None: a power cut has left what is no JSON at all. What is,
+/// and means nothing to us, another version of pod wrote.
+pub fn read_whole<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = fs::read(path).doing(|| format!("read {}", path.display()))?;
+    match serde_json::from_slice::<serde::de::IgnoredAny>(&text) {
+        Ok(_) => serde_json::from_slice(&text).map(Some).doing(|| format!("understand {}", path.display())),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Writes a file so that after a crash it has the old or the new content, the new one once its folder is synced.

@@ -3,6 +3,7 @@
 use pod_runtime::birth::{self, Born, Clocks, Purpose, Stdio};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::init::{Tell, become_program};
+use pod_runtime::samples;
 use pod_runtime::security::capabilities;
 use pod_runtime::spec::*;
 use pod_runtime::store::{Pod, Store};
@@ -29,48 +30,11 @@ impl Bed {
         // Not in /tmp: an upper layer wants storage that a host's root has.
         let dir = tempfile::Builder::new().prefix("pod-birth-").tempdir_in("/var/tmp").unwrap();
         let id = pod_runtime::store::new_id().unwrap();
-        let spec = Spec {
-            version: VERSION,
-            name: format!("t-{id}"),
-            id,
-            created: 0,
-            hostname: "inside".into(),
-            process: Process {
-                args: words(&["sh", "-c", script]),
-                env: words(&["PATH=/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C"]),
-                cwd: "/".into(),
-                user: User::default(),
-                terminal: false,
-                interactive: false,
-                init: false,
-                no_new_privileges: false,
-                rlimits: Vec::new(),
-                oom_score_adj: None,
-            },
-            root: Root { base: Base::Host, read_only: false },
-            volumes: Vec::new(),
-            network: Network {
-                mode: NetworkMode::None,
-                addresses: Vec::new(),
-                gateways: Vec::new(),
-                mac: None,
-                mtu: None,
-                dns: Vec::new(),
-                ports: Vec::new(),
-            },
-            resources: Resources::default(),
-            security: Security {
-                privileged: false,
-                capabilities: capabilities::resolve(&[], &[]).unwrap(),
-                seccomp: Seccomp::Default,
-            },
-            devices: Vec::new(),
-            labels: Default::default(),
-            auto_remove: false,
-            stop_signal: 15,
-            stop_timeout: 10,
-            log: Default::default(),
-        };
+        let mut spec = samples::spec(&id, &format!("t-{id}"));
+        spec.hostname = "inside".into();
+        spec.process.args = words(&["sh", "-c", script]);
+        spec.process.env = words(&["PATH=/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C"]);
+        spec.security.capabilities = capabilities::resolve(&[], &[]).unwrap();
         Bed { dir, spec }
     }
 

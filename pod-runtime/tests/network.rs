@@ -4,6 +4,7 @@
 
 use nix::sched::{CloneFlags, unshare};
 use pod_runtime::network::{self, Attachment, Claim, hold::Holder, leases, named};
+use pod_runtime::samples;
 use pod_runtime::spec::*;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -67,44 +68,10 @@ fn spec(id: &str, mode: NetworkMode, ip: &[&str]) -> Spec {
         let ip: IpAddr = ip.parse().unwrap();
         Address { ip, prefix: prefix.parse().unwrap_or(if ip.is_ipv4() { 32 } else { 128 }) }
     };
-    Spec {
-        version: VERSION,
-        id: id.into(),
-        name: format!("name-{id}"),
-        created: 0,
-        hostname: "h".into(),
-        process: Process {
-            args: vec![],
-            env: vec![],
-            cwd: "/".into(),
-            user: User::default(),
-            terminal: false,
-            interactive: false,
-            init: false,
-            no_new_privileges: false,
-            rlimits: vec![],
-            oom_score_adj: None,
-        },
-        root: Root { base: Base::Host, read_only: false },
-        volumes: vec![],
-        network: Network {
-            mode,
-            addresses: ip.iter().map(address).collect(),
-            gateways: vec![],
-            mac: None,
-            mtu: None,
-            dns: vec![],
-            ports: vec![],
-        },
-        resources: Resources::default(),
-        security: Security { privileged: false, capabilities: vec![], seccomp: Seccomp::Default },
-        devices: vec![],
-        labels: Default::default(),
-        auto_remove: false,
-        stop_signal: 15,
-        stop_timeout: 10,
-        log: Default::default(),
-    }
+    let mut spec = samples::spec(id, &format!("name-{id}"));
+    spec.network.mode = mode;
+    spec.network.addresses = ip.iter().map(address).collect();
+    spec
 }
 
 fn plug(dir: &Path, spec: &mut Spec, init: &Init, quiet: bool) -> Attachment {

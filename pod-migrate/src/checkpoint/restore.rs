@@ -178,8 +178,7 @@ struct Aside {
 impl Aside {
     fn make(store: &Store, spec: &Spec) -> Result<Aside> {
         store.sweep()?;
-        let before = store.pods()?.into_iter().find(|pod| pod.id() == spec.id);
-        let Some(pod) = before else { return Ok(Aside { pod: None }) };
+        let Some(pod) = store.by_id(&spec.id) else { return Ok(Aside { pod: None }) };
         refuse_if_it_lives(&pod, spec)?;
         // What it has is given back after its end was written down, by names that the restored one takes again.
         if !lifecycle::monitor_leaves_within(&pod, LEAVING)? {

@@ -38,7 +38,7 @@ pub fn arriving(store: &Store, job: &Job) -> Option<Pod> {
     if job.role != Role::Destination {
         return None;
     }
-    let pod = store.pods().ok()?.into_iter().find(|pod| pod.id() == job.pod)?;
+    let pod = store.by_id(&job.pod)?;
     let status = pod.status().ok()?;
     (status.job.as_deref() == Some(&job.id)).then_some(pod)
 }

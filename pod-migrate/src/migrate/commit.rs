@@ -114,7 +114,7 @@ pub fn await_commit(link: &mut Link, journal: &mut Journal, arrival: &Arrival) -
 mod tests {
     use super::super::journal::{Job, Role, ask};
     use super::*;
-    use pod_runtime::status::{ProcessKey, now};
+    use pod_runtime::status::ProcessKey;
     use pod_runtime::store::Store;
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
@@ -128,22 +128,7 @@ mod tests {
 
     fn begin(store: &Store, role: Role, id: &str) -> Journal {
         let phase = if role == Role::Source { Phase::Frozen } else { Phase::Receiving };
-        let job = Job {
-            id: id.into(),
-            role,
-            pod: "0123456789ab".into(),
-            name: "web".into(),
-            peer: "there".into(),
-            port: None,
-            ssh_options: Vec::new(),
-            remote_pod: None,
-            phase,
-            tool: ProcessKey::myself().unwrap(),
-            receiver: None,
-            started: now(),
-            updated: now(),
-            problem: None,
-        };
+        let job = Job { role, ..Job::here(id, phase, ProcessKey::myself().unwrap()) };
         Journal::begin(store, job).unwrap()
     }
 

@@ -7,7 +7,7 @@
 
 use super::arrived;
 use super::commit::await_commit;
-use super::journal::{Job, Journal, Phase, Role, ask};
+use super::journal::{Job, Journal, Phase, ask};
 use super::offer;
 use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, Purpose, Say};
 use super::repair;
@@ -95,30 +95,14 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
 
 fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> Result<Journal> {
     let pod = reservation.pod()?;
-    let id = job.to_owned();
-    pod.update(|status| status.job = Some(id.clone()))?;
+    pod.update(|status| status.job = Some(job.to_owned()))?;
     // Long before the freeze: with these and the journal's decision, the one thing that is waited for in the commit, the
     // pod is found after a power cut.
     pod.sync()?;
-    Journal::begin(
-        store,
-        Job {
-            id,
-            role: Role::Destination,
-            pod: pod.id().to_owned(),
-            name: reservation.spec.name.clone(),
-            peer: hello.host.clone(),
-            port: None,
-            ssh_options: Vec::new(),
-            remote_pod: None,
-            phase: Phase::Receiving,
-            tool: ProcessKey::myself()?,
-            receiver: Some(ProcessKey::myself()?),
-            started: now(),
-            updated: now(),
-            problem: None,
-        },
-    )
+    let myself = ProcessKey::myself()?;
+    let (pod, name) = (pod.id().to_owned(), reservation.spec.name.clone());
+    let job = Job::here(job, Phase::Receiving, myself);
+    Journal::begin(store, Job { pod, name, peer: hello.host.clone(), receiver: Some(myself), ..job })
 }
 
 /// Forks the monitor, which speaks from here on.

@@ -12,7 +12,7 @@ use crate::link::{Interrupt, LINK};
 use nix::fcntl::{Flock, FlockArg};
 use pod_runtime::problem::Report;
 use pod_runtime::status::{ProcessKey, now};
-use pod_runtime::store::{Store, read_json, write_json, write_json_quickly};
+use pod_runtime::store::{Store, read_json, read_whole, write_json, write_json_quickly};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -82,6 +82,28 @@ pub struct Job {
     pub updated: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Report>,
+}
+
+impl Job {
+    /// One that begins now at the destination, which does not know how to reach the other host.
+    pub fn here(id: &str, phase: Phase, tool: ProcessKey) -> Job {
+        Job {
+            id: id.to_owned(),
+            role: Role::Destination,
+            pod: String::new(),
+            name: String::new(),
+            peer: String::new(),
+            port: None,
+            ssh_options: Vec::new(),
+            remote_pod: None,
+            phase,
+            tool,
+            receiver: None,
+            started: now(),
+            updated: now(),
+            problem: None,
+        }
+    }
 }
 
 /// The entry of one job.
@@ -232,38 +254,15 @@ pub fn ask(store: &Store, id: &str, pod: &str) -> Result<Phase> {
         Some(job) => Journal { path, job }.give_up(),
         // Never heard of, or a late COMMIT is still under way: it shall find this.
         None => {
-            let job = Job {
-                id: id.to_owned(),
-                role: Role::Destination,
-                pod: pod.to_owned(),
-                name: String::new(),
-                peer: String::new(),
-                port: None,
-                ssh_options: Vec::new(),
-                remote_pod: None,
-                phase: Phase::Aborted,
-                tool: ProcessKey::myself()?,
-                receiver: None,
-                started: now(),
-                updated: now(),
-                problem: None,
-            };
-            Journal::begin(store, job).map(|journal| journal.job.phase)
+            let job = Job::here(id, Phase::Aborted, ProcessKey::myself()?);
+            Journal::begin(store, Job { pod: pod.to_owned(), ..job }).map(|journal| journal.job.phase)
         }
     }
 }
 
 /// None where there is none, or what a power cut has left of one.
 fn entry(path: &Path) -> Result<Option<Job>> {
-    match fs::read(path) {
-        // One of another version of pod is one.
-        Ok(text) if serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok() => {
-            serde_json::from_slice(&text).map(Some).doing(|| format!("understand {}", path.display()))
-        }
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).doing(|| format!("read {}", path.display())),
-    }
+    if path.exists() { read_whole(path) } else { Ok(None) }
 }
 
 /// All entries, oldest first.

@@ -1,5 +1,6 @@
 //! What is told while a move is under way, and after it.
 
+use crate::rounds::Estimate;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -23,10 +24,9 @@ pub enum Event {
         /// Of memory that had been written since the pass before.
         bytes: u64,
         ms: f64,
-        /// Bytes a second that the pod writes; from the second pass on.
-        written_per_second: Option<u64>,
-        /// How long the pod would stand still for its memory alone, if it stopped now.
-        expected_ms: Option<f64>,
+        /// From the second pass on.
+        #[serde(flatten)]
+        estimate: Option<Estimate>,
     },
     /// Memory is written as fast as it is sent, and the pod will stand still for longer than it should.
     Stalled {
@@ -59,6 +59,8 @@ pub struct Report {
     pub pod: String,
     pub to: String,
     pub total_ms: f64,
+    /// Until the destination had taken it.
+    pub setup_ms: f64,
     pub frozen_ms: f64,
     /// On the link, and of that memory and contents of files.
     pub bytes_sent: u64,
@@ -67,10 +69,10 @@ pub struct Report {
     pub bytes_ahead: u64,
     /// Of memory that the pod had when it was offered.
     pub bytes_memory: u64,
-    /// Passes over memory while the pod ran, and what the last of them let expect (see [`Event::Pass`]).
+    /// Passes over memory while the pod ran, and what the last of them let expect.
     pub rounds: u32,
-    pub written_per_second: Option<u64>,
-    pub expected_ms: Option<f64>,
+    #[serde(flatten)]
+    pub estimate: Option<Estimate>,
     pub connections_kept: u64,
     pub connections_closed: u64,
     /// Half-open: left to their clients, who send again.
@@ -81,7 +83,6 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// What the frozen time went to, in its order.
     pub frozen: Vec<Part>,
-    pub migration: MigrationInfo,
 }
 
 /// A part of the frozen time: `files` (and what is in memory file systems) that changed, `hold` (until the destination holds
@@ -92,7 +93,7 @@ pub struct Part {
     pub ms: f64,
 }
 
-/// The same in the names of QEMU's `query-migrate`, for tools that know those. Times in milliseconds, `mbps` in 10⁶ bits a
+/// A report in the names of QEMU's `query-migrate`, for tools that know those. Times in milliseconds, `mbps` in 10⁶ bits a
 /// second. Pages are not counted by kind.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -129,16 +130,15 @@ impl Report {
         self.frozen.push(Part { part: "commit", ms: commit.as_secs_f64() * 1e3 });
     }
 
-    /// The last that is known.
-    pub fn took(&mut self, total: Duration, setup: Duration) {
-        self.total_ms = total.as_secs_f64() * 1e3;
-        let sending = total.saturating_sub(setup).as_secs_f64().max(1e-6);
-        self.migration = MigrationInfo {
+    pub fn migration(&self) -> MigrationInfo {
+        let ms = |ms: f64| ms.round() as u64;
+        let sending = ((self.total_ms - self.setup_ms) / 1e3).max(1e-6);
+        MigrationInfo {
             status: "completed",
-            total_time: total.as_millis() as u64,
-            setup_time: setup.as_millis() as u64,
-            downtime: self.frozen_ms as u64,
-            expected_downtime: self.expected_ms.map(|ms| ms as u64),
+            total_time: ms(self.total_ms),
+            setup_time: ms(self.setup_ms),
+            downtime: ms(self.frozen_ms),
+            expected_downtime: self.estimate.map(|estimate| ms(estimate.expected_ms)),
             ram: MigrationStats {
                 transferred: self.bytes_sent,
                 remaining: 0,
@@ -147,11 +147,11 @@ impl Report {
                 page_size: PAGE,
                 // The freeze looks for what was written, too.
                 dirty_sync_count: u64::from(self.rounds) + 1,
-                dirty_pages_rate: self.written_per_second.unwrap_or(0) / PAGE,
+                dirty_pages_rate: self.estimate.map_or(0, |estimate| estimate.written_per_second / PAGE),
                 precopy_bytes: self.bytes_ahead,
                 downtime_bytes: self.bytes_sent.saturating_sub(self.bytes_ahead),
                 postcopy_bytes: 0,
             },
-        };
+        }
     }
 }

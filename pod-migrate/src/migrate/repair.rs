@@ -69,7 +69,7 @@ fn settle_source(store: &Store, mut journal: Journal) -> Result<bool> {
         return Ok(false);
     }
     let committing = journal.job.phase == Phase::Committing;
-    let Some(pod) = store.by_id(&journal.job.pod)? else {
+    let Some(pod) = store.by_id(&journal.job.pod) else {
         // Its tombstone, or the copy that stood still.
         if !committing {
             journal.aborted(&Problem::new(
@@ -217,7 +217,7 @@ pub fn resume(store: &Store, id: &str) -> Result<Lives> {
     }
     if settle_here(store, &job)? {
         let mut journal = Journal::open(store, id)?;
-        let pod = store.by_id(&job.pod)?;
+        let pod = store.by_id(&job.pod);
         let ssh = Ssh {
             target: Target { host: job.peer, port: job.port },
             options: job.ssh_options,
@@ -228,7 +228,7 @@ pub fn resume(store: &Store, id: &str) -> Result<Lives> {
     let job = Journal::open(store, id)?.job;
     match (job.role, job.phase) {
         (Role::Source, Phase::Done) | (Role::Destination, Phase::Aborted) => Ok(Lives::There),
-        (Role::Source, Phase::Aborted) if store.by_id(&job.pod)?.is_none() => Ok(Lives::Nowhere),
+        (Role::Source, Phase::Aborted) if store.by_id(&job.pod).is_none() => Ok(Lives::Nowhere),
         (Role::Source, Phase::Aborted) | (Role::Destination, Phase::Running) => Ok(Lives::Here),
         _ => Err(at_work(&job.tool)),
     }

@@ -174,7 +174,7 @@ pub fn migrate(
     let named = |problem: &&Problem| !report.warnings.iter().any(|warning| warning.starts_with(problem.code()));
     let more: Vec<&Problem> = downgrades.iter().filter(named).collect();
     report.warnings.extend(more.iter().map(|problem| format!("{}: {}", problem.code(), problem.chain())));
-    report.took(began.elapsed(), setup);
+    (report.total_ms, report.setup_ms) = (began.elapsed().as_secs_f64() * 1e3, setup.as_secs_f64() * 1e3);
     for text in &report.warnings {
         (listener.borrow_mut())(&Event::Warning { text: text.clone() });
     }
@@ -312,14 +312,8 @@ impl Copied {
         let again = |pass: Pass| {
             Watchdog::fed();
             let next = rounds.judge(pass);
-            let estimate = rounds.estimate();
-            (listener.borrow_mut())(&Event::Pass {
-                pass: rounds.done(),
-                bytes: pass.written,
-                ms: pass.took.as_secs_f64() * 1e3,
-                written_per_second: estimate.map(|estimate| estimate.written as u64),
-                expected_ms: estimate.map(|estimate| estimate.left.as_secs_f64() * 1e3),
-            });
+            let (ms, estimate) = (pass.took.as_secs_f64() * 1e3, rounds.estimate());
+            (listener.borrow_mut())(&Event::Pass { pass: rounds.done(), bytes: pass.written, ms, estimate });
             match next? {
                 Next::Again => Ok(true),
                 Next::Enough => Ok(false),
@@ -332,24 +326,19 @@ impl Copied {
         };
         match capture.memory_ahead(&mut link.writer, again) {
             Ok(_) => Ok(self),
-            Err(problem) if [LINK, ABORTED, TIMEOUT].contains(&problem.code()) => {
-                Err(broken(problem, link, journal, remote))
-            }
+            Err(problem) if is_the_links(&problem) => Err(broken(problem, link, journal, remote)),
             Err(problem) => Err(gave_up(problem, link, journal)),
         }
     }
 
     fn freeze(self) -> Result<Frozen, Failure> {
-        let Copied { reserved, rounds, .. } = self;
+        let Copied { reserved, rounds } = self;
         let Reserved { remote, mut link, capture, mut journal, warnings, memory, .. } = reserved;
-        let ahead = link.writer.bytes();
-        let estimate = rounds.estimate();
         let report = Report {
             rounds: rounds.done(),
+            estimate: rounds.estimate(),
             bytes_memory: memory,
-            bytes_ahead: ahead,
-            expected_ms: estimate.map(|estimate| estimate.left.as_secs_f64() * 1e3),
-            written_per_second: estimate.map(|estimate| estimate.written as u64),
+            bytes_ahead: link.writer.bytes(),
             ..Report::default()
         };
         let watchdog = Watchdog::start();
@@ -388,7 +377,7 @@ impl Frozen {
         let captured = match dumped {
             Ok(captured) => captured,
             // Ours: the destination is told, so that it need not wait for its silence to end.
-            Err(problem) if ![LINK, ABORTED, TIMEOUT].contains(&problem.code()) => {
+            Err(problem) if !is_the_links(&problem) => {
                 drop(self.still);
                 return Err(gave_up(problem, &mut self.link, &mut self.journal));
             }
@@ -455,7 +444,7 @@ impl Sent {
         let said = match commit(&mut self.link, &mut self.journal) {
             Ok(said) => said,
             Err(problem) => {
-                return Err(match self.still.resume() {
+                return Err(match self.still.resume(&job) {
                     Ok(()) => gave_up(problem, &mut self.link, &mut self.journal),
                     Err(held) => still_held(held, &job),
                 });
@@ -465,10 +454,11 @@ impl Sent {
             Said::Runs(_) => {
                 self.report.stood_still(since.elapsed(), self.ready.elapsed());
                 let began = self.journal.job.started;
-                finish(store, pod, &mut self.journal, &mut self.report, |to| self.still.moved(to, began), &to);
+                let bury = || self.still.moved(&job, began, &to);
+                finish(store, pod, &mut self.journal, &mut self.report, bury);
                 Ok(self.report)
             }
-            Said::Refused(problem) => match self.still.resume() {
+            Said::Refused(problem) => match self.still.resume(&job) {
                 Ok(()) => {
                     let _ = self.journal.aborted(&problem);
                     Err(Failure::new(Ended::RestoreFailed, problem))
@@ -528,24 +518,21 @@ impl Parts {
 }
 
 /// The destination runs it: what is left here goes.
-fn finish(
-    store: &Store,
-    pod: &Pod,
-    journal: &mut Journal,
-    report: &mut Report,
-    bury: impl FnOnce(&str) -> Result<()>,
-    to: &str,
-) {
+fn finish(store: &Store, pod: &Pod, journal: &mut Journal, report: &mut Report, bury: impl FnOnce() -> Result<()>) {
     if let Ok(spec) = pod.spec() {
         let _ = crate::storage::volumes::remember(store, &spec);
     }
-    match bury(to) {
-        Ok(()) => {}
-        Err(problem) => report.warnings.push(format!("not everything here could be removed: {}", problem.chain())),
+    if let Err(problem) = bury() {
+        report.warnings.push(format!("not everything here could be removed: {}", problem.chain()));
     }
     if let Err(problem) = journal.phase(Phase::Done) {
         report.warnings.push(problem.chain());
     }
+}
+
+/// Whether it is the link's, or came while something on it was waited for.
+fn is_the_links(problem: &Problem) -> bool {
+    [LINK, ABORTED, TIMEOUT].contains(&problem.code())
 }
 
 /// We give up: the destination is told why.

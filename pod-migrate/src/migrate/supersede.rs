@@ -69,25 +69,10 @@ fn end(process: ProcessKey) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pod_runtime::status::now;
 
     fn job(id: &str, phase: Phase, tool: ProcessKey) -> Job {
-        Job {
-            id: id.into(),
-            role: Role::Destination,
-            pod: "0123456789ab".into(),
-            name: "web".into(),
-            peer: "hostA".into(),
-            port: None,
-            ssh_options: Vec::new(),
-            remote_pod: None,
-            phase,
-            tool,
-            receiver: Some(tool),
-            started: now(),
-            updated: now(),
-            problem: None,
-        }
+        let (pod, name, peer) = ("0123456789ab".into(), "web".into(), "hostA".into());
+        Job { pod, name, peer, receiver: Some(tool), ..Job::here(id, phase, tool) }
     }
 
     #[test]

@@ -1,47 +1,9 @@
 use super::*;
-use crate::spec;
 use std::sync::Barrier;
 use std::thread;
 
 pub(crate) fn spec(name: &str) -> Spec {
-    Spec {
-        version: spec::VERSION,
-        id: new_id().unwrap(),
-        name: name.into(),
-        created: 1,
-        hostname: "h".into(),
-        process: spec::Process {
-            args: vec!["true".into()],
-            env: vec![],
-            cwd: "/".into(),
-            user: spec::User::default(),
-            terminal: false,
-            interactive: false,
-            init: false,
-            no_new_privileges: false,
-            rlimits: vec![],
-            oom_score_adj: None,
-        },
-        root: spec::Root { base: spec::Base::Host, read_only: false },
-        volumes: vec![],
-        network: spec::Network {
-            mode: spec::NetworkMode::None,
-            addresses: vec![],
-            gateways: vec![],
-            mac: None,
-            mtu: None,
-            dns: vec![],
-            ports: vec![],
-        },
-        resources: spec::Resources::default(),
-        security: spec::Security { privileged: false, capabilities: vec![], seccomp: spec::Seccomp::Default },
-        devices: vec![],
-        labels: Default::default(),
-        auto_remove: false,
-        stop_signal: 15,
-        stop_timeout: 10,
-        log: Default::default(),
-    }
+    crate::samples::spec(&new_id().unwrap(), name)
 }
 
 fn store() -> (tempfile::TempDir, Store) {

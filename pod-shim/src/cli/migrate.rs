@@ -8,7 +8,7 @@ use pod_migrate::link::Interrupt;
 use pod_migrate::link::ssh::{Ssh, Target};
 use pod_migrate::migrate::progress::{Event, Report, Step};
 use pod_migrate::migrate::{self, Ended, Failure, Limits, Listener, journal};
-use pod_migrate::rounds::OnStall;
+use pod_migrate::rounds::{Estimate, OnStall};
 use pod_runtime::store::Store;
 use pod_runtime::{Result, when};
 use serde_json::json;
@@ -132,7 +132,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     keep(&store, &moved, &show.borrow().told);
     match moved {
         Ok(report) if context.json => {
-            output::json(&with_version(json!(report)))?;
+            let mut all = json!(report);
+            all["migration"] = json!(report.migration());
+            output::json(&with_version(all))?;
             Ok(Exit::OK)
         }
         Ok(report) => {
@@ -281,8 +283,9 @@ fn named(step: Step, detail: &str) -> String {
     }
 }
 
-fn passed(pass: u32, bytes: u64, ms: f64, expected_ms: Option<f64>) -> String {
-    let expected = expected_ms.map_or_else(String::new, |ms| format!(", would stand still for {ms:.0} ms of memory"));
+fn passed(pass: u32, bytes: u64, ms: f64, estimate: Option<Estimate>) -> String {
+    let still = |estimate: Estimate| format!(", would stand still for {:.0} ms of memory", estimate.expected_ms);
+    let expected = estimate.map(still).unwrap_or_default();
     format!("  pass {pass}: {} in {ms:.0} ms{expected}", output::size(bytes))
 }
 
@@ -290,8 +293,8 @@ impl Show {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Step { step, detail } => self.told.push_str(&stamped(&named(*step, detail))),
-            Event::Pass { pass, bytes, ms, expected_ms, .. } => {
-                self.told.push_str(&stamped(&passed(*pass, *bytes, *ms, *expected_ms)));
+            Event::Pass { pass, bytes, ms, estimate } => {
+                self.told.push_str(&stamped(&passed(*pass, *bytes, *ms, *estimate)));
             }
             Event::Stalled { text } => self.told.push_str(&stamped(text)),
             _ => {}
@@ -311,8 +314,8 @@ impl Show {
                     self.line();
                 }
             }
-            (Progress::Plain, Event::Pass { pass, bytes, ms, expected_ms, .. }) => {
-                output::say(passed(*pass, *bytes, *ms, *expected_ms));
+            (Progress::Plain, Event::Pass { pass, bytes, ms, estimate }) => {
+                output::say(passed(*pass, *bytes, *ms, *estimate));
             }
             (_, Event::Pass { .. }) => self.line(),
             (_, Event::Stalled { text }) => match &self.bar {

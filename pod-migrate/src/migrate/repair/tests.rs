@@ -1,6 +1,6 @@
 use super::*;
 use crate::migrate::journal::ask;
-use pod_runtime::spec::{self, Spec};
+use pod_runtime::samples::spec;
 use pod_runtime::status::now;
 use pod_runtime::store::{new_id, write_json};
 
@@ -10,61 +10,10 @@ fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn spec(id: &str, name: &str) -> Spec {
-    let process = spec::Process {
-        args: vec!["true".into()],
-        env: vec![],
-        cwd: "/".into(),
-        user: spec::User::default(),
-        terminal: false,
-        interactive: false,
-        init: false,
-        no_new_privileges: false,
-        rlimits: vec![],
-        oom_score_adj: None,
-    };
-    let mode = spec::NetworkMode::None;
-    let (addresses, gateways, dns, ports) = Default::default();
-    Spec {
-        version: spec::VERSION,
-        id: id.into(),
-        name: name.into(),
-        created: 1,
-        hostname: "h".into(),
-        process,
-        root: spec::Root { base: spec::Base::Host, read_only: false },
-        volumes: vec![],
-        network: spec::Network { mode, addresses, gateways, mac: None, mtu: None, dns, ports },
-        resources: spec::Resources::default(),
-        security: spec::Security { privileged: false, capabilities: vec![], seccomp: spec::Seccomp::Default },
-        devices: vec![],
-        labels: Default::default(),
-        auto_remove: false,
-        stop_signal: 15,
-        stop_timeout: 10,
-        log: Default::default(),
-    }
-}
-
 const GONE: ProcessKey = ProcessKey { pid: 1, start_time: u64::MAX };
 
 fn job(id: &str, role: Role, phase: Phase, pod: &str) -> Job {
-    Job {
-        id: id.into(),
-        role,
-        pod: pod.into(),
-        name: "web".into(),
-        peer: "hostB".into(),
-        port: None,
-        ssh_options: Vec::new(),
-        remote_pod: None,
-        phase,
-        tool: GONE,
-        receiver: None,
-        started: now(),
-        updated: now(),
-        problem: None,
-    }
+    Job { role, pod: pod.into(), name: "web".into(), peer: "hostB".into(), ..Job::here(id, phase, GONE) }
 }
 
 fn phase(store: &Store, id: &str) -> Phase {
