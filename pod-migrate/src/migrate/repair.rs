@@ -81,8 +81,15 @@ fn settle_source(store: &Store, mut journal: Journal) -> Result<bool> {
     };
     let status = pod.status()?;
     match status.state {
-        // The tool was killed after the pod had been buried and before it wrote that down.
-        State::Moved => journal.phase(Phase::Done)?,
+        // The tool was killed after the pod had been buried and before it wrote that down; or not all of it could be removed,
+        // which is tried again as long as it has not come back.
+        State::Moved => {
+            store.exclusively(|| match pod.status()?.state {
+                State::Moved => lifecycle::give_back(&pod),
+                _ => Ok(()),
+            })?;
+            journal.phase(Phase::Done)?;
+        }
         // The entry may be older than what it is about: a power cut leaves of both what it likes.
         State::Dead => return Ok(true),
         State::Migrating if committing && status.is_leaving(&journal.job.id) => return Ok(true),

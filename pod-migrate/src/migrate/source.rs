@@ -517,15 +517,15 @@ impl Parts {
     }
 }
 
-/// The destination runs it: what is left here goes.
+/// The destination runs it: what is left here goes. Where it does not, the job stays open, so that somebody returns to it.
 fn finish(store: &Store, pod: &Pod, journal: &mut Journal, report: &mut Report, bury: impl FnOnce() -> Result<()>) {
     if let Ok(spec) = pod.spec() {
         let _ = crate::storage::volumes::remember(store, &spec);
     }
     if let Err(problem) = bury() {
-        report.warnings.push(format!("not everything here could be removed: {}", problem.chain()));
-    }
-    if let Err(problem) = journal.phase(Phase::Done) {
+        let (left, id) = (problem.chain(), &journal.job.id);
+        report.warnings.push(format!("not everything here could be removed: {left}; once more: pod job resume {id}"));
+    } else if let Err(problem) = journal.phase(Phase::Done) {
         report.warnings.push(problem.chain());
     }
 }

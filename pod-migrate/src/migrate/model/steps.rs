@@ -186,7 +186,7 @@ impl Model {
                 self.goes(tombstone, w, hand, next, |w| (w.here, w.status) = (false, Status::Moved));
                 self.fault("lifecycle::bury fails", w, |w| {
                     w.status = Status::Dead;
-                    w.hands[hand] = if hand == 0 { next } else { Hand::Gone };
+                    w.quit(hand);
                 });
             }
             Hand::Told(false) => self.put_back(w, hand),
