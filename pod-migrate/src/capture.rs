@@ -10,6 +10,7 @@ use crate::dump::{DumpReport, dump};
 use crate::freeze::{Frozen, Standstill};
 use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
+use crate::laps::lap;
 use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
@@ -298,13 +299,17 @@ impl Still {
     /// arrives; `may_leave` returns when somebody else holds the frames that come later.
     pub fn dump<W: Write>(&mut self, w: &mut Writer<W>, may_leave: impl FnOnce() -> Result<()>) -> Result<Captured> {
         self.frozen.look()?;
+        lap("look");
         let mapped = self.mapped();
         self.capture.pass(w, &mapped)?;
+        lap("files");
         self.capture.log(w, self.hold.log)?;
+        lap("log");
         let sessions = self.hold.ends.sessions.iter().map(|session| session.about.clone()).collect();
         let moment = moment(self.capture.init, sessions)?;
         self.frozen.clock_stands(Standstill { here: Instant::now(), monotonic: moment.monotonic });
         w.put(Kind::MOMENT, 0, &moment)?;
+        lap("moment");
         if let Some(network) = network::dump(&self.capture.spec, self.capture.init.0)? {
             w.put(Kind::NETWORK, 0, &network)?;
         }
@@ -316,22 +321,30 @@ impl Still {
         if let Some(names) = uts::dump(&self.capture.spec.security, self.capture.init.0)? {
             w.put(Kind::UTS, 0, &names)?;
         }
+        lap("namespaces");
         self.in_memory(w)?;
         w.flush()?;
+        lap("file systems in memory");
         may_leave()?;
+        lap("hold");
         let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
+        lap("drain");
         self.hold.cut()?;
+        lap("cut");
         let (security, usual) = (&self.capture.spec.security, self.capture.usual_groups.as_ref());
         let groups = cgroups::dump(security, &self.capture.cgroup, usual, self.frozen.processes())?;
         if !groups.is_empty() {
             w.put(Kind::CGROUPS, 0, &groups)?;
         }
+        lap("groups");
         let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
+        lap("outside");
         let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, self.capture.tracker.as_ref(), w)?;
         if unsaved.closing > 0 {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);
         }
+        lap("pages");
         let tracked = network::downgrade(&self.capture.spec, self.capture.init.0);
         dump.warnings.extend(tracked.map(|problem| format!("{}: {}", problem.code(), problem.chain())));
         let connections = match self.settling {
@@ -341,6 +354,7 @@ impl Still {
             }
             None => Connections { kept: dump.peers.len() as u64, ..Connections::default() },
         };
+        lap("downgrades");
         Ok(Captured { dump, files: self.capture.files, connections })
     }
 

@@ -4,6 +4,7 @@
 use crate::freeze::{Frozen, Process};
 use crate::ids::{FileId, HostPid, PodPid, TaskFd};
 use crate::image::{Kind, Owner, Writer};
+use crate::laps::lap;
 use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::Spaces;
@@ -52,23 +53,30 @@ pub fn dump(
     let init = first(frozen)?;
     frozen.look()?;
     let view = View::new(init, outside)?;
+    lap("view");
     let mut files = FilesDump::new(&view).since(frozen.standstill());
     let mut spaces = Spaces::new(ahead);
     let mut chains = Chains::default();
     refuse(frozen)?;
+    lap("refuse");
     let onlookers = onlookers(frozen, cgroup)?;
+    lap("onlookers");
     let tree = tree(frozen);
     w.put(Kind::TREE, 0, &tree)?;
     spaces.find_shared(frozen.processes())?;
+    lap("shared memory");
     for processes in frozen.processes().chunks(CROWD) {
         crowd(processes, init, &onlookers, &mut spaces, &mut files, &mut chains, w)?;
     }
     spaces.unattached(init)?;
+    lap("unattached");
     let Rest { contents, removed_queues, peers, mut warnings } = files.finish(w)?;
+    lap("files and sockets");
     warnings.extend(frozen.processes().iter().flat_map(interrupted::begun_anew));
     warnings.extend(spaces.shared_since_fork(&tree).map(said));
     warnings.extend(frozen.processes().iter().filter_map(keys::downgrade).map(said));
     spaces.records(w)?;
+    lap("spaces");
     let ipc = ipc::dump(init.0, &removed_queues)?;
     let numbers: Vec<_> = frozen.processes().iter().map(|process| (process.pid, process.status.tgid)).collect();
     let (undos, forgotten) = undo::of(&numbers, &ipc.sets());
@@ -77,6 +85,7 @@ pub fn dump(
     if !undos.is_empty() {
         w.put(Kind::UNDO, 0, &undos)?;
     }
+    lap("ipc");
     spaces.kept(w)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
     let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {
@@ -273,15 +282,19 @@ fn crowd(
 ) -> Result<()> {
     let walks = processes.iter().map(|process| Walk::begin(process, init, files));
     let mut walks = walks.collect::<Result<Vec<_>>>()?;
+    lap("descriptors");
     let asked = walks.iter_mut().map(Walk::ask).collect::<Result<Vec<_>>>()?;
+    lap("ask tasks");
     let heard = walks.iter_mut().zip(asked).map(|(walk, asked)| walk.hear(asked, onlookers, files, chains));
     let heard = heard.collect::<Result<Vec<_>>>()?;
+    lap("hear tasks");
     for (Walk { process, borrowed, ours, .. }, (state, told)) in walks.into_iter().zip(heard) {
         borrowed.leave()?;
         let space = spaces.space(process, told, &ours, files)?;
         w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
         w.put(Kind::MM, space.id.0, &space)?;
     }
+    lap("maps");
     Ok(())
 }
 

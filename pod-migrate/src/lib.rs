@@ -16,6 +16,7 @@ pub mod dump;
 pub mod freeze;
 pub mod ids;
 pub mod image;
+pub mod laps;
 pub mod link;
 pub mod migrate;
 pub mod objects;

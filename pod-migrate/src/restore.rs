@@ -33,6 +33,7 @@ pub(crate) use ahead::latest;
 use crate::crew;
 use crate::ids::{FileId, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Reader, Record, damaged};
+use crate::laps::lap;
 use crate::objects::files::opener::External;
 use crate::objects::files::{self, File, Files, Opener, Opening};
 use crate::objects::memory::forked::{Claim, Claims};
@@ -94,7 +95,10 @@ impl Image {
             let Some(record) = reader.next()? else { return Err(damaged("the image ends before its pages")) };
             match record.kind {
                 Kind::READY_FOR_PAGES => break,
-                Kind::TREE => image.tree = Some(record.state()?),
+                Kind::TREE => {
+                    lap("wait for the tree");
+                    image.tree = Some(record.state()?);
+                }
                 Kind::PROCESS | Kind::MM | Kind::FILE => {
                     large.push(record);
                     if large.len() == CROWD {
@@ -119,10 +123,12 @@ impl Image {
                 _ => other(&record, reader)?,
             }
         }
+        lap("records");
         image.kept = kept.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect();
         image.take_in(&large)?;
         image.files.share_options()?;
         check::image(&image)?;
+        lap("check");
         Ok(image)
     }
 
@@ -196,32 +202,40 @@ pub fn restore<R: Read>(
     mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<bool>,
 ) -> Result<Restored> {
     let opening = Opening::begin(born, plan::free_pid(&image, 0))?;
+    lap("opener");
     let mut heritage = sow::plan(&image, &ahead.usable(&image));
     let laid = ahead.settle(&image, &heritage.foreign(PodPid(1), nursery::FIRST))?;
+    lap("settle");
     ipc::restore(born.init, &image.ipc)?;
     let file = reader.file().map(std::fs::File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
     let seed = Seed { heritage: &heritage, ahead: &ahead, laid: &laid, file: file.as_ref() };
     let (mut grown, mut opener) = tree::grow(&image, born, &seed, opening)?;
+    lap("tree");
     let copied = std::mem::take(&mut heritage.copied);
     let laid = sow::laid(heritage, laid, &grown);
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
+    lap("connect");
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
     let leaving = matches!(manner, Manner::Outliving).then(|| step_out(&born.cgroup, &opener));
     let shared = memory::map_all(&image, &mut grown, &laid, &opener)?;
+    lap("maps");
     let mut lazy = match manner {
         Manner::Lazily(filling) => Some(Lazy::open(&image, &grown, filling)),
         _ => None,
     };
     pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), (reader, lazy.as_mut()), &mut other)?;
+    lap("pages");
     drop(ahead);
     // From here on the pod's memory may be waited for, by us, too.
     if let (Some(lazy), Some(file)) = (lazy, reader.file()) {
         lazy.start(file, born.init)?;
     }
     let external = opener.external()?;
+    lap("external");
     finish::finish(&image, &mut grown, &opener)?;
     cgroups::enter(&image.cgroups, &born.cgroup, |pid| grown.stubs.get(&pid).map(|stub| stub.task))?;
+    lap("groups");
     Ok(Restored { grown, opener, image, external, leaving })
 }
 

@@ -59,6 +59,7 @@
 
 use super::journal::{Journal, Phase};
 use super::protocol::{Answer, Arrival, Say};
+use crate::laps::lap;
 use crate::link::{Link, PROTOCOL};
 use pod_runtime::{Problem, Result};
 
@@ -79,6 +80,7 @@ pub enum Said {
 /// Only before COMMIT was said: the source runs on.
 pub fn commit(link: &mut Link, journal: &mut Journal) -> Result<Said> {
     journal.phase(Phase::Committing)?;
+    lap("journal");
     link.past_interrupts();
     // From here on even a failed write may have arrived.
     let answer = link.say(&Say::Commit).and_then(|()| link.hear());
@@ -94,6 +96,7 @@ pub fn commit(link: &mut Link, journal: &mut Journal) -> Result<Said> {
 /// will.
 pub fn await_commit(link: &mut Link, journal: &mut Journal, arrival: &Arrival) -> Result<()> {
     let heard = link.say(&Answer::Ready(arrival.clone())).and_then(|()| link.hear());
+    lap("wait for the commit");
     let problem = match heard {
         Ok(Say::Commit) => match journal.decide(Phase::Running)? {
             Phase::Running => {

@@ -14,6 +14,7 @@ use super::repair;
 use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, damaged};
+use crate::laps::{self, lap};
 use crate::link::{Link, PROTOCOL};
 use crate::objects::files::opener;
 use crate::restore::{Ahead, Manner, Restored, Running};
@@ -27,6 +28,7 @@ use pod_runtime::store::{Pod, Store};
 use pod_runtime::usher::Inside;
 use pod_runtime::{Problem, Result};
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 /// Speaks with the source on these descriptors (neither may be 0, 1 or 2).
 pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
@@ -150,6 +152,7 @@ impl Filling for Arriving {
         arrival::origin(&mut self.link.reader)?;
         let (moment, arrived, ahead) =
             arrival::receive_at_rest(&mut self.link.reader, pod, spec, conceived, &self.note)?;
+        laps::begin(Instant::now());
         self.ahead = ahead;
         (self.arrival.files, self.arrival.bytes) = (arrived.files, arrived.bytes);
         let clocks = arrival::clocks(&moment)?;
@@ -192,6 +195,7 @@ fn ready(
     ahead: Ahead,
     newborn: &mut Newborn,
 ) -> Result<Running> {
+    lap("birth");
     let holder = match &newborn.attachment {
         Some(attachment) => Holder::start(attachment)?,
         None => None,
@@ -200,15 +204,21 @@ fn ready(
         holder.announce()?;
     }
     link.say(&Answer::Holding)?;
+    lap("holder");
     let memory = arrival::receive_memory(&mut link.reader, newborn)?;
+    lap("wait for what is in memory");
     arrival.files += memory.files;
     arrival.bytes += memory.bytes;
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
     let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::Outliving, is_sent)?;
+    lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
+    lap("outlive");
+    arrival.laps = laps::take();
     await_commit(link, journal, &arrival)?;
+    lap("decide");
     Ok(let_go(link, arrival, newborn, &mut restored, holder.as_ref()))
 }
 
@@ -225,12 +235,15 @@ fn let_go(
         logged("the pod is not on the network", attachment.join());
         logged("the neighbours were not told of the pod", attachment.announce());
     }
+    lap("join");
     let running = restored.go(Some(&newborn.born.cgroup)).unwrap_or_else(|problem| monitor::abandon(&problem));
     if let Some(holder) = holder {
         holder.inject();
     }
+    lap("go");
     logged("the arrival could not be written down", written(newborn));
-    let _ = link.say(&Answer::Running(arrival));
+    lap("write down");
+    let _ = link.say(&Answer::Running(Arrival { laps: laps::take(), ..arrival }));
     let published = newborn.pod.store().network_dir().and_then(|dir| network::publish(&dir, &newborn.spec));
     logged("published ports are not open", published);
     if let Some(holder) = holder {

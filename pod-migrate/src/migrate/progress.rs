@@ -1,5 +1,6 @@
 //! What is told while a move is under way, and after it.
 
+use crate::laps::Lap;
 use crate::rounds::Estimate;
 use serde::Serialize;
 use std::time::Duration;
@@ -83,6 +84,9 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// What the frozen time went to, in its order.
     pub frozen: Vec<Part>,
+    /// The same more closely, here and at the destination, which works on its part at the same time.
+    pub laps_here: Vec<Lap>,
+    pub laps_there: Vec<Lap>,
 }
 
 /// A part of the frozen time: `files` (and what is in memory file systems) that changed, `hold` (until the destination holds

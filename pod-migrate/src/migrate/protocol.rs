@@ -4,6 +4,7 @@
 //! message has one place in the order; another one there is [`crate::link::PROTOCOL`].
 
 use super::base::Base;
+use crate::laps::Lap;
 use pod_runtime::problem::Report;
 use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,9 @@ pub struct Arrival {
     pub bytes: u64,
     pub connections: u64,
     pub warnings: Vec<String>,
+    /// What the time went to there, since the pod's clocks stood still.
+    #[serde(default)]
+    pub laps: Vec<Lap>,
 }
 
 /// How a job ended at the destination.

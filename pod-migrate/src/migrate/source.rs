@@ -14,6 +14,7 @@ use super::progress::{Event, Part, Report, Step};
 use super::protocol::{Answer, Hello, PROTOCOL as VERSION, Purpose, Say};
 use super::repair;
 use crate::capture::{Capture, Captured, NotStopped, Still};
+use crate::laps::{self, lap};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{ABORTED, Interrupt, LINK, Link, PROTOCOL, TIMEOUT, hear};
 use crate::objects::memory::tracking::Pass;
@@ -356,6 +357,8 @@ impl Frozen {
         let mut failed = None;
         let reader = &mut self.link.reader;
         let mut parts = Parts::since(self.still.since());
+        laps::begin(self.still.since());
+        lap("stop");
         let holding = || {
             parts.end("files");
             let held = match hear(reader)? {
@@ -389,6 +392,7 @@ impl Frozen {
         parts.end("dump");
         let ready = self.link.say(&Say::Sent).and_then(|()| self.link.hear());
         parts.end("restore");
+        lap("wait for the restore");
         let arrival = match ready {
             Ok(Answer::Ready(arrival)) => arrival,
             other => {
@@ -419,6 +423,7 @@ impl Frozen {
             file_bytes: files.bytes,
             warnings,
             frozen: parts.done,
+            laps_there: arrival.laps,
             ..self.report
         };
         let Frozen { still, watchdog, link, remote, journal, .. } = self;
@@ -441,6 +446,7 @@ impl Sent {
                 Some(held) => still_held(held, &job),
             });
         }
+        lap("stop for good");
         let said = match commit(&mut self.link, &mut self.journal) {
             Ok(said) => said,
             Err(problem) => {
@@ -451,8 +457,11 @@ impl Sent {
             }
         };
         match said {
-            Said::Runs(_) => {
+            Said::Runs(arrival) => {
                 self.report.stood_still(since.elapsed(), self.ready.elapsed());
+                lap("wait for the commit");
+                self.report.laps_here = laps::take();
+                self.report.laps_there.extend(arrival.laps);
                 let began = self.journal.job.started;
                 let bury = || self.still.moved(&job, began, &to);
                 finish(store, pod, &mut self.journal, &mut self.report, bury);

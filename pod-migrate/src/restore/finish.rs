@@ -8,6 +8,7 @@ use super::tree::{self, Grown};
 use super::{Image, memory, task_work, write_memory};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::damaged;
+use crate::laps::lap;
 use crate::objects::files::{Fd, Opener};
 use crate::objects::memory::{Backing, MmState};
 use crate::objects::task::{
@@ -35,10 +36,12 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
         Ok(job(grown, state, calls))
     });
     run_all(&mut own.collect::<Result<Vec<_>>>()?)?;
+    lap("processes");
     for state in states() {
         make_threads(grown, state)?;
     }
     zombies(image, grown)?;
+    lap("threads");
     let sections = states().map(|state| critical_sections(&grown.stubs[&state.pid], state));
     let sections = sections.collect::<Result<Vec<_>>>()?;
     let mut jobs = Vec::new();
@@ -51,14 +54,18 @@ pub(super) fn finish(image: &Image, grown: &mut Grown, opener: &Opener) -> Resul
         })?;
     }
     run_all(&mut jobs)?;
+    lap("credentials");
     run_all(&mut states().map(|state| job(grown, state, signals::restore_process_pending(state))).collect::<Vec<_>>())?;
     states().for_each(|state| outside_settings(grown, state));
     session_settings(image, grown);
+    lap("settings");
     let waits = begin_waits(image, grown)?;
+    lap("waits");
     take_stubs_away(image, grown)?;
     // What took the stubs away were calls, of the first thread of each.
     let leaders = states().filter(|state| waits.contains_key(&state.pid)).map(|state| grown.stubs[&state.pid]);
     stop_all(&leaders.collect::<Vec<_>>())?;
+    lap("stubs away");
     states()
         .zip(sections)
         .try_for_each(|(state, sections)| last(grown, &image.spaces[&state.mm], state, sections, &waits))
