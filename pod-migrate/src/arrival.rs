@@ -96,13 +96,13 @@ impl Drop for Reservation {
 }
 
 /// Receives what lies on disk, up to the moment of the freeze, and what comes of its memory. `from` reads as "moved here
-/// from hostA" in the log.
+/// from hostA" in the log; `other` is shown what is none of it.
 pub fn receive_at_rest<R: Read>(
     reader: &mut Reader<R>,
-    pod: &Pod,
-    spec: &Spec,
+    (pod, spec): (&Pod, &Spec),
     conceived: Option<&Conceived>,
     from: &str,
+    mut other: impl FnMut(&Record, &mut Reader<R>) -> Result<()>,
 ) -> Result<(Moment, Arrived, Ahead)> {
     let (mut arrived, mut ahead) = (Arrived::default(), Ahead::default());
     loop {
@@ -134,9 +134,14 @@ pub fn receive_at_rest<R: Read>(
                 note(pod, spec, from)?;
                 return Ok((record.state()?, arrived, ahead));
             }
-            kind => return Err(damaged(format!("a {kind} record among the files"))),
+            _ => other(&record, reader)?,
         }
     }
+}
+
+/// A record that belongs elsewhere.
+pub fn misplaced(record: &Record) -> Problem {
+    damaged(format!("a {} record among the files", record.kind))
 }
 
 /// What the pod's clocks must show more than this host's, to go on from where they stopped.

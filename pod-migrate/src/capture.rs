@@ -150,14 +150,15 @@ impl Capture {
         self.log(w, u64::MAX)
     }
 
-    /// Sends the memory of large processes while the pod runs, over and over, for as long as `again` says so of a pass.
-    /// Files that change meanwhile are sent once more. Returns whether there was anything to send.
+    /// Sends the memory of processes that have so many bytes of it while the pod runs, over and over, for as long as `again`
+    /// says so of a pass. Files that change meanwhile are sent once more. Returns whether there was anything to send.
     pub fn memory_ahead<W: Write>(
         &mut self,
         w: &mut Writer<W>,
+        least: u64,
         mut again: impl FnMut(Pass) -> Result<bool>,
     ) -> Result<bool> {
-        if !Tracker::pays(&self.processes()) {
+        if !Tracker::pays(&self.processes(), least) {
             return Ok(false);
         }
         let cgroup = self.cgroup.clone();
@@ -167,7 +168,7 @@ impl Capture {
         let watchdog = Watchdog::start();
         // What stands against it, if anything does, the freeze itself will say.
         let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(false) };
-        let tracker = Tracker::begin(&frozen);
+        let tracker = Tracker::begin(&frozen, least);
         frozen.thaw();
         drop(watchdog);
         let Some(mut tracker) = tracker else { return Ok(false) };

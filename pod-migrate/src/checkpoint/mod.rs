@@ -19,6 +19,7 @@ pub mod seal;
 use crate::arrival::origin;
 use crate::capture::{Capture, Captured, Origin};
 use crate::image::{Reader, WRITE, Writer};
+use crate::objects::memory::tracking::LEAST_TO_COPY;
 use crate::rounds::{Next, Rounds};
 use crate::storage::volumes;
 use crate::watchdog::Watchdog;
@@ -128,7 +129,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     // copying.
     let mut rounds = Rounds::default();
     let again = |pass| Ok(rounds.judge(pass)? == Next::Again);
-    if !options.stop && !capture.memory_ahead(&mut w, again)? && file.is_nameless() {
+    if !options.stop && !capture.memory_ahead(&mut w, LEAST_TO_COPY, again)? && file.is_nameless() {
         room::make(file.file(), w.bytes(), &capture.processes());
     }
     let watchdog = Watchdog::over_writes();

@@ -13,7 +13,7 @@ use crate::restore::{Ahead, Manner, filler};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
-use pod_runtime::network::{self, Claim};
+use pod_runtime::network::{self, Attachment, Claim};
 use pod_runtime::spec::{Address, Spec};
 use pod_runtime::status::{ProcessKey, State, now};
 use pod_runtime::store::{Pod, Store, new_id};
@@ -114,8 +114,9 @@ struct Arriving {
 }
 
 impl Filling for Arriving {
-    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>) -> Result<Clocks> {
-        let (moment, _, ahead) = arrival::receive_at_rest(&mut self.reader, pod, spec, conceived, &self.note)?;
+    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>, _: &Attachment) -> Result<Clocks> {
+        let none = |record: &Record, _: &mut _| Err(arrival::misplaced(record));
+        let (moment, _, ahead) = arrival::receive_at_rest(&mut self.reader, (pod, spec), conceived, &self.note, none)?;
         self.ahead = ahead;
         let clocks = arrival::clocks(&moment)?;
         self.sessions = moment.sessions;

@@ -121,6 +121,7 @@ mod tests {
     use pod_runtime::store::Store;
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixStream;
     use std::path::Path;
     use std::thread;
@@ -215,7 +216,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let there = store(dir.path(), "b");
         let mut journal = begin(&there, Role::Destination, "abcdef01");
-        // Where the new text is to be written.
+        // As another version wrote it, so that it cannot be changed where it is; and where the new text is to be written.
+        let path = there.jobs_dir().unwrap().join("abcdef01.json");
+        std::fs::write(&path, serde_json::to_string(&journal.job).unwrap()).unwrap();
         let beside = there.jobs_dir().unwrap().join(format!(".abcdef01.json.{}", std::process::id()));
         std::fs::create_dir(&beside).unwrap();
         assert!(journal.decide(Phase::Running).is_err());
@@ -223,6 +226,21 @@ mod tests {
         std::fs::remove_dir(&beside).unwrap();
         assert_eq!(ask(&there, "abcdef01", "0123456789ab").unwrap(), Phase::Aborted);
         assert_eq!(journal.decide(Phase::Running).unwrap(), Phase::Aborted);
+    }
+
+    #[test]
+    fn the_commit_point_is_a_word_of_a_text_that_the_disk_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = store(dir.path(), "b");
+        let mut journal = begin(&there, Role::Destination, "abcdef01");
+        journal.take_over().unwrap();
+        let path = there.jobs_dir().unwrap().join("abcdef01.json");
+        let before = std::fs::metadata(&path).unwrap();
+        assert_eq!(journal.decide(Phase::Running).unwrap(), Phase::Running);
+        let after = std::fs::metadata(&path).unwrap();
+        assert_eq!((before.ino(), before.len()), (after.ino(), after.len()), "nothing but a word has changed");
+        assert_eq!(Journal::open(&there, "abcdef01").unwrap().job.phase, Phase::Running);
+        assert_eq!(ask(&there, "abcdef01", "0123456789ab").unwrap(), Phase::Running);
     }
 
     #[test]

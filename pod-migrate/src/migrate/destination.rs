@@ -13,15 +13,15 @@ use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, 
 use super::repair;
 use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
-use crate::image::{Kind, Record, damaged};
+use crate::image::{Kind, Record, Writer, damaged};
 use crate::laps::{self, lap};
-use crate::link::{Link, PROTOCOL};
+use crate::link::{Link, Outgoing, PROTOCOL};
 use crate::objects::files::opener;
 use crate::restore::{Ahead, Manner, Restored, Running};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
-use pod_runtime::network::{self, Claim};
+use pod_runtime::network::{self, Attachment, Claim};
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{ProcessKey, State, now};
 use pod_runtime::store::{Pod, Store};
@@ -92,7 +92,7 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
     link.interrupted_by(&journal.given_up()?)?;
     let note = format!("moved here from {}", hello.host);
     let (warnings, arrival, sessions, ahead) = (Some(warnings), Arrival::default(), Vec::new(), Ahead::default());
-    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions, ahead })
+    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions, ahead, holder: None })
 }
 
 fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> Result<Journal> {
@@ -140,19 +140,23 @@ struct Arriving {
     sessions: Vec<About>,
     /// Memory that came while the pod ran.
     ahead: Ahead,
+    /// Of a pod on a bridge, from the birth's first half on.
+    holder: Option<Holder>,
 }
 
 impl Filling for Arriving {
     /// RESERVED is said only now: all that can be done before the freeze is done before it.
-    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>) -> Result<Clocks> {
+    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>, cable: &Attachment) -> Result<Clocks> {
+        self.holder = Holder::start(cable)?;
         // The job is this process's from here on.
         self.journal.take_over()?;
         let warnings = self.warnings.take().unwrap_or_default();
         self.link.say(&Answer::Reserved { warnings })?;
         arrival::origin(&mut self.link.reader)?;
-        let (moment, arrived, ahead) =
-            arrival::receive_at_rest(&mut self.link.reader, pod, spec, conceived, &self.note)?;
-        laps::begin(Instant::now());
+        let Arriving { link: Link { reader, writer, .. }, holder, .. } = self;
+        let stopped = |record: &Record, _: &mut _| hold(record, writer, holder.as_ref());
+        let (moment, arrived, ahead) = arrival::receive_at_rest(reader, (pod, spec), conceived, &self.note, stopped)?;
+        lap("files");
         self.ahead = ahead;
         (self.arrival.files, self.arrival.bytes) = (arrived.files, arrived.bytes);
         let clocks = arrival::clocks(&moment)?;
@@ -167,7 +171,8 @@ impl Filling for Arriving {
     fn fill(mut self: Box<Self>, newborn: &mut Newborn) -> Result<Filled> {
         let arrival = std::mem::take(&mut self.arrival);
         let ahead = std::mem::take(&mut self.ahead);
-        let running = ready(&mut self.link, &mut self.journal, arrival, ahead, newborn);
+        let holder = self.holder.take();
+        let running = ready(&mut self.link, &mut self.journal, (arrival, ahead, holder), newborn);
         let sessions = std::mem::take(&mut self.sessions);
         let filled = running.map(|running| arrival::filled(running, sessions, true));
         if let Err(problem) = &filled {
@@ -191,20 +196,10 @@ impl Filling for Arriving {
 fn ready(
     link: &mut Link,
     journal: &mut Journal,
-    mut arrival: Arrival,
-    ahead: Ahead,
+    (mut arrival, ahead, holder): (Arrival, Ahead, Option<Holder>),
     newborn: &mut Newborn,
 ) -> Result<Running> {
     lap("birth");
-    let holder = match &newborn.attachment {
-        Some(attachment) => Holder::start(attachment)?,
-        None => None,
-    };
-    if let Some(holder) = &holder {
-        holder.announce()?;
-    }
-    link.say(&Answer::Holding)?;
-    lap("holder");
     let memory = arrival::receive_memory(&mut link.reader, newborn)?;
     lap("wait for what is in memory");
     arrival.files += memory.files;
@@ -257,6 +252,28 @@ pub(super) fn logged(without: &str, step: Result<()>) {
     if let Err(problem) = step {
         tracing::error!(problem = problem.chain(), "{without}");
     }
+}
+
+/// The source says that the pod stands still, before it sends the rest of its files: its frames are drawn here while they come
+/// and the pod is born.
+fn hold(record: &Record, writer: &mut Writer<Outgoing>, holder: Option<&Holder>) -> Result<()> {
+    if record.kind != Kind::MESSAGE {
+        return Err(arrival::misplaced(record));
+    }
+    match record.state()? {
+        Say::Stopped => {}
+        Say::Abort(report) => return Err(report.into()),
+        _ => return Err(out_of_order("STOPPED")),
+    }
+    laps::begin(Instant::now());
+    if let Some(holder) = holder {
+        holder.forget();
+        holder.announce()?;
+    }
+    writer.put(Kind::MESSAGE, 0, &Answer::Holding)?;
+    writer.flush()?;
+    lap("hold");
+    Ok(())
 }
 
 /// Whether the source says that it has sent everything.

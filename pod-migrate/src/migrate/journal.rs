@@ -4,7 +4,8 @@
 //! anything else happens, once, under a lock, and is on the disk before anybody is told. All other entries only matter
 //! as long as the host is up (with it go the processes that they are about), so they are not waited for: after a power cut
 //! they say what was once true. Who asks about a job that is still `Receiving` makes it `Aborted`, and so does who finds
-//! an entry that cannot be read: one that says `Running` was on the disk before it had its name.
+//! an entry that cannot be read: one that says `Running` was on the disk as `Receiving`
+//! before, and differs from that in a word of its first sector, which the disk has whole or not at all.
 //!
 //! What is over stays as it is.
 
@@ -16,8 +17,8 @@ use pod_runtime::store::{Store, read_json, read_whole, write_json, write_json_qu
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Finished jobs older than this are forgotten, but for what ran here: its source may not have asked yet, and what nobody
@@ -59,6 +60,8 @@ impl Phase {
 /// One move, as this host knows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
+    /// Comes first: [`overwrite`] looks for it in the first sector.
+    pub phase: Phase,
     pub id: String,
     pub role: Role,
     pub pod: String,
@@ -71,7 +74,6 @@ pub struct Job {
     pub ssh_options: Vec<String>,
     #[serde(default)]
     pub remote_pod: Option<String>,
-    pub phase: Phase,
     /// Who works on it; the job is orphaned when this is gone.
     pub tool: ProcessKey,
     /// Destination: `pod receive`, which has things of its own to give back though the monitor works on the job.
@@ -88,6 +90,7 @@ impl Job {
     /// One that begins now at the destination, which does not know how to reach the other host.
     pub fn here(id: &str, phase: Phase, tool: ProcessKey) -> Job {
         Job {
+            phase,
             id: id.to_owned(),
             role: Role::Destination,
             pod: String::new(),
@@ -96,7 +99,6 @@ impl Job {
             port: None,
             ssh_options: Vec::new(),
             remote_pod: None,
-            phase,
             tool,
             receiver: None,
             started: now(),
@@ -154,14 +156,15 @@ impl Journal {
         }
     }
 
-    /// This process works on the job from now on; what was decided stays.
+    /// This process works on the job from now on; what was decided stays. On the disk when this returns, so that little is
+    /// left to be written when it is decided.
     pub fn take_over(&mut self) -> Result<()> {
         let _lock = lock(&self.path)?;
         if let Some(job) = entry(&self.path)? {
             self.job.phase = job.phase;
         }
         self.job.tool = ProcessKey::myself()?;
-        self.write()
+        self.write_to_disk()
     }
 
     /// It did not happen, and why.
@@ -178,7 +181,7 @@ impl Journal {
         self.job.phase = entry(&self.path)?.map_or(Phase::Aborted, |job| job.phase);
         match self.job.phase {
             // Whoever decided it may have been killed before the disk had it.
-            Phase::Running => self.sync_folder()?,
+            Phase::Running => self.sync()?,
             phase if phase.is_over() => {}
             _ => self.settle_on(wanted)?,
         }
@@ -188,7 +191,10 @@ impl Journal {
     /// Under the lock. An error leaves the job undecided.
     fn settle_on(&mut self, wanted: Phase) -> Result<()> {
         let before = std::mem::replace(&mut self.job.phase, wanted);
-        let written = if wanted == Phase::Running { self.write_to_disk() } else { self.write() };
+        let written = match wanted {
+            Phase::Running => self.write_running(),
+            _ => self.write(),
+        };
         let Err(problem) = written else { return Ok(()) };
         self.job.phase = before;
         // The entry may be in place though its folder is not on the disk. Nobody was told: who asks waits for the lock.
@@ -229,6 +235,18 @@ impl Journal {
         write_json_quickly(&self.path, &job)
     }
 
+    /// The commit point, in the time of one flush of the disk. (A new text in place of the old one would be two, and the
+    /// file system's own journal each time.)
+    fn write_running(&self) -> Result<()> {
+        let doing = || format!("write {}", self.path.display());
+        let file = OpenOptions::new().read(true).write(true).open(&self.path).doing(doing)?;
+        match overwrite(&file).doing(doing)? {
+            true => file.sync_data().doing(doing),
+            // It was written in another way, by another version.
+            false => self.write_to_disk(),
+        }
+    }
+
     /// Has the disk hold it, the text before it takes the place of the old one.
     fn write_to_disk(&self) -> Result<()> {
         let job = Job { updated: now(), ..self.job.clone() };
@@ -236,10 +254,26 @@ impl Journal {
         self.sync_folder()
     }
 
+    /// What is there, whoever wrote it.
+    fn sync(&self) -> Result<()> {
+        File::open(&self.path).and_then(|file| file.sync_all()).doing(|| format!("write {}", self.path.display()))?;
+        self.sync_folder()
+    }
+
     fn sync_folder(&self) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(dir).and_then(|dir| dir.sync_all()).doing(|| format!("write {}", dir.display()))
     }
+}
+
+/// Makes `Receiving` `Running` in the text that is there, if that is where we write it: white space makes up for the shorter
+/// word. Whether it did.
+fn overwrite(file: &File) -> io::Result<bool> {
+    const BEFORE: &[u8] = b"{\n  \"phase\": \"receiving\"";
+    const AFTER: &[u8] = b"{\n  \"phase\": \"running\"  ";
+    let mut there = [0; BEFORE.len()];
+    let ours = file.read_exact_at(&mut there, 0).is_ok() && there == *BEFORE;
+    if ours { file.write_all_at(AFTER, 0).map(|()| true) } else { Ok(false) }
 }
 
 fn given_up() -> Problem {

@@ -50,7 +50,7 @@ states! {
     /// `pod receive`.
     Receiver: Gone, Waiting, Begun, Spawned, Settling;
     /// The new monitor, which `pod receive` forks.
-    Monitor: Gone, Fresh, Files, Filled, Outliving, Waiting, Renamed, Decided, LetGo, Serving, Failing, Removing;
+    Monitor: Gone, Fresh, Files, Filled, Outliving, Waiting, Written, Decided, LetGo, Serving, Failing, Removing;
     /// The copy at the destination. `Filled` dies with its monitor, `Held` does not.
     There: Gone, Filled, Held, Runs;
     Message: Offer, Sent, Commit, Abort, Reserved, Ready, Running, Failed;

@@ -19,6 +19,8 @@ pub enum Say {
     Hello(Hello),
     /// What would come; the destination answers with what stands against it, or takes what it needs.
     Offer(Box<Offer>),
+    /// The pod stands still; frames that come for it are to be held at the destination from now on.
+    Stopped,
     /// Everything was sent.
     Sent,
     /// Run. Said once, after READY.
@@ -37,7 +39,7 @@ pub enum Answer {
     Reserved {
         warnings: Vec<String>,
     },
-    /// The pod is born and empty, and frames for its address come here now: the source may take it off the network.
+    /// Frames for the pod's address come here now: the source may take it off the network.
     Holding,
     /// All is restored and stopped: the destination can run the pod and waits for COMMIT.
     Ready(Arrival),

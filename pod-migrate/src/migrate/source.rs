@@ -17,7 +17,7 @@ use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::laps::{self, lap};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{ABORTED, Interrupt, LINK, Link, PROTOCOL, TIMEOUT, hear};
-use crate::objects::memory::tracking::Pass;
+use crate::objects::memory::tracking::{LEAST_TO_SEND, Pass};
 use crate::rounds::{DOWNTIME, Next, OnStall, Rounds, STALL};
 use crate::watchdog::Watchdog;
 use pod_runtime::problem::Report as ProblemReport;
@@ -325,7 +325,7 @@ impl Copied {
                 }
             }
         };
-        match capture.memory_ahead(&mut link.writer, again) {
+        match capture.memory_ahead(&mut link.writer, LEAST_TO_SEND, again) {
             Ok(_) => Ok(self),
             Err(problem) if is_the_links(&problem) => Err(broken(problem, link, journal, remote)),
             Err(problem) => Err(gave_up(problem, link, journal)),
@@ -355,10 +355,12 @@ impl Copied {
 impl Frozen {
     fn send(mut self) -> Result<Sent, Failure> {
         let mut failed = None;
-        let reader = &mut self.link.reader;
         let mut parts = Parts::since(self.still.since());
         laps::begin(self.still.since());
         lap("stop");
+        // Its answer is waited for later, when there is nothing else to be done.
+        let said = self.link.say(&Say::Stopped);
+        let reader = &mut self.link.reader;
         let holding = || {
             parts.end("files");
             let held = match hear(reader)? {
@@ -372,7 +374,8 @@ impl Frozen {
             parts.end("hold");
             held
         };
-        let dumped = self.still.dump(&mut self.link.writer, holding);
+        let writer = &mut self.link.writer;
+        let dumped = said.and_then(|()| self.still.dump(writer, holding));
         if let Some(report) = failed {
             drop(self.still);
             return Err(not_restored(report, &mut self.journal));

@@ -13,6 +13,7 @@ use super::sow::Seed;
 use super::{Image, no_room};
 use crate::crew;
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
+use crate::laps::lap;
 use crate::objects::files::{ControllingTerminal, Opener, Opening};
 use crate::objects::task::{Filter, Life, Node, seccomp, signals};
 use crate::remote::plain::{OPTIONS, Stub};
@@ -146,7 +147,9 @@ pub(super) fn grow(image: &Image, born: &Born, seed: &Seed<'_>, opening: Opening
         stopped: false,
     };
     grown.kernel_maps = places(&own, base);
+    lap("places");
     let mut opener = opening.open(born, &image.files)?;
+    lap("open files");
     let mut children: BTreeMap<PodPid, Vec<&Node>> = BTreeMap::new();
     for node in image.nodes() {
         children.entry(node.parent).or_default().push(node);
@@ -168,6 +171,7 @@ pub(super) fn grow(image: &Image, born: &Born, seed: &Seed<'_>, opening: Opening
     for node in image.nodes().iter().filter(|node| node.parent == PodPid(0)) {
         growing.root(node)?;
     }
+    lap("make processes");
     growing.all_made()?;
     growing.groups()?;
     growing.verify()?;

@@ -61,8 +61,9 @@ pub enum Beginning {
 pub trait Filling {
     /// The pod has its namespaces, its cgroup and its cable, but no file tree. Brings the files that lie on disk, which
     /// must not change once they are mounted, and says what the pod's clocks show. Memory that comes earlier can be put
-    /// into `conceived`, which is not there for a filling that is at rest.
-    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>) -> Result<Clocks>;
+    /// into `conceived`, which is not there for a filling that is at rest; frames that are for the pod can be held beside its
+    /// cable, which is quiet.
+    fn files(&mut self, pod: &Pod, spec: &Spec, conceived: Option<&Conceived>, cable: &Attachment) -> Result<Clocks>;
 
     /// Whether the files are there already, so that they can be brought while the first process joins its cgroups.
     fn at_rest(&self) -> bool {

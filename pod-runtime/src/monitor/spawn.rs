@@ -253,7 +253,7 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
                 let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
                 let equipment = equip()?;
                 write_who(&pod, init, State::Creating)?;
-                let clocks = filling.at_rest().then(|| filling.files(&pod, &spec, None)).transpose()?;
+                let clocks = filling.at_rest().then(|| filling.files(&pod, &spec, None, &attachment)).transpose()?;
                 Ok((attachment, equipment, clocks))
             };
             let (conceived, (attachment, equipment, clocks)) =
@@ -261,7 +261,7 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
             let clocks = match clocks {
                 Some(clocks) => clocks,
                 // Not before: whoever hears of this freezes the pod where it is.
-                None => filling.files(&pod, &spec, Some(&conceived))?,
+                None => filling.files(&pod, &spec, Some(&conceived), &attachment)?,
             };
             Ok((conceived.birth(&pod, Some(clocks))?, attachment, equipment))
         }

@@ -73,6 +73,13 @@ impl Holder {
         Ok(Some(Holder { tap, injector, mac: attachment.mac, addresses: attachment.addresses.clone() }))
     }
 
+    /// Forgets what has come: as long as the pod runs elsewhere, what all of the bridge got (broadcasts), and the pod too.
+    pub fn forget(&self) {
+        let mut buffer = [0; 64];
+        // What does not fit is cut off.
+        while matches!(read(&self.tap, &mut buffer), Ok(_) | Err(nix::Error::EINTR)) {}
+    }
+
     /// Draws the pod's frames here: gratuitous ARP and neighbour advertisements, from this port.
     pub fn announce(&self) -> Result<()> {
         for frame in announce::frames(&self.mac, &self.addresses) {

@@ -160,7 +160,7 @@ impl Model {
         match w.hands[hand] {
             Hand::Look(who, seen) => self.look(w, hand, who, seen),
             // While the decision is written its lock is held.
-            Hand::Asking if w.monitor == Monitor::Renamed => {}
+            Hand::Asking if w.monitor == Monitor::Written => {}
             Hand::Asking if w.decision == Word::Torn && rules.slip(Slip::TornIsAnError) => {
                 self.step("journal::ask: the entry cannot be read", w, |w| w.quit(hand));
             }
@@ -310,9 +310,9 @@ impl Model {
                 self.turns("await_commit: READY", w, Monitor::Waiting, |w| w.say(BACK, Message::Ready));
             }
             Monitor::Waiting if heard == Some(Message::Commit) => self.commit(w),
-            Monitor::Renamed => {
-                self.turns("Journal::write_to_disk: synced", w, Monitor::Decided, |w| w.synced = true);
-                self.fault("Journal::write_to_disk fails", w, |w| {
+            Monitor::Written => {
+                self.turns("Journal::write_running: flushed", w, Monitor::Decided, |w| w.synced = true);
+                self.fault("Journal::write_running fails", w, |w| {
                     (w.decision, w.monitor) = (Word::Receiving, Monitor::Failing);
                 });
             }
@@ -349,7 +349,7 @@ impl Model {
             w.monitor = Monitor::Failing;
             if !w.decision.is_over() || rules.slip(Slip::LateCommitRuns) {
                 (w.decision, w.decided) = (Word::Running, true);
-                w.monitor = if rules.slip(Slip::RunsUnsynced) { Monitor::Decided } else { Monitor::Renamed };
+                w.monitor = if rules.slip(Slip::RunsUnsynced) { Monitor::Decided } else { Monitor::Written };
             }
         });
     }

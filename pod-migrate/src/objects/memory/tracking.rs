@@ -30,8 +30,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// A process with less memory of its own is not worth it: to watch it the pod is stopped once more, for a moment.
-const LEAST: u64 = 32 << 20;
+/// A process with less memory of its own is not worth it: to watch it the pod is stopped once more, for some two milliseconds.
+/// A checkpoint copies this much in six.
+pub const LEAST_TO_COPY: u64 = 32 << 20;
+/// ssh takes three for this.
+pub const LEAST_TO_SEND: u64 = 1 << 20;
 /// Places that are named ahead hold so much at least, and are so many at most.
 const LARGE: u64 = 1 << 20;
 const MOST_PLACES: usize = 512;
@@ -72,8 +75,8 @@ pub struct Pass {
 impl Tracker {
     /// Puts the large ones of these processes, which stand still, under watch. `None` when there are none, or it cannot
     /// be done here.
-    pub fn begin(frozen: &Frozen) -> Option<Tracker> {
-        let large: Vec<&Process> = frozen.processes().iter().filter(|process| own_memory(process) >= LEAST).collect();
+    pub fn begin(frozen: &Frozen, least: u64) -> Option<Tracker> {
+        let large: Vec<&Process> = frozen.processes().iter().filter(|process| own_memory(process) >= least).collect();
         if large.is_empty() || !Userfault::can_notice() {
             return None;
         }
@@ -87,8 +90,8 @@ impl Tracker {
     }
 
     /// Whether a pod has memory that is worth it, by a look from outside.
-    pub fn pays(processes: &[i32]) -> bool {
-        processes.iter().any(|host| own_memory_of(*host) >= LEAST)
+    pub fn pays(processes: &[i32], least: u64) -> bool {
+        processes.iter().any(|host| own_memory_of(*host) >= least)
     }
 
     /// Sends what was written since the pass before; at first everything. The pod runs.
