@@ -4,6 +4,7 @@ use crate::bench::{Bench, OutputLater, Terminal, eventually};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::{self, Beginning, Filled, Filling, Launch, Size, client};
+use pod_runtime::network::Attachment;
 use pod_runtime::spec::Spec;
 use pod_runtime::status::State;
 use pod_runtime::store::Pod;
@@ -84,7 +85,7 @@ fn a_move_without_a_monitor_ends_the_same() {
 struct Only<F>(Option<F>);
 
 impl<F: FnOnce(&mut monitor::Newborn) -> Result<Filled, Problem>> Filling for Only<F> {
-    fn files(&mut self, _: &Pod, _: &Spec, _: Option<&Conceived>) -> Result<Clocks, Problem> {
+    fn files(&mut self, _: &Pod, _: &Spec, _: Option<&Conceived>, _: &Attachment) -> Result<Clocks, Problem> {
         Ok(Clocks::default())
     }
 
@@ -215,7 +216,7 @@ fn a_pod_that_was_filled_stays_when_nothing_can_be_written() {
 struct InPlace;
 
 impl Filling for InPlace {
-    fn files(&mut self, pod: &Pod, _: &Spec, _: Option<&Conceived>) -> Result<Clocks, Problem> {
+    fn files(&mut self, pod: &Pod, _: &Spec, _: Option<&Conceived>, _: &Attachment) -> Result<Clocks, Problem> {
         let init = Cgroup::open(pod.id())?.procs()?.into_iter().next();
         let init = init.ok_or_else(|| Problem::new("E-STATE", "nobody is in the cgroup"))?;
         let cgroups = std::fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
