@@ -100,6 +100,18 @@ impl Host {
         Ok(in_network(self.pid()?, program))
     }
 
+    /// A thread of ours whose sockets are the host's: for clients that share a clock with who watches them.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<std::thread::JoinHandle<Result<T>>> {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.pid()?))?;
+        Ok(std::thread::spawn(move || {
+            setns(&network, CloneFlags::CLONE_NEWNET).context("enter a host's network")?;
+            work()
+        }))
+    }
+
     /// Power failure: every process of the host is killed at once, its files stay.
     pub fn crash(&self) -> Result<()> {
         let pid = self.pid()?;
