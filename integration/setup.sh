@@ -2,7 +2,7 @@
 #
 #   need_root            refuse unless root
 #   need_packages P...   install the Debian packages that are not there yet
-#   build PROFILE        `pod` and what goes with it on a bed; their folder is in $built
+#   build PROFILE [P...] `pod` and what goes with it on a bed, or only those packages; their folder is in $built
 #   need_rust            a cargo for the toolchain that rust-toolchain.toml pins
 #
 # Everything here may be run again at any time and by several scripts at once: apt and cargo wait for their own locks.
@@ -56,7 +56,9 @@ need_rust() {
 
 # Always the same packages together: with others, features differ and everything below is compiled once more.
 build() {
-    cargo build --quiet --profile "$1" --locked --package pod-shim --package integration --bins
+    local packages=(pod-shim integration)
+    [ $# = 1 ] || packages=("${@:2}")
+    cargo build --quiet --profile "$1" --locked "${packages[@]/#/--package=}" --bins
     built=$(cargo metadata --format-version 1 --no-deps --offline --locked |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/${1/#dev/debug}
 }

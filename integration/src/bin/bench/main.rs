@@ -2,12 +2,16 @@
 //! measured in the same run. `integration/bench` builds what they need, makes the hosts and calls this on the first.
 //!
 //!   bench run | sleep | memory | disk | tool | mixed | processes | threads | maps | files | connections | redis | lazy | overhead | all
+//!   bench migrate [WORKLOAD…]     moves under load, as their clients see them; makes hosts itself
 
+mod echo;
 mod lazy;
 mod life;
 mod memory;
+mod migrate;
 mod moving;
 mod overhead;
+mod plot;
 mod report;
 mod subjects;
 mod table;
@@ -49,6 +53,9 @@ fn run(args: &[&str]) -> Result<()> {
         && subject.starts_with("__")
     {
         return subjects::become_one(subject, rest);
+    }
+    if let ["migrate", rest @ ..] = args {
+        return migrate::run(rest);
     }
     let chosen = if args.is_empty() || args == ["all"] { &ALL[..] } else { args };
     let mut report = Report::default();

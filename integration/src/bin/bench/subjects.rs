@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-fn ready() -> Result<()> {
+pub fn ready() -> Result<()> {
     println!("ready");
     Ok(std::io::stdout().flush()?)
 }
@@ -79,6 +79,7 @@ pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
             std::hint::black_box(&pairs);
             rest()
         }
+        "__echo" => crate::echo::serve(number()?),
         "__rest" => rest(),
         "__syscalls" => {
             let count = number()?;
@@ -95,7 +96,7 @@ pub fn become_one(subject: &str, args: &[&str]) -> Result<()> {
     }
 }
 
-fn many_descriptors() -> Result<()> {
+pub fn many_descriptors() -> Result<()> {
     let hard = getrlimit(Resource::RLIMIT_NOFILE)?.1;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
