@@ -166,6 +166,8 @@ fn moved(bed: &Bed, count: usize) -> (Vec<mover::Move>, Option<String>) {
 
 /// The move whose silence is the median's, the others behind it.
 fn chart(workload: &Workload, figures: &[Figures], heard: &Heard) -> Option<plot::Chart> {
+    // Nothing can be shown of moves that all failed.
+    let _ = figures.first()?;
     let middle = median(&figures.iter().map(|figures| figures.at_freeze.ms()).collect::<Vec<_>>());
     let off = |figures: &&Figures| (figures.at_freeze.ms() - middle).abs();
     let typical = figures.iter().min_by(|a, b| off(a).total_cmp(&off(b)))?;
