@@ -20,6 +20,8 @@ pub struct Move {
     pub rounds: u64,
     /// What the frozen time went to, in its order.
     pub parts: Vec<(String, f64)>,
+    /// The same more closely, on each host, which work at the same time.
+    pub laps: Vec<(String, f64)>,
 }
 
 impl Move {
@@ -75,6 +77,10 @@ fn understood(report: &Value, commit: u64) -> Result<Move> {
     let parts = report["frozen"].as_array().into_iter().flatten();
     let part = |part: &Value| Some((part["part"].as_str()?.to_owned(), part["ms"].as_f64()?));
     let parts: Vec<(String, f64)> = parts.filter_map(part).collect();
+    let laps = |side: &str, laps: &Value| -> Vec<(String, f64)> {
+        let lap = |lap: &Value| Some((format!("{side}: {}", lap["lap"].as_str()?), lap["ms"].as_f64()?));
+        laps.as_array().into_iter().flatten().filter_map(lap).collect()
+    };
     let before: f64 = parts.iter().take_while(|(name, _)| name != COMMIT).map(|(_, ms)| ms).sum();
     Ok(Move {
         frozen_at: commit - (before * 1e6) as u64,
@@ -83,6 +89,7 @@ fn understood(report: &Value, commit: u64) -> Result<Move> {
         bytes_sent: number("bytes_sent")? as u64,
         rounds: number("rounds")? as u64,
         parts,
+        laps: [laps("source", &report["laps_here"]), laps("destination", &report["laps_there"])].concat(),
         ..Move::default()
     })
 }
@@ -96,9 +103,11 @@ mod tests {
         let report = serde_json::json!({
             "frozen_ms": 80.0, "total_ms": 900.0, "bytes_sent": 5, "rounds": 2,
             "frozen": [{"part": "files", "ms": 10.0}, {"part": "dump", "ms": 50.0}, {"part": "commit", "ms": 20.0}],
+            "laps_here": [{"lap": "stop", "ms": 1.5}], "laps_there": [{"lap": "tree", "ms": 2.5}],
         });
         let moved = understood(&report, 1_000_000_000).unwrap();
         assert_eq!((moved.frozen_at, moved.thawed_at()), (940_000_000, 1_020_000_000));
         assert_eq!(moved.parts.len(), 3);
+        assert_eq!(moved.laps, [("source: stop".to_owned(), 1.5), ("destination: tree".to_owned(), 2.5)]);
     }
 }

@@ -96,7 +96,7 @@ fn totals(outcomes: &[Outcome]) -> String {
         "| workload | in all: median | worst | frozen: median | worst | passes | MiB sent | sent again | resets | |\n\
                     |---|---|---|---|---|---|---|---|---|---|\n"
             .to_owned();
-    for outcome in outcomes.iter().filter(|outcome| !outcome.figures.is_empty()) {
+    for outcome in moved(outcomes) {
         let (total, longest) = spread(outcome, |figures| figures.moved.total_ms);
         let (frozen, most) = spread(outcome, |figures| figures.moved.frozen_ms);
         let passes = spread(outcome, |figures| figures.moved.rounds as f64).0;
@@ -122,12 +122,15 @@ fn beside_the_link(outcome: &Outcome, gbit: f64) -> String {
     format!("{middle:.3} (worst {worst:.3}) of what was sent / link, aim {AIM}: {word}")
 }
 
-/// Names of the parts of all silences, each before those that some silence has after it.
-fn columns(outcomes: &[Outcome]) -> Vec<String> {
+/// Names and microseconds out of a move.
+type Named = fn(&Figures) -> Vec<(String, f64)>;
+
+/// Names of the parts of all moves, each before those that some move has after it.
+fn names_of(outcomes: &[Outcome], parts: Named) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for figures in outcomes.iter().flat_map(|outcome| &outcome.figures) {
         let mut at = 0;
-        for (name, _) in figures.parts() {
+        for (name, _) in parts(figures) {
             match names.iter().position(|known| *known == name) {
                 Some(known) => at = known + 1,
                 None => {
@@ -140,24 +143,47 @@ fn columns(outcomes: &[Outcome]) -> Vec<String> {
     names
 }
 
+/// The median of a part of that name.
+fn part_of(outcome: &Outcome, parts: Named, name: &str) -> f64 {
+    let one = |figures: &Figures| parts(figures).iter().filter(|(part, _)| part == name).map(|(_, us)| us).sum();
+    median(&outcome.figures.iter().map(one).collect::<Vec<f64>>())
+}
+
+fn moved(outcomes: &[Outcome]) -> impl Iterator<Item = &Outcome> {
+    outcomes.iter().filter(|outcome| !outcome.figures.is_empty())
+}
+
 fn phases(outcomes: &[Outcome]) -> String {
-    let names = columns(outcomes);
-    let mut text = format!(
-        "| µs, median | {} | silence at the freeze |\n|---|{}---|\n",
-        names.join(" | "),
-        "---|".repeat(names.len())
-    );
-    for outcome in outcomes.iter().filter(|outcome| !outcome.figures.is_empty()) {
+    let names = names_of(outcomes, Figures::parts);
+    let rule = "---|".repeat(names.len());
+    let mut text = format!("| µs, median | {} | silence at the freeze |\n|---|{rule}---|\n", names.join(" | "));
+    for outcome in moved(outcomes) {
         let _ = write!(text, "| {} |", outcome.workload.title);
         for name in &names {
-            let one = |figures: &Figures| {
-                figures.parts().into_iter().filter(|(part, _)| part == name).map(|(_, us)| us).sum()
-            };
-            let _ = write!(text, " {:.0} |", median(&outcome.figures.iter().map(one).collect::<Vec<f64>>()));
+            let _ = write!(text, " {:.0} |", part_of(outcome, Figures::parts, name));
         }
         let _ = writeln!(text, " {:.0} |", spread(outcome, |figures| figures.at_freeze.ms() * 1e3).0);
     }
     text
+}
+
+/// What both hosts do while the pod stands still, a line each; nothing if the `pod` that is measured does not tell.
+fn laps(outcomes: &[Outcome]) -> String {
+    let parts: Named = |figures| figures.moved.laps.iter().map(|(name, ms)| (name.clone(), ms * 1e3)).collect();
+    let names = names_of(outcomes, parts);
+    if names.is_empty() {
+        return String::new();
+    }
+    let workloads: Vec<&str> = moved(outcomes).map(|outcome| outcome.workload.name).collect();
+    let mut text = format!("| µs, median | {} |\n|---|{}\n", workloads.join(" | "), "---|".repeat(workloads.len()));
+    for name in &names {
+        let _ = write!(text, "| {name} |");
+        for outcome in moved(outcomes) {
+            let _ = write!(text, " {:.0} |", part_of(outcome, parts, name));
+        }
+        text.push('\n');
+    }
+    format!("More closely, on each host; both work at the same time.\n\n{text}\n")
 }
 
 /// What went wrong, and what else was found.
@@ -186,6 +212,7 @@ pub fn text(outcomes: &[Outcome], limits: &[Table]) -> String {
     let mut text = format!("## What the clients saw\n\n{}\n{STALLS}\n", stalls(outcomes));
     let _ = write!(text, "{}\n## The moves\n\n{}\n", remarks(outcomes), totals(outcomes));
     let _ = write!(text, "## Phase by phase\n\n{PHASES}\n{}\n", phases(outcomes));
+    text += &laps(outcomes);
     let _ = write!(text, "## Over time\n\nLatency of requests by when they were due; a logarithmic axis.\n");
     for outcome in outcomes.iter().filter(|outcome| outcome.plot.is_some()) {
         let _ = write!(text, "\n![{}]({})\n", outcome.workload.title.replace('`', ""), plot_name(outcome.workload));
