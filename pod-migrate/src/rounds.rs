@@ -6,7 +6,7 @@
 
 use crate::objects::memory::tracking::Pass;
 use pod_runtime::{Problem, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How long a pod should stand still at most, if it lets itself be had.
@@ -53,7 +53,7 @@ pub struct Rounds {
 }
 
 /// What a round lets expect.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// Bytes that the pod writes, each page counted once a round.
     pub written_per_second: u64,

@@ -9,7 +9,8 @@ use super::arrived;
 use super::commit::await_commit;
 use super::journal::{Job, Journal, Phase, ask};
 use super::offer;
-use super::protocol::{Answer, Arrival, Fate, Hello, Offer, PROTOCOL as VERSION, Purpose, Say};
+use super::protocol::{Answer, Arrival, Fate, Hello, Offer, Purpose, Say};
+use super::questions;
 use super::repair;
 use super::supersede::supersede;
 use crate::arrival::{self, Reservation};
@@ -34,14 +35,12 @@ use std::time::Instant;
 pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
     let mut link = Link::open(from, to, "the source", None)?;
     let Say::Hello(hello) = link.hear()? else { return Err(out_of_order("HELLO")) };
-    link.say(&Answer::Hello(Hello::new(hello.purpose.clone())))?;
-    if hello.protocol != VERSION {
-        let what = format!("{} speaks protocol {}, this host {VERSION}", hello.host, hello.protocol);
-        let problem = Problem::new(PROTOCOL, what).fix("use the same version of pod on both hosts");
-        return link.say(&Answer::Refused(vec![problem.report()]));
+    link.say(&Answer::Hello(Hello { room: offer::free(store), ..Hello::new(hello.purpose.clone()) }))?;
+    if hello.agreed().is_none() {
+        return link.say(&Answer::Refused(vec![hello.strange().report()]));
     }
     match &hello.purpose {
-        Purpose::Check => check(store, link, &hello),
+        Purpose::Check => questions::answer(store, link, &hello),
         Purpose::Ask { job } => {
             let fate = if ask(store, job, "")? == Phase::Running { Fate::Ran } else { Fate::Never };
             link.say(&Answer::Outcome(fate))
@@ -53,7 +52,7 @@ pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
     }
 }
 
-fn out_of_order(due: &str) -> Problem {
+pub(super) fn out_of_order(due: &str) -> Problem {
     Problem::new(PROTOCOL, format!("something else came where {due} was due"))
 }
 
@@ -61,18 +60,6 @@ fn offered(link: &mut Link) -> Result<Box<Offer>> {
     match link.hear()? {
         Say::Offer(offer) => Ok(offer),
         _ => Err(out_of_order("OFFER")),
-    }
-}
-
-fn check(store: &Store, mut link: Link, hello: &Hello) -> Result<()> {
-    let offer = offered(&mut link)?;
-    let (mut problems, warnings) = offer::against(store, &offer, hello);
-    if problems.is_empty() {
-        problems.extend(offer::network_could(store, &offer.spec).err());
-    }
-    match problems.is_empty() {
-        true => link.say(&Answer::Reserved { warnings }),
-        false => link.say(&Answer::Refused(problems.iter().map(Problem::report).collect())),
     }
 }
 

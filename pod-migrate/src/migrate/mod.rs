@@ -3,6 +3,8 @@
 //! * [`protocol`]: what is said; [`commit`]: the one instant that decides; [`journal`]: what is written down.
 //! * [`offer`]: what can be known before the pod is touched, on both sides, [`base`] what lies below its own files;
 //!   `pod check` is the same code.
+//! * [`inquiry`]: what a destination says before anything is moved; [`drain`] asks several about many pods, and
+//!   [`placement`] decides which goes where.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
@@ -10,16 +12,21 @@ mod arrived;
 mod base;
 pub mod commit;
 pub mod destination;
+pub mod drain;
+pub mod inquiry;
 pub mod journal;
 #[cfg(test)]
 mod model;
 pub mod offer;
+pub mod placement;
 pub mod progress;
 pub mod protocol;
+mod questions;
 mod repair;
 pub mod source;
 mod supersede;
 
 pub use destination::receive;
+pub use inquiry::{Checked, check};
 pub use repair::{Lives, abort, repair, resume};
-pub use source::{Checked, Ended, Failure, Limits, Listener, check, migrate};
+pub use source::{Ended, Failure, Limits, Listener, migrate};

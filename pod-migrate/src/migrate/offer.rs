@@ -2,7 +2,7 @@
 //! pod is touched.
 
 use super::base::Base as Below;
-use super::protocol::{Cpu, Hello, Offer};
+use super::protocol::{Cpu, Hello, Offer, Room};
 use crate::storage::volumes;
 use nix::sys::statvfs::statvfs;
 use pod_runtime::cgroup::Cgroup;
@@ -14,7 +14,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The destination's clock may differ by this much before somebody should know.
+/// The destination's clock may differ by so many seconds before somebody should know, where the source cannot tell more
+/// exactly: one of the release before.
 const SKEW: u64 = 5;
 
 /// Source: what stands against moving the pod at all. Nothing is touched.
@@ -169,7 +170,7 @@ pub fn against(store: &Store, offer: &Offer, hello: &Hello) -> (Vec<Problem>, Ve
     found.extend(taken(store, spec));
     warnings.extend(Below::of(spec).differs(&offer.base));
     let skew = now().abs_diff(hello.time);
-    if skew > SKEW {
+    if skew > SKEW && hello.time_ms.is_none() {
         warnings.push(format!("the clocks of the two hosts differ by {skew} s: time in the pod will jump"));
     }
     (found, warnings)
@@ -189,24 +190,31 @@ fn missing_instructions(theirs: &Cpu) -> Option<Problem> {
 
 fn room(store: &Store, offer: &Offer) -> Vec<Problem> {
     let mut found = Vec::new();
-    if let Ok(meminfo) = proc::read("/proc/meminfo")
-        && let Some(available) = proc::amount(&meminfo, "MemAvailable:")
-        && available < offer.memory
-    {
-        let what =
-            format!("the pod uses {} MiB of memory and {} MiB are free here", offer.memory >> 20, available >> 20);
+    let (needed, free) = (offer.memory >> 20, memory_free());
+    if let Some(free) = free.filter(|free| *free < offer.memory) {
+        let what = format!("the pod uses {needed} MiB of memory and {} MiB are free here", free >> 20);
         found.push(Problem::new("E-MEMORY", what).fix("free memory on that host, or choose another"));
     }
-    if let Ok(fs) = statvfs(store.data()) {
-        let available = fs.blocks_available() * fs.fragment_size();
-        if available < offer.files {
-            let (needed, free) = (offer.files >> 20, available >> 20);
-            let what =
-                format!("the pod wrote {needed} MiB of files and {free} MiB are free in {}", store.data().display());
-            found.push(Problem::new("E-DISK", what).fix("make room there, or give the host another POD_ROOT"));
-        }
+    let (needed, free) = (offer.files >> 20, disk_free(store));
+    if let Some(free) = free.filter(|free| *free < offer.files) {
+        let place = store.data().display();
+        let what = format!("the pod wrote {needed} MiB of files and {} MiB are free in {place}", free >> 20);
+        found.push(Problem::new("E-DISK", what).fix("make room there, or give the host another POD_ROOT"));
     }
     found
+}
+
+fn memory_free() -> Option<u64> {
+    proc::amount(&proc::read("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+fn disk_free(store: &Store) -> Option<u64> {
+    statvfs(store.data()).ok().map(|fs| fs.blocks_available() * fs.fragment_size())
+}
+
+/// What is free on this host for pods that arrive.
+pub fn free(store: &Store) -> Option<Room> {
+    Some(Room { memory: memory_free()?, disk: disk_free(store)? })
 }
 
 fn root(spec: &Spec) -> Option<Problem> {

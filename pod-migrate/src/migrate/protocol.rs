@@ -5,13 +5,18 @@
 
 use super::base::Base;
 use crate::laps::Lap;
+use pod_runtime::Problem;
 use pod_runtime::problem::Report;
 use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
 
-/// Of this conversation. A side that speaks another is refused by name. 2: the base in the offer, records of version 2.
-/// 3: memory comes ahead.
-pub const PROTOCOL: u32 = 3;
+/// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
+/// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link.
+pub const PROTOCOL: u32 = 4;
+/// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
+pub const OLDEST: u32 = 3;
+/// From here on a check may ask about several pods, and have the link measured.
+pub const QUESTIONS: u32 = 4;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,6 +32,9 @@ pub enum Say {
     Commit,
     /// The source gave up.
     Abort(Report),
+    /// In a check: filler comes now, and then MEASURED, to see how fast the link is. From protocol 4 on.
+    Measure,
+    Measured,
 }
 
 /// From the destination to the source.
@@ -49,18 +57,39 @@ pub enum Answer {
     Failed(Report),
     /// To a question about a job.
     Outcome(Fate),
+    /// How many bytes of filler came, and in how many microseconds since the first of them.
+    Speed {
+        bytes: u64,
+        us: u64,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Hello {
+    /// The oldest that is spoken; the only one where `newest` is not said, which is how older versions say it.
     pub protocol: u32,
+    #[serde(default)]
+    pub newest: Option<u32>,
     /// Of the program.
     pub version: String,
     pub host: String,
     pub kernel: String,
     /// Seconds since the epoch.
     pub time: u64,
+    /// The same in milliseconds.
+    #[serde(default)]
+    pub time_ms: Option<u64>,
+    /// Of the destination.
+    #[serde(default)]
+    pub room: Option<Room>,
     pub purpose: Purpose,
+}
+
+/// What is free on a host, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    pub memory: u64,
+    pub disk: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,12 +155,56 @@ impl Hello {
         let name = nix::sys::utsname::uname().ok();
         let text = |s: Option<&std::ffi::OsStr>| s.map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         Hello {
-            protocol: PROTOCOL,
+            protocol: OLDEST,
+            newest: Some(PROTOCOL),
             version: env!("CARGO_PKG_VERSION").into(),
             host: text(name.as_ref().map(|n| n.nodename())),
             kernel: text(name.as_ref().map(|n| n.release())),
             time: pod_runtime::status::now(),
+            time_ms: Some(pod_runtime::when::now_ns() / 1_000_000),
+            room: None,
             purpose,
         }
+    }
+
+    /// The newest protocol that this side and the one that said this speak both.
+    pub fn agreed(&self) -> Option<u32> {
+        let newest = self.spoken().1.min(PROTOCOL);
+        (newest >= self.protocol.max(OLDEST)).then_some(newest)
+    }
+
+    fn spoken(&self) -> (u32, u32) {
+        (self.protocol, self.newest.unwrap_or(self.protocol))
+    }
+
+    /// Why there is none.
+    pub fn strange(&self) -> Problem {
+        let range = |(oldest, newest): (u32, u32)| {
+            if oldest == newest { newest.to_string() } else { format!("{oldest} to {newest}") }
+        };
+        let (theirs, ours) = (range(self.spoken()), range((OLDEST, PROTOCOL)));
+        let here = env!("CARGO_PKG_VERSION");
+        let what = format!(
+            "{} has pod {}, which speaks protocol {theirs}; pod {here} on the other side speaks {ours}",
+            self.host, self.version
+        );
+        Problem::new(crate::link::PROTOCOL, what).fix("install the newer of the two on both hosts")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_that_both_speak() {
+        let says = |protocol, newest| Hello { protocol, newest, ..Hello::new(Purpose::Check) }.agreed();
+        assert_eq!(says(OLDEST, Some(PROTOCOL)), Some(PROTOCOL));
+        assert_eq!(says(OLDEST, None), Some(OLDEST), "the release before says one number");
+        assert_eq!(says(OLDEST - 1, None), None);
+        assert_eq!(says(OLDEST, Some(PROTOCOL + 5)), Some(PROTOCOL), "a newer one that still speaks ours");
+        assert_eq!(says(PROTOCOL, Some(PROTOCOL + 1)), Some(PROTOCOL));
+        assert_eq!(says(PROTOCOL + 1, Some(PROTOCOL + 2)), None);
+        assert_eq!(says(9, Some(2)), None, "no range at all");
     }
 }

@@ -6,9 +6,9 @@
 //! `model` (a test) has each of the steps here and shows what they are there for.
 
 use super::arrived;
+use super::inquiry::connect;
 use super::journal::{Job, Journal, Phase, Role, jobs};
 use super::protocol::{Answer, Fate, Purpose};
-use super::source::connect;
 use crate::capture::{self, go_on};
 use crate::link::PROTOCOL;
 use crate::link::ssh::{Ssh, Target};

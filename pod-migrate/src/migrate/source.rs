@@ -8,10 +8,11 @@
 #![allow(clippy::result_large_err)]
 
 use super::commit::{Said, commit};
+use super::inquiry::{Met, connect};
 use super::journal::{Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, Hello, PROTOCOL as VERSION, Purpose, Say};
+use super::protocol::{Answer, Purpose, Say};
 use super::repair;
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::laps::{self, lap};
@@ -88,54 +89,6 @@ impl Default for Limits {
 /// Told what is going on.
 pub type Listener = Rc<RefCell<dyn FnMut(&Event)>>;
 
-/// What a check found.
-#[derive(Debug, Default)]
-pub struct Checked {
-    pub blockers: Vec<Problem>,
-    /// From the destination.
-    pub refused: Vec<Problem>,
-    /// What will not be as it was.
-    pub downgrades: Vec<Problem>,
-    pub warnings: Vec<String>,
-    /// What would go over, in bytes: memory, and files of the pod's own layer.
-    pub memory: u64,
-    pub files: u64,
-    pub peer: Option<Hello>,
-}
-
-/// `pod check`: the first steps of a move, without taking anything.
-pub fn check(pod: &Pod, ssh: Option<&Ssh>) -> Result<Checked> {
-    let (blockers, downgrades) = (offer::blockers(pod)?, offer::downgrades(pod)?);
-    let mut checked = Checked { blockers, downgrades, ..Checked::default() };
-    if let Some(ssh) = ssh {
-        let offer = offer::offer(pod)?;
-        (checked.memory, checked.files) = (offer.memory, offer.files);
-        let (_remote, mut link, peer) = connect(ssh, Purpose::Check, None)?;
-        checked.peer = Some(peer);
-        link.say(&Say::Offer(Box::new(offer)))?;
-        match link.hear()? {
-            Answer::Reserved { warnings } => checked.warnings = warnings,
-            Answer::Refused(reports) => checked.refused = reports.into_iter().map(Problem::from).collect(),
-            _ => return Err(Problem::new(PROTOCOL, "the answer to the offer was something else")),
-        }
-    }
-    Ok(checked)
-}
-
-/// Connects and says hello.
-pub(super) fn connect(ssh: &Ssh, purpose: Purpose, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Hello)> {
-    let (remote, mut link) = ssh.connect(interrupt)?;
-    link.say(&Say::Hello(Hello::new(purpose)))?;
-    match link.hear()? {
-        Answer::Hello(hello) if hello.protocol == VERSION => Ok((remote, link, hello)),
-        Answer::Hello(hello) => {
-            let what = format!("{} has pod {} with protocol {}", hello.host, hello.version, hello.protocol);
-            Err(Problem::new(PROTOCOL, what).fix("use the same version of pod on both hosts"))
-        }
-        _ => Err(Problem::new(PROTOCOL, "the answer to HELLO was something else")),
-    }
-}
-
 /// Moves a pod. `to` is what the tombstone says.
 pub fn migrate(
     store: &Store,
@@ -156,7 +109,7 @@ pub fn migrate(
     let downgrades = offer::downgrades(pod).unwrap_or_default();
     tell(Step::Connect, ssh.target.host.clone());
     let connected = Connected::new(store, pod, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
-    tell(Step::Reserve, connected.peer.host.clone());
+    tell(Step::Reserve, connected.peer.hello.host.clone());
     let reserved = connected.reserve(store, pod, ssh, capture, limits)?;
     let job = reserved.journal.job.id.clone();
     let setup = began.elapsed();
@@ -188,7 +141,7 @@ pub fn migrate(
 struct Connected {
     link: Link,
     remote: Remote,
-    peer: Hello,
+    peer: Met,
     job: String,
 }
 
@@ -254,13 +207,14 @@ impl Connected {
         let offer = offer::offer(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
         let memory = offer.memory;
         self.link.say(&Say::Offer(Box::new(offer))).map_err(failed)?;
-        let warnings = match self.link.hear().map_err(failed)? {
+        let mut warnings = match self.link.hear().map_err(failed)? {
             Answer::Reserved { warnings } => warnings,
             Answer::Refused(reports) if !reports.is_empty() => {
                 return Err(Failure::several(Ended::Refused, reports.into_iter().map(Problem::from).collect()));
             }
             _ => return Err(failed(Problem::new(PROTOCOL, "the answer to the offer was something else"))),
         };
+        warnings.extend(self.peer.skew());
         let journal = Journal::begin(store, job(&self.job, pod, capture.spec().name.clone(), ssh).map_err(failed)?);
         let Connected { remote, link, .. } = self;
         Ok(Reserved { remote, link, capture, journal: journal.map_err(failed)?, warnings, limits, memory })

@@ -1,6 +1,7 @@
 //! `pod migrate`: a pod to another host, live.
 
 use super::checkpoint::with_version;
+use super::drain::{self, Many};
 use super::{Context, Exit, options};
 use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,27 +19,48 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  pod migrate web --to root@hostB
+  pod migrate web --to hostB --dry-run
+  pod migrate --all --to hostB,hostC -j 4     all pods that run here (see also: pod drain)
+
+Exit codes: 0 moved; 10 the check found what stands against it; 11 the destination does not take it; 12 the transfer failed;
+13 it could not be restored there; 14 nobody knows (pod job resume); 15 given up as asked. But for 14 the pod runs on here.")]
 pub struct Args {
-    /// The pod
-    pod: String,
-    /// The host that it moves to, as ssh knows it
-    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
-    to: String,
+    /// The pod; several are moved as by `pod drain`
+    #[arg(value_name = "POD", required_unless_present = "all", conflicts_with = "all")]
+    pods: Vec<String>,
+    /// All pods that run here
+    #[arg(long)]
+    all: bool,
+    /// The host that it moves to, as ssh knows it; of several the one with most room
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_delimiter = ',', required = true)]
+    to: Vec<String>,
     #[command(flatten)]
-    reach: Reach,
+    many: Many,
     #[command(flatten)]
-    tuning: Tuning,
+    how: How,
+}
+
+/// How a pod is moved, one or each of many.
+#[derive(Debug, clap::Args)]
+pub struct How {
+    #[command(flatten)]
+    pub reach: Reach,
+    #[command(flatten)]
+    pub tuning: Tuning,
     /// How to show what is going on
     #[arg(long, value_enum, default_value_t = Progress::Auto)]
-    progress: Progress,
+    pub progress: Progress,
     /// Only say whether it would work
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
 }
 
 /// What the move may take.
 #[derive(Debug, clap::Args)]
-struct Tuning {
+pub struct Tuning {
     /// How long the pod should stand still at most: its memory goes ahead until what is left takes a quarter of it
     #[arg(long, value_name = "TIME", default_value = "30ms", value_parser = time)]
     downtime: Duration,
@@ -69,6 +91,17 @@ impl Tuning {
         };
         Limits { downtime: self.downtime, on_stall, bandwidth: self.bandwidth }
     }
+
+    /// As options, for another `pod migrate`.
+    pub fn words(&self) -> Vec<String> {
+        let time = |time: Duration| format!("{}ns", time.as_nanos());
+        let on_stall = if self.on_stall == Stall::Abort { "abort" } else { "switch" };
+        let mut words: Vec<String> =
+            ["--downtime", &time(self.downtime), "--on-stall", on_stall].map(str::to_owned).into();
+        words.extend(self.timeout.into_iter().flat_map(|limit| ["--timeout".to_owned(), time(limit)]));
+        words.extend(self.bandwidth.into_iter().flat_map(|rate| ["--bandwidth".to_owned(), rate.to_string()]));
+        words
+    }
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -88,7 +121,7 @@ fn bandwidth(text: &str) -> Result<u64, String> {
 }
 
 /// How to reach the other host.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Reach {
     /// An option for ssh, as in ssh_config: Compression=yes
     #[arg(long = "ssh-option", value_name = "KEY=VALUE")]
@@ -103,10 +136,16 @@ impl Reach {
         let target = Target::parse(to)?;
         Ok(Ssh { target, options: self.options.clone(), remote_pod: self.remote_pod.clone() })
     }
+
+    /// As options, for another `pod migrate`.
+    pub fn words(&self) -> Vec<String> {
+        let options = self.options.iter().flat_map(|option| ["--ssh-option", option]);
+        ["--remote-pod", &self.remote_pod].into_iter().chain(options).map(str::to_owned).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Progress {
+pub enum Progress {
     /// A live line on a terminal, else plain
     Auto,
     /// A line a step
@@ -117,18 +156,37 @@ enum Progress {
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
-    if args.dry_run {
-        let check = super::check::Args::new(args.pod, args.to, args.reach);
+    match (&args.pods[..], &args.to[..]) {
+        ([pod], [to]) => one(pod, to, &args.how, context),
+        (pods, to) => several(pods, to, &args, context),
+    }
+}
+
+fn several(pods: &[String], to: &[String], args: &Args, context: &Context) -> Result<Exit> {
+    let store = context.store()?;
+    let pods = match args.all {
+        true => migrate::drain::running(&store)?,
+        false => pods.iter().map(|pod| store.pod(pod)).collect::<Result<_>>()?,
+    };
+    drain::all(&pods, &drain::Order { to, many: &args.many, how: &args.how, while_stdin: false }, context)
+}
+
+fn one(pod: &str, to: &str, how: &How, context: &Context) -> Result<Exit> {
+    if how.dry_run {
+        let check = super::check::Args::new(pod.to_owned(), to.to_owned(), how.reach.clone());
         return super::check::run(check, context);
     }
     let store = context.store()?;
-    let pod = store.pod(&args.pod)?;
-    let ssh = args.reach.ssh(&args.to)?;
-    let interrupt = Interrupt::catch(args.tuning.timeout)?;
+    let pod = store.pod(pod)?;
+    let ssh = how.reach.ssh(to)?;
+    let interrupt = Interrupt::catch(how.tuning.timeout)?;
     let name = pod.name()?;
-    let (listener, show) = show(args.progress, context.json);
-    let moved = migrate::migrate(&store, &pod, &ssh, args.tuning.limits(), &interrupt, listener);
+    let (listener, show) = show(how.progress, context.json);
+    let moved = migrate::migrate(&store, &pod, &ssh, how.tuning.limits(), &interrupt, listener);
     show.borrow_mut().end();
+    if moved.is_ok() && interrupt.check().is_err() {
+        output::say("too late to stop: the pod had moved already");
+    }
     keep(&store, &moved, &show.borrow().told);
     match moved {
         Ok(report) if context.json => {
@@ -181,7 +239,11 @@ pub fn exit_of(ended: Ended) -> i32 {
 }
 
 fn failed(name: &str, failure: Failure, as_json: bool) -> Exit {
-    output::problem(&failure.problem, as_json);
+    let first = with_version(json!({ "error": failure.problem.report(), "job": failure.job }));
+    match as_json {
+        true => output::say(first.to_string()),
+        false => output::problem(&failure.problem, false),
+    }
     for more in &failure.more {
         output::problem(more, as_json);
     }
@@ -271,7 +333,7 @@ fn show(how: Progress, json: bool) -> (Listener, Rc<RefCell<Show>>) {
     (Rc::new(RefCell::new(move |event: &Event| told.borrow_mut().event(event))), show)
 }
 
-fn named(step: Step, detail: &str) -> String {
+pub fn named(step: Step, detail: &str) -> String {
     match step {
         Step::Connect => format!("connect to {detail}"),
         Step::Check => "check".to_owned(),
@@ -283,7 +345,7 @@ fn named(step: Step, detail: &str) -> String {
     }
 }
 
-fn passed(pass: u32, bytes: u64, ms: f64, estimate: Option<Estimate>) -> String {
+pub fn passed(pass: u32, bytes: u64, ms: f64, estimate: Option<Estimate>) -> String {
     let still = |estimate: Estimate| format!(", would stand still for {:.0} ms of memory", estimate.expected_ms);
     let expected = estimate.map(still).unwrap_or_default();
     format!("  pass {pass}: {} in {ms:.0} ms{expected}", output::size(bytes))

@@ -7,6 +7,7 @@ mod completion;
 mod config;
 mod cp;
 mod doctor;
+mod drain;
 mod each;
 mod events;
 mod exec;
@@ -88,6 +89,8 @@ pub enum Command {
     /// Move a pod to another host, live
     #[command(visible_alias = "move")]
     Migrate(migrate::Args),
+    /// Move all pods off a host
+    Drain(drain::Args),
     /// See what stands against moving a pod
     Check(check::Args),
     /// Save pods in files
@@ -143,6 +146,7 @@ impl Command {
             Command::Rename(args) => each::rename(args, context),
             Command::Cp(args) => cp::run(args, context),
             Command::Migrate(args) => migrate::run(args, context),
+            Command::Drain(args) => drain::run(args, context),
             Command::Check(args) => check::run(args, context),
             Command::Checkpoint(args) => checkpoint::run(args, context),
             Command::Restore(args) => restore::run(args, context),
@@ -196,6 +200,11 @@ impl Context {
     /// Whether `--root` or its variable says where pods are kept.
     pub fn root_was_given(&self) -> bool {
         self.root.is_some()
+    }
+
+    /// `--root`, for another `pod` on this host.
+    pub fn root(&self) -> Option<&std::path::Path> {
+        self.root.as_deref()
     }
 
     /// The store of this host; the first thing that needs root.

@@ -1,0 +1,55 @@
+//! The destination of a check: answers about pods, one after the other, and takes nothing.
+
+use super::destination::out_of_order;
+use super::offer;
+use super::protocol::{Answer, Hello, Offer, Say};
+use crate::image::Kind;
+use crate::link::Link;
+use pod_runtime::Result;
+use pod_runtime::store::Store;
+use std::time::Instant;
+
+/// Until the source has no more. One of the release before asks once and goes.
+pub(super) fn answer(store: &Store, mut link: Link, hello: &Hello) -> Result<()> {
+    let mut asked = false;
+    loop {
+        match link.hear() {
+            Ok(Say::Offer(offer)) => {
+                link.say(&about(store, hello, &offer))?;
+            }
+            Ok(Say::Measure) => {
+                let speed = measure(&mut link)?;
+                link.say(&speed)?;
+            }
+            Ok(_) => return Err(out_of_order("OFFER")),
+            // It is how a source says that it has heard enough.
+            Err(problem) => return if asked { Ok(()) } else { Err(problem) },
+        }
+        asked = true;
+    }
+}
+
+fn about(store: &Store, hello: &Hello, offer: &Offer) -> Answer {
+    let (mut problems, warnings) = offer::against(store, offer, hello);
+    if problems.is_empty() {
+        problems.extend(offer::network_could(store, &offer.spec).err());
+    }
+    match problems.is_empty() {
+        true => Answer::Reserved { warnings },
+        false => Answer::Refused(problems.iter().map(pod_runtime::Problem::report).collect()),
+    }
+}
+
+/// Filler is passed over by the reader; what counts is when MEASURED comes out behind it.
+fn measure(link: &mut Link) -> Result<Answer> {
+    let (began, before) = (Instant::now(), link.reader.bytes());
+    let record = link.reader.next()?;
+    let measured = record.filter(|record| record.kind == Kind::MESSAGE).map(|record| record.state());
+    match measured.transpose()? {
+        Some(Say::Measured) => {
+            let (bytes, us) = (link.reader.bytes() - before, began.elapsed().as_micros() as u64);
+            Ok(Answer::Speed { bytes, us: us.max(1) })
+        }
+        _ => Err(out_of_order("MEASURED")),
+    }
+}
