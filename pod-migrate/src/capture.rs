@@ -41,6 +41,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How long a look takes at most.
+const A_LOOK: Duration = Duration::from_secs(2);
+/// Somebody else saves or moves the pod.
+pub const BUSY: &str = "E-BUSY";
 /// The log is sent in pieces of this size.
 const PIECE: usize = 1 << 20;
 /// After a pass that took longer the files are looked at once more.
@@ -124,6 +128,19 @@ impl Capture {
         })
     }
 
+    /// As [`Capture::new`], of a pod that somebody may only look at for a moment, as `pod check` does.
+    pub fn soon(pod: &Pod) -> Result<Capture> {
+        let end = Instant::now() + A_LOOK;
+        loop {
+            match Capture::new(pod) {
+                Err(problem) if problem.code() == BUSY && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+    }
+
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
@@ -158,20 +175,7 @@ impl Capture {
         least: u64,
         mut again: impl FnMut(Pass) -> Result<bool>,
     ) -> Result<bool> {
-        if !Tracker::pays(&self.processes(), least) {
-            return Ok(false);
-        }
-        let cgroup = self.cgroup.clone();
-        let processes = cgroup.procs()?;
-        Glance::prepare(&processes);
-        let waits = self.observer.observe(&processes);
-        let watchdog = Watchdog::start();
-        // What stands against it, if anything does, the freeze itself will say.
-        let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(false) };
-        let tracker = Tracker::begin(&frozen, least);
-        frozen.thaw();
-        drop(watchdog);
-        let Some(mut tracker) = tracker else { return Ok(false) };
+        let Some(mut tracker) = self.watch_memory(least)? else { return Ok(false) };
         for number in 1.. {
             let pass = tracker.pass(w)?;
             let again = again(pass)?;
@@ -184,6 +188,25 @@ impl Capture {
         }
         self.tracker = Some(tracker);
         Ok(true)
+    }
+
+    /// Puts the memory of processes that have so many bytes of it under watch, for which they stand still for a moment. None
+    /// where there is nothing that is worth it.
+    pub(crate) fn watch_memory(&mut self, least: u64) -> Result<Option<Tracker>> {
+        if !Tracker::pays(&self.processes(), least) {
+            return Ok(None);
+        }
+        let cgroup = self.cgroup.clone();
+        let processes = cgroup.procs()?;
+        Glance::prepare(&processes);
+        let waits = self.observer.observe(&processes);
+        let watchdog = Watchdog::start();
+        // What stands against it, if anything does, the freeze itself will say.
+        let Ok(frozen) = Frozen::seize(self.init, || cgroup.procs(), &waits) else { return Ok(None) };
+        let tracker = Tracker::begin(&frozen, least);
+        frozen.thaw();
+        drop(watchdog);
+        Ok(tracker)
     }
 
     /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
@@ -473,7 +496,7 @@ pub(crate) fn lock(pod: &Pod, name: &str) -> Result<Flock<File>> {
     let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = open.doing(|| format!("open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        Problem::new("E-STATE", format!("pod '{name}' is being saved or moved already"))
+        Problem::new(BUSY, format!("pod '{name}' is being saved or moved already"))
             .because(error)
             .fix("wait for it; `pod job ls` shows moves")
     })

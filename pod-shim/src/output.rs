@@ -50,7 +50,7 @@ pub fn problem(problem: &Problem, as_json: bool) {
 pub fn exit_code(problem: &Problem) -> i32 {
     match problem.code() {
         "E-USAGE" => 2,
-        "E-NOPOD" | "E-NOSESSION" | "E-STATE" | "E-NAME" | "E-MOVED" | "E-NOCHECKPOINT" => 3,
+        "E-NOPOD" | "E-NOSESSION" | "E-STATE" | "E-BUSY" | "E-NAME" | "E-MOVED" | "E-NOCHECKPOINT" => 3,
         "E-ROOT" => 4,
         _ => 1,
     }

@@ -111,7 +111,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
     let began = Instant::now();
     let (name, path) = place(store, pod, options)?;
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut capture = Capture::new(pod)?;
+    let mut capture = Capture::soon(pod)?;
     let spec = capture.spec().clone();
     let compression = options.compression.unwrap_or(Compression::default_for(options.export.is_some()));
     // What is to be encrypted lies in memory until it is.

@@ -147,6 +147,11 @@ impl<W: Write> Writer<W> {
         self.flush()
     }
 
+    /// Filler of these bytes: to see how fast a link is.
+    pub fn filler(&mut self, bytes: &[u8]) -> Result<()> {
+        self.record(Kind::PAD, SKIPPABLE, 0, bytes)
+    }
+
     /// Sends filler if nothing was sent for a while. Whoever works long between records calls this now and then.
     pub fn breathe(&mut self) -> Result<()> {
         if self.last.elapsed() < BREATH { Ok(()) } else { self.keep_alive() }

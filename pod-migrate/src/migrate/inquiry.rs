@@ -3,12 +3,15 @@
 //!
 //! Nothing is taken here. A side of the release before answers one question a connection, so it is called again for the next.
 
+use super::estimate::{Expected, Written, expect};
 use super::offer;
 use super::protocol::{Answer, Hello, Offer, Purpose, QUESTIONS, Room, Say};
+use super::source::Limits;
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{Interrupt, Link, PROTOCOL};
 use pod_runtime::store::Pod;
 use pod_runtime::{Problem, Result, when};
+use std::time::Duration;
 
 /// By how much two clocks may differ before somebody should know: time in the pod jumps by it.
 const SKEW_MS: u64 = 500;
@@ -100,6 +103,26 @@ impl Inquiry {
         Ok(answer)
     }
 
+    /// Bytes a second that the link takes, as the other side counts them. None from older versions.
+    pub fn measure(&mut self) -> Result<Option<u64>> {
+        if self.peer.agreed < QUESTIONS {
+            return Ok(None);
+        }
+        let (mut link, remote) = self.link()?;
+        let mut speed = 0;
+        // Each time more, until it takes a time in which what the buffers on the way hold is no matter. The first is the way's
+        // own beginning; of the others the best counts, as of the rounds of a move.
+        for pieces in [1, 8, 64, 256] {
+            let (bytes, took) = filled(&mut link, pieces)?;
+            speed = speed.max((bytes as f64 / took.as_secs_f64()) as u64);
+            if took > TOO_LONG || took > ENOUGH && pieces > 1 {
+                break;
+            }
+        }
+        self.open = Some((link, remote));
+        Ok(Some(speed))
+    }
+
     fn link(&mut self) -> Result<(Link, Remote)> {
         if let Some(open) = self.open.take() {
             return Ok(open);
@@ -108,6 +131,33 @@ impl Inquiry {
         Ok((link, remote))
     }
 }
+
+/// How long a measure of the link is to take at least.
+const ENOUGH: Duration = Duration::from_millis(150);
+/// A link on which the least takes this long is slow, however exactly it is known.
+const TOO_LONG: Duration = Duration::from_secs(1);
+
+/// So many pieces of filler, and what the other side says of them.
+fn filled(link: &mut Link, pieces: usize) -> Result<(u64, Duration)> {
+    link.say(&Say::Measure)?;
+    // Nothing that ssh could compress.
+    let mut state = 1u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 32
+    });
+    let piece: Vec<u8> = noise.take(PIECE / 4).flat_map(|word| (word as u32).to_le_bytes()).collect();
+    for _ in 0..pieces {
+        link.writer.filler(&piece)?;
+    }
+    link.say(&Say::Measured)?;
+    match link.hear()? {
+        Answer::Speed { bytes, us } => Ok((bytes, Duration::from_micros(us.max(1)))),
+        _ => Err(Problem::new(PROTOCOL, "the answer to MEASURED was something else")),
+    }
+}
+
+const PIECE: usize = 256 << 10;
 
 /// What a check found.
 #[derive(Debug, Default)]
@@ -122,10 +172,14 @@ pub struct Checked {
     pub memory: u64,
     pub files: u64,
     pub peer: Option<Hello>,
+    /// What it would be like, and why that is not known.
+    pub expected: Option<Expected>,
+    pub unknown: Option<String>,
 }
 
-/// `pod check`: the first steps of a move, without taking anything.
-pub fn check(pod: &Pod, ssh: Option<&Ssh>) -> Result<Checked> {
+/// `pod check`: the first steps of a move, without taking anything. With `limits` it is also measured what a move within
+/// these would be like.
+pub fn check(pod: &Pod, ssh: Option<&Ssh>, limits: Option<&Limits>) -> Result<Checked> {
     let (blockers, downgrades) = (offer::blockers(pod)?, offer::downgrades(pod)?);
     let mut checked = Checked { blockers, downgrades, ..Checked::default() };
     if let Some(ssh) = ssh {
@@ -134,9 +188,27 @@ pub fn check(pod: &Pod, ssh: Option<&Ssh>) -> Result<Checked> {
         let mut there = Inquiry::open(ssh)?;
         (checked.refused, checked.warnings) = there.ask(offer)?;
         checked.warnings.extend(there.peer.skew());
+        if let Some(limits) = limits.filter(|_| checked.blockers.is_empty()) {
+            match expected(pod, &mut there, (checked.memory, checked.files), limits) {
+                Ok(mut expected) => {
+                    let given_up = expected.given_up();
+                    let list = if given_up { &mut checked.blockers } else { &mut checked.downgrades };
+                    list.extend(expected.stalls.take());
+                    checked.expected = Some(expected);
+                }
+                Err(problem) => checked.unknown = Some(problem.chain()),
+            }
+        }
         checked.peer = Some(there.peer.hello);
     }
     Ok(checked)
+}
+
+fn expected(pod: &Pod, there: &mut Inquiry, size: (u64, u64), limits: &Limits) -> Result<Expected> {
+    let Some(link) = there.measure()? else {
+        return Err(Problem::new(PROTOCOL, "the other side is of an older version, which does not measure the link"));
+    };
+    Ok(expect(size, &Written::by(pod)?, link, limits))
 }
 
 #[cfg(test)]

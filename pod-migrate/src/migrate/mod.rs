@@ -4,7 +4,7 @@
 //! * [`offer`]: what can be known before the pod is touched, on both sides, [`base`] what lies below its own files;
 //!   `pod check` is the same code.
 //! * [`inquiry`]: what a destination says before anything is moved; [`drain`] asks several about many pods, and
-//!   [`placement`] decides which goes where.
+//!   [`placement`] decides which goes where; [`estimate`] says what a move would be like.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
@@ -13,8 +13,10 @@ mod base;
 pub mod commit;
 pub mod destination;
 pub mod drain;
+pub mod estimate;
 pub mod inquiry;
 pub mod journal;
+mod labels;
 #[cfg(test)]
 mod model;
 pub mod offer;
@@ -25,6 +27,7 @@ mod questions;
 mod repair;
 pub mod source;
 mod supersede;
+mod turn;
 
 pub use destination::receive;
 pub use inquiry::{Checked, check};

@@ -2,14 +2,16 @@
 //! pod is touched.
 
 use super::base::Base as Below;
-use super::protocol::{Cpu, Hello, Offer, Room};
+use super::labels;
+use super::protocol::{Cpu, Hello, Offer, Room, Xsave};
 use crate::storage::volumes;
 use nix::sys::statvfs::statvfs;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::spec::{Base, Spec};
 use pod_runtime::status::{State, now};
 use pod_runtime::store::{Pod, Store};
-use pod_runtime::{Doing, Problem, Result, proc};
+use pod_runtime::sys::cpu::xsave_area;
+use pod_runtime::{Doing, Problem, Result, network, proc};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -55,6 +57,7 @@ pub fn downgrades(pod: &Pod) -> Result<Vec<Problem>> {
         crate::objects::namespaces::ipc::downgrade(init.0, &processes),
         crate::objects::namespaces::network::downgrade(&spec, init.0),
         crate::objects::memory::dump::downgrade(&processes),
+        labels::downgrade(&processes),
     ];
     Ok(found.into_iter().flatten().collect())
 }
@@ -65,7 +68,9 @@ pub fn offer(pod: &Pod) -> Result<Offer> {
     let processes = cgroup.procs()?;
     let memory = cgroup.stats().ok().and_then(|s| s.memory).unwrap_or_else(|| resident(&processes));
     let spec = pod.spec()?;
+    let lan = network::lan(&pod.store().network_dir()?, &spec)?;
     Ok(Offer {
+        mtu: lan.map(|(_, mtu)| spec.network.mtu.unwrap_or(mtu)),
         base: Below::of(&spec),
         spec,
         memory,
@@ -109,7 +114,8 @@ pub fn cpu() -> Cpu {
     };
     let flags =
         field("flags").unwrap_or_default().split(' ').filter(|f| is_instruction(f)).map(str::to_owned).collect();
-    Cpu { model: field("model name").unwrap_or_default(), flags }
+    let xsave = xsave_area().map(|area| Xsave { features: area.features, size: area.size, parts: area.parts });
+    Cpu { model: field("model name").unwrap_or_default(), flags, xsave }
 }
 
 /// Flags that stand for instructions or register state that a program may use; the rest are hints and kernel features.
@@ -163,7 +169,10 @@ pub fn against(store: &Store, offer: &Offer, hello: &Hello) -> (Vec<Problem>, Ve
     if let Err(problem) = crate::arrival::check_spec(spec) {
         return (vec![problem], warnings);
     }
-    found.extend(missing_instructions(&offer.cpu));
+    let ours = cpu();
+    found.extend(missing_instructions(&offer.cpu, &ours));
+    found.extend(offer.cpu.xsave.as_ref().and_then(|theirs| other_layout(theirs, &ours.xsave.unwrap_or_default())));
+    found.extend(frames(store, offer));
     found.extend(room(store, offer));
     found.extend(volumes::check(store, spec));
     found.extend(root(spec));
@@ -176,9 +185,34 @@ pub fn against(store: &Store, offer: &Offer, hello: &Hello) -> (Vec<Problem>, Ve
     (found, warnings)
 }
 
-fn missing_instructions(theirs: &Cpu) -> Option<Problem> {
-    let ours: BTreeSet<String> = cpu().flags.into_iter().collect();
-    let missing: Vec<&str> = theirs.flags.iter().map(String::as_str).filter(|f| !ours.contains(*f)).collect();
+/// A frame that a bridge has no room for it drops without a word.
+fn frames(store: &Store, offer: &Offer) -> Option<Problem> {
+    let needed = offer.mtu?;
+    let (bridge, here) = network::lan(&store.network_dir().ok()?, &offer.spec).ok()??;
+    let what = format!("the pod and its peers send frames of up to {needed} bytes, and {bridge} there takes {here}");
+    (here < needed).then(|| {
+        let fix = format!("on that host: ip link set {bridge} mtu {needed}, and the LAN's interface in it too");
+        Problem::new("E-MTU", what).fix(fix)
+    })
+}
+
+/// Registers are restored as they were saved: every part that there is must be there, in the same place.
+fn other_layout(theirs: &Xsave, ours: &Xsave) -> Option<Problem> {
+    let missing = theirs.features & !ours.features;
+    let moved = theirs.parts.iter().filter(|part| missing & 1 << part.0 == 0).find(|part| !ours.parts.contains(part));
+    let what = match (missing, moved) {
+        (0, None) => return None,
+        (0, Some((part, ..))) => format!("part {part} of the XSAVE area lies elsewhere on this processor"),
+        (missing, _) => {
+            format!("the XSAVE area of this processor lacks parts that the pod's registers have ({missing:#x})")
+        }
+    };
+    Some(Problem::new("E-XSAVE", what).fix("move it to a host with a processor of the same kind"))
+}
+
+fn missing_instructions(theirs: &Cpu, ours: &Cpu) -> Option<Problem> {
+    let ours: BTreeSet<&String> = ours.flags.iter().collect();
+    let missing: Vec<&str> = theirs.flags.iter().filter(|flag| !ours.contains(flag)).map(String::as_str).collect();
     if missing.is_empty() {
         return None;
     }
@@ -251,10 +285,29 @@ fn taken(store: &Store, spec: &Spec) -> Option<Problem> {
 /// Destination: whether the network could be had; for a check, so nothing is kept.
 pub fn network_could(store: &Store, spec: &Spec) -> Result<()> {
     let dir = store.network_dir().doing(|| "find the network's folder".into())?;
-    let before = pod_runtime::network::leases::of(&dir, &spec.id)?;
-    let could = pod_runtime::network::lease(&dir, &mut spec.clone(), pod_runtime::network::Claim::Arriving);
+    let before = network::leases::of(&dir, &spec.id)?;
+    let could = network::lease(&dir, &mut spec.clone(), pod_runtime::network::Claim::Arriving);
     if before.is_none() {
-        pod_runtime::network::leases::forget(&dir, &spec.id)?;
+        network::leases::forget(&dir, &spec.id)?;
     }
     could.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_fit_where_all_parts_lie_in_the_same_place() {
+        let area = |features, parts: &[(u32, u32, u32)]| Xsave { features, size: 0, parts: parts.to_vec() };
+        let avx = area(0b111, &[(2, 576, 256)]);
+        let with_keys = area(0x207, &[(2, 576, 256), (9, 2432, 8)]);
+        assert_eq!(other_layout(&avx, &with_keys).map(|problem| problem.report()), None, "more does no harm");
+        let lacks = other_layout(&with_keys, &avx).unwrap();
+        assert!(lacks.code() == "E-XSAVE" && lacks.what().contains("0x200"), "{lacks}");
+        let elsewhere = area(0x207, &[(2, 576, 256), (9, 2440, 8)]);
+        assert!(other_layout(&with_keys, &elsewhere).unwrap().what().contains("part 9"));
+        assert!(other_layout(&avx, &Xsave::default()).is_some(), "no XSAVE at all");
+        assert!(other_layout(&cpu().xsave.unwrap_or_default(), &cpu().xsave.unwrap_or_default()).is_none());
+    }
 }

@@ -33,6 +33,10 @@ pub enum Event {
     Stalled {
         text: String,
     },
+    /// Somebody else has to be done with the pod first.
+    Waiting {
+        text: String,
+    },
     Warning {
         text: String,
     },
@@ -125,7 +129,7 @@ pub struct MigrationStats {
     pub postcopy_bytes: u64,
 }
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 impl Report {
     /// `commit` is the part of it since everything was there.

@@ -120,6 +120,9 @@ pub struct Offer {
     pub base: Base,
     /// Names of kernel features that the image needs.
     pub features: Vec<String>,
+    /// The largest frames that peers send the pod, if it is on a LAN itself.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +130,17 @@ pub struct Cpu {
     pub model: String,
     /// As /proc/cpuinfo names them.
     pub flags: Vec<String>,
+    /// How threads' registers are kept, as they are restored.
+    #[serde(default)]
+    pub xsave: Option<Xsave>,
+}
+
+/// Which parts there are (XCR0), how much all take, and number, place and size of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Xsave {
+    pub features: u64,
+    pub size: u32,
+    pub parts: Vec<(u32, u32, u32)>,
 }
 
 /// What arrived.

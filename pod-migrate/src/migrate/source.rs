@@ -13,7 +13,7 @@ use super::journal::{Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
 use super::protocol::{Answer, Purpose, Say};
-use super::repair;
+use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::laps::{self, lap};
 use crate::link::ssh::{Remote, Ssh};
@@ -101,7 +101,7 @@ pub fn migrate(
     let began = Instant::now();
     let tell = |step, detail: String| (listener.borrow_mut())(&Event::Step { step, detail });
     tell(Step::Check, String::new());
-    let capture = Capture::new(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
+    let capture = turn::take(store, pod, interrupt, &listener).map_err(|p| Failure::new(Ended::Unbegun, p))?;
     let blockers = offer::blockers(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
     if !blockers.is_empty() {
         return Err(Failure::several(Ended::Blocked, blockers));

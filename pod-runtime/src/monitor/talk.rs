@@ -228,7 +228,7 @@ impl Monitor {
     /// Stops reading stdio, and with `link` takes the pod off the network, until this client is gone.
     fn hold(&mut self, id: u64, link: bool) -> Result<()> {
         if self.holding() {
-            return Err(Problem::new("E-STATE", "the pod is being saved or moved already"));
+            return Err(Problem::new("E-BUSY", "the pod is being saved or moved already"));
         }
         self.drain();
         if link {

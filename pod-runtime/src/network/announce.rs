@@ -81,14 +81,19 @@ fn neighbour_advertisement(mac: &Mac, ip: Ipv6Addr) -> Vec<u8> {
     icmp.extend_from_slice(&ip.octets());
     icmp.extend_from_slice(&[2, 1]);
     icmp.extend_from_slice(mac);
-    let sum = checksum(&ip, &all_nodes, 58, &icmp);
+    icmp_frame(&[0x33, 0x33, 0, 0, 0, 1], mac, (ip, all_nodes), icmp)
+}
+
+/// A frame with this ICMPv6 message, whose checksum is zero yet.
+fn icmp_frame(to: &Mac, from: &Mac, (source, target): (Ipv6Addr, Ipv6Addr), mut icmp: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(&source, &target, 58, &icmp);
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-    let mut frame = ethernet(&[0x33, 0x33, 0, 0, 0, 1], mac, IPV6);
+    let mut frame = ethernet(to, from, IPV6);
     frame.extend_from_slice(&[0x60, 0, 0, 0]);
     frame.extend_from_slice(&(icmp.len() as u16).to_be_bytes());
     frame.extend_from_slice(&[58, 255]);
-    frame.extend_from_slice(&ip.octets());
-    frame.extend_from_slice(&all_nodes.octets());
+    frame.extend_from_slice(&source.octets());
+    frame.extend_from_slice(&target.octets());
     frame.extend_from_slice(&icmp);
     frame
 }
@@ -113,12 +118,22 @@ fn checksum(from: &Ipv6Addr, to: &Ipv6Addr, protocol: u8, payload: &[u8]) -> u16
     !(sum as u16)
 }
 
-/// Asks the LAN behind a device whether anybody has this IPv4 address (RFC 5227: an ARP question with sender 0.0.0.0)
-/// and waits `patience` for an answer. A station of a LAN answers within a millisecond or two.
-pub fn somebody_has(device: u32, mac: &Mac, ip: Ipv4Addr, patience: Duration) -> Result<Option<Mac>> {
-    let socket = netdev::packet_socket(device, Receive::Protocol(ARP), false)
+/// Asks the LAN behind a device whether anybody but `known` has this address (ARP with sender 0.0.0.0, RFC 5227; a neighbour
+/// solicitation from nowhere, RFC 4862) and waits `patience` for an answer. A station of a LAN answers within a millisecond
+/// or two.
+pub fn somebody_has(
+    device: u32,
+    mac: &Mac,
+    ip: IpAddr,
+    known: Option<&Mac>,
+    patience: Duration,
+) -> Result<Option<Mac>> {
+    let (kind, question) = match ip {
+        IpAddr::V4(ip) => (ARP, arp(mac, 1, Ipv4Addr::UNSPECIFIED, ip)),
+        IpAddr::V6(ip) => (IPV6, neighbour_solicitation(mac, ip)),
+    };
+    let socket = netdev::packet_socket(device, Receive::Protocol(kind), false)
         .doing(|| "open a packet socket to probe the address".into())?;
-    let question = arp(mac, 1, Ipv4Addr::UNSPECIFIED, ip);
     let end = Instant::now() + patience;
     let mut buffer = [0; 256];
     for share in [patience / 3, patience] {
@@ -135,7 +150,9 @@ pub fn somebody_has(device: u32, mac: &Mac, ip: Ipv4Addr, patience: Duration) ->
                 continue;
             }
             while let Ok(length) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                if let Some(owner) = speaks_as(&buffer[..length], ip).filter(|owner| owner != mac) {
+                // A frame may be longer than what is looked at.
+                let owner = speaks_as(&buffer[..length.min(256)], ip);
+                if let Some(owner) = owner.filter(|owner| owner != mac && Some(owner) != known) {
                     return Ok(Some(owner));
                 }
             }
@@ -144,11 +161,27 @@ pub fn somebody_has(device: u32, mac: &Mac, ip: Ipv4Addr, patience: Duration) ->
     Ok(None)
 }
 
-/// The MAC that an ARP frame gives for `ip`, if it gives one.
-fn speaks_as(frame: &[u8], ip: Ipv4Addr) -> Option<Mac> {
-    let is_arp = frame.get(12..14)? == ARP.to_be_bytes();
-    let sender = frame.get(28..32)? == ip.octets();
-    (is_arp && sender).then(|| frame[22..28].try_into().expect("six bytes"))
+/// The question whether an IPv6 address is taken, to the group that who has it listens to.
+fn neighbour_solicitation(mac: &Mac, ip: Ipv6Addr) -> Vec<u8> {
+    let [.., a, b, c] = ip.octets();
+    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
+    let mut icmp = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    icmp.extend_from_slice(&ip.octets());
+    icmp_frame(&[0x33, 0x33, 0xff, a, b, c], mac, (Ipv6Addr::UNSPECIFIED, group), icmp)
+}
+
+/// The MAC that an ARP frame or a neighbour advertisement gives for `ip`, if it gives one.
+fn speaks_as(frame: &[u8], ip: IpAddr) -> Option<Mac> {
+    let is = |at: usize, bytes: &[u8]| frame.get(at..at + bytes.len()) == Some(bytes);
+    let (said, at) = match ip {
+        IpAddr::V4(ip) => (is(12, &ARP.to_be_bytes()) && is(28, &ip.octets()), 22),
+        // With its own address behind it: an advertisement to a question from nowhere has that.
+        IpAddr::V6(ip) => {
+            let advertises = is(12, &IPV6.to_be_bytes()) && is(20, &[58]) && is(54, &[136]);
+            (advertises && is(62, &ip.octets()) && is(78, &[2, 1]), 80)
+        }
+    };
+    frame.get(at..at + 6).filter(|_| said)?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -180,8 +213,21 @@ mod tests {
     fn an_arp_answer_is_recognised() {
         let ip = Ipv4Addr::new(10, 0, 0, 7);
         let frame = arp(&[2, 0, 0, 0, 0, 9], 2, ip, ip);
-        assert_eq!(speaks_as(&frame, ip), Some([2, 0, 0, 0, 0, 9]));
-        assert_eq!(speaks_as(&frame, Ipv4Addr::new(10, 0, 0, 8)), None);
-        assert_eq!(speaks_as(&frame[..20], ip), None);
+        assert_eq!(speaks_as(&frame, ip.into()), Some([2, 0, 0, 0, 0, 9]));
+        assert_eq!(speaks_as(&frame, Ipv4Addr::new(10, 0, 0, 8).into()), None);
+        assert_eq!(speaks_as(&frame[..20], ip.into()), None);
+    }
+
+    #[test]
+    fn an_advertisement_is_recognised_and_a_question_is_none() {
+        let (mac, ip): (Mac, Ipv6Addr) = ([2, 0, 0, 0, 0, 9], "fd77::7".parse().unwrap());
+        let frame = neighbour_advertisement(&mac, ip);
+        assert_eq!(speaks_as(&frame, ip.into()), Some(mac));
+        assert_eq!(speaks_as(&frame, "fd77::8".parse().unwrap()), None);
+        assert_eq!(speaks_as(&frame[..80], ip.into()), None);
+        let question = neighbour_solicitation(&mac, ip);
+        assert_eq!(speaks_as(&question, ip.into()), None);
+        let group = "ff02::1:ff00:7".parse().unwrap();
+        assert_eq!(checksum(&Ipv6Addr::UNSPECIFIED, &group, 58, &question[54..]), 0);
     }
 }

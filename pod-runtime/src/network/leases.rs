@@ -29,7 +29,7 @@ pub enum Claim {
     /// A new pod: the LAN is asked whether somebody has the address.
     New,
     /// A pod that arrives from another host or from a checkpoint: its addresses come with it, and on the LAN it
-    /// answers for them itself until it is here.
+    /// answers for them itself until it is here, so that who else does is asked for.
     Arriving,
 }
 
@@ -175,8 +175,9 @@ pub fn lease(dir: &Path, spec: &mut Spec, claim: Claim) -> Result<Lease> {
         return Err(taken(address.ip, &format!("the pod '{}' of this host", owner.name)));
     }
     settle_ports(&mut settled.ports, &book)?;
-    if let (Claim::New, true, Some(bridge)) = (claim, lan, &bridge) {
-        probe(bridge, &settled.addresses)?;
+    if let (true, Some(bridge)) = (lan, &bridge) {
+        let own = (claim == Claim::Arriving).then_some(&mac);
+        probe(bridge, &settled.addresses, own)?;
     }
     let network = match &settled.mode {
         NetworkMode::Named(name) => Some(name.clone()),
@@ -338,17 +339,17 @@ fn bind_here(port: &Port) -> Result<u16> {
     bound.map(|address| address.port()).map_err(|error| port_taken(port, &error.to_string()))
 }
 
-fn probe(bridge: &str, addresses: &[Address]) -> Result<()> {
+/// Whether somebody else on the LAN has one of these addresses; `own` is the MAC by which the pod itself answers there.
+fn probe(bridge: &str, addresses: &[Address], own: Option<&Mac>) -> Result<()> {
     let control = netdev::control_socket().doing(|| "open a socket".into())?;
     let device = netdev::index(control.as_fd(), bridge).doing(|| format!("find the bridge {bridge}"))?;
     // The question is the bridge's own: an answer to the pod's MAC, which no port has yet, would pass it by.
     let mac = netdev::hardware_address(control.as_fd(), bridge).doing(|| format!("read the MAC of {bridge}"))?;
     for address in addresses {
-        let IpAddr::V4(ip) = address.ip else { continue };
-        if UdpSocket::bind((ip, 0)).is_ok() {
+        if UdpSocket::bind((address.ip, 0)).is_ok() {
             return Err(taken(address.ip, "this host itself"));
         }
-        if let Some(owner) = somebody_has(device, &mac, ip, PROBE)? {
+        if let Some(owner) = somebody_has(device, &mac, address.ip, own, PROBE)? {
             return Err(taken(address.ip, &format!("a station of the LAN ({})", format_mac(&owner))));
         }
     }

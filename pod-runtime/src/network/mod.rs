@@ -13,8 +13,10 @@
 //! the lease is keyed by it, nftables elements are listed in the lease), so that [`release`] can undo an attempt that
 //! was killed at any point. Nothing here needs the pod to be alive.
 
-use crate::Result;
-use crate::spec::Spec;
+use crate::spec::{NetworkMode, Spec};
+use crate::sys::netdev;
+use crate::{Doing, Result};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 pub mod announce;
@@ -43,6 +45,21 @@ pub fn withdraw(dir: &Path, pod_id: &str) -> Result<()> {
     nat::unpublish(dir, pod_id)?;
     cable::cut(&link_name(pod_id))?;
     leases::forget(dir, pod_id)
+}
+
+/// The bridge by which a pod is on the LAN itself, and its MTU; `None` for a pod on a network that only this host has.
+pub fn lan(dir: &Path, spec: &Spec) -> Result<Option<(String, u32)>> {
+    let bridge = match &spec.network.mode {
+        NetworkMode::Bridge(bridge) => bridge.clone(),
+        NetworkMode::Named(name) => match named::load(dir, name)? {
+            definition if definition.managed => return Ok(None),
+            definition => definition.bridge,
+        },
+        NetworkMode::None | NetworkMode::Host => return Ok(None),
+    };
+    let control = netdev::control_socket().doing(|| "open a socket".into())?;
+    let mtu = netdev::mtu(control.as_fd(), &bridge).doing(|| format!("read the MTU of {bridge}"))?;
+    Ok(Some((bridge, mtu)))
 }
 
 /// Opens the published ports (`-p`) of a pod that has its lease. A port that is taken on this host is refused by

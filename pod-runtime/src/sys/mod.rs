@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 pub mod bpf;
 pub mod clone;
+pub mod cpu;
 pub mod daemon;
 pub mod descriptor;
 pub mod inet;

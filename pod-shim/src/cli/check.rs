@@ -3,7 +3,8 @@
 use super::migrate::{Reach, exit_of};
 use super::{Context, Exit};
 use crate::output;
-use pod_migrate::migrate::{self, Ended};
+use pod_migrate::migrate::estimate::Expected;
+use pod_migrate::migrate::{self, Ended, Limits};
 use pod_runtime::{Problem, Result};
 use serde_json::json;
 
@@ -19,11 +20,18 @@ pub struct Args {
     to: Option<String>,
     #[command(flatten)]
     reach: Reach,
+    /// Measure neither the link nor how much the pod writes, which takes a second
+    #[arg(long)]
+    quick: bool,
+    /// What the move may take.
+    #[arg(skip)]
+    limits: Limits,
 }
 
 impl Args {
-    pub fn new(pod: String, to: String, reach: Reach) -> Args {
-        Args { pod, to: Some(to), reach }
+    /// Of a `pod migrate --dry-run`.
+    pub fn new(pod: String, to: String, reach: Reach, limits: Limits) -> Args {
+        Args { pod, to: Some(to), reach, quick: false, limits }
     }
 }
 
@@ -31,7 +39,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let store = context.store()?;
     let pod = store.pod(&args.pod)?;
     let ssh = args.to.as_deref().map(|to| args.reach.ssh(to)).transpose()?;
-    let checked = migrate::check(&pod, ssh.as_ref())?;
+    let checked = migrate::check(&pod, ssh.as_ref(), (!args.quick).then_some(&args.limits))?;
     let clear = checked.blockers.is_empty() && checked.refused.is_empty();
     let exit = if clear { Exit::OK } else { Exit(exit_of(Ended::Blocked)) };
     if context.json {
@@ -49,6 +57,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
             "always": [ANEW],
             "memory_bytes": args.to.as_ref().map(|_| checked.memory),
             "file_bytes": args.to.as_ref().map(|_| checked.files),
+            "expected": checked.expected,
+            "migration": checked.expected.as_ref().map(Expected::migration),
+            "not_measured": checked.unknown,
         }))?;
         return Ok(exit);
     }
@@ -57,6 +68,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
         text.push_str(&format!("{}: reachable, pod {}, kernel {}\n", peer.host, peer.version, peer.kernel));
         let (memory, files) = (output::size(checked.memory), output::size(checked.files));
         text.push_str(&format!("would go over: {memory} of memory, {files} of files\n"));
+        text.push_str(&expectation(&checked));
     }
     let named = |who: &'static str, problems| -> Vec<(&str, &Problem)> {
         let problems: &[Problem] = problems;
@@ -80,4 +92,25 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
     });
     output::data(&text)?;
     Ok(exit)
+}
+
+fn expectation(checked: &migrate::Checked) -> String {
+    if let Some(why) = &checked.unknown {
+        return format!("not measured: {why}\n");
+    }
+    let Some(expected) = &checked.expected else { return String::new() };
+    let rate = |bytes: u64| format!("{}/s", output::size(bytes));
+    let passes = match expected.rounds {
+        0 => String::new(),
+        1 => "1 pass, ".to_owned(),
+        n => format!("{n} passes, "),
+    };
+    format!(
+        "measured: the link takes {}, the pod writes {}\nexpected: {passes}{} in {:.1} s, it stands still for about {:.0} ms\n",
+        rate(expected.link_bytes_per_second),
+        rate(expected.written_per_second),
+        output::size(expected.bytes),
+        expected.total_ms / 1e3,
+        expected.stall_ms,
+    )
 }

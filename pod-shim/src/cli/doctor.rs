@@ -1,6 +1,9 @@
 //! `pod doctor`: whether this host has what pods need. Everything is tried, not guessed from a version; nothing is left
-//! behind.
+//! behind. With `--to` also what lies between two hosts, and the other one ([`there`]).
 
+mod there;
+
+use super::migrate::Reach;
 use super::{Context, Exit};
 use crate::output;
 use nix::sched::CloneFlags;
@@ -11,8 +14,16 @@ use std::fs;
 use std::path::Path;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code 0: all that is needed is there; 1: something that fails keeps pods from running.")]
-pub struct Args {}
+#[command(
+    after_help = "Exit code 0: all that is needed is there; 1: something that fails keeps pods from running, or from moving."
+)]
+pub struct Args {
+    /// Also whether pods can move to that host, and what it says of itself
+    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
+    to: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
@@ -23,36 +34,45 @@ enum Health {
 
 /// One line of the answer.
 struct Finding {
-    what: &'static str,
+    what: String,
     health: Health,
     found: String,
     /// What does not work without it.
-    disables: &'static str,
-    fix: &'static str,
+    disables: String,
+    fix: String,
 }
 
 fn finding(
-    what: &'static str,
+    what: impl Into<String>,
     good: bool,
     bad: Health,
     found: String,
-    disables: &'static str,
-    fix: &'static str,
+    disables: impl Into<String>,
+    fix: impl Into<String>,
 ) -> Finding {
-    Finding { what, health: if good { Health::Ok } else { bad }, found, disables, fix }
+    let health = if good { Health::Ok } else { bad };
+    Finding { what: what.into(), health, found, disables: disables.into(), fix: fix.into() }
 }
 
-pub fn run(_args: Args, context: &Context) -> Result<Exit> {
-    let findings = examine();
+pub fn run(args: Args, context: &Context) -> Result<Exit> {
+    let mut findings = examine();
+    if let Some(to) = &args.to {
+        findings.extend(there::examine(to, &args.reach.ssh(to)?));
+    }
     let failed = findings.iter().any(|f| f.health == Health::Fail);
     if context.json {
         let rows = findings.iter().map(|f| {
             let health = format!("{:?}", f.health).to_lowercase();
             let bad = f.health != Health::Ok;
             json!({ "what": f.what, "health": health, "found": f.found,
-                    "disables": bad.then_some(f.disables), "fix": bad.then_some(f.fix) })
+                    "disables": bad.then_some(&f.disables), "fix": bad.then_some(&f.fix) })
         });
-        output::json_list("findings", rows.collect())?;
+        let processor = pod_migrate::migrate::offer::cpu();
+        output::json(&json!({
+            "schema_version": output::SCHEMA_VERSION,
+            "findings": rows.collect::<Vec<_>>(),
+            "processor": processor,
+        }))?;
     } else {
         for f in &findings {
             let mark = match f.health {
@@ -60,9 +80,13 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit> {
                 Health::Warn => "warn",
                 Health::Fail => "FAIL",
             };
-            output::data(&format!("{mark}  {:<22} {}\n", f.what, f.found))?;
+            output::data(&format!("{mark}  {:<22} {}\n", f.what, output::plain(&f.found)))?;
             if f.health != Health::Ok {
-                output::data(&format!("      without it: {}\n      fix: {}\n", f.disables, f.fix))?;
+                output::data(&format!(
+                    "      without it: {}\n      fix: {}\n",
+                    output::plain(&f.disables),
+                    output::plain(&f.fix)
+                ))?;
             }
         }
     }

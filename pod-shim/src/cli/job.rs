@@ -60,16 +60,33 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
                 output::json(&with_version(json!(job)))?;
                 return Ok(Exit::OK);
             }
-            let mut text = format!("job {}: pod {} ({}), {}, {}\n", job.id, job.name, job.pod, job.peer, phase(&job));
+            let arrow = if job.role == Role::Source { "to" } else { "from" };
+            let ago = |then: u64| format!("{} ago", output::age(now().saturating_sub(then)));
+            let mut text =
+                format!("job {}: pod {} ({}) {arrow} {}, {}\n", job.id, job.name, job.pod, job.peer, phase(&job));
+            let worker =
+                if job.tool.alive() { format!("process {}", job.tool.pid) } else { "nobody any more".to_owned() };
+            text.push_str(&format!("begun {}, last step {}\n", ago(job.started), ago(job.updated)));
+            if !job.phase.is_over() {
+                text.push_str(&format!("worked on by {worker}\n"));
+            }
             if let Some(problem) = &job.problem {
                 text.push_str(&format!("because {}: {}\n", problem.code, problem.what));
             }
-            if job.phase == Phase::Committing && !job.tool.alive() {
-                text.push_str(&format!("fix: pod job resume {}\n", job.id));
+            match (job.phase.is_over(), job.tool.alive()) {
+                (false, false) => text.push_str(&format!("fix: pod job resume {}\n", job.id)),
+                (false, true) => text.push_str(&format!("to stop it before its commit: pod job abort {}\n", job.id)),
+                (true, _) => text.push_str(&format!("what happened: pod job log {}\n", job.id)),
             }
             output::data(&text)?;
         }
-        Verb::Log { id } => output::data(&history(&store, &id)?)?,
+        Verb::Log { id } => {
+            let text = history(&store, &id)?;
+            match context.json {
+                true => output::json_list("lines", text.lines().map(line).collect())?,
+                false => output::data(&text)?,
+            }
+        }
         Verb::Resume { id } => {
             let lives = resume(&store, &id)?;
             let job = Journal::open(&store, &id)?.job;
@@ -79,9 +96,18 @@ pub fn run(args: Args, context: &Context) -> Result<Exit> {
                 Lives::Nowhere => format!("{} did not move, and is not here any more", job.name),
             });
         }
-        Verb::Abort { id } => abort(&store, &id)?,
+        Verb::Abort { id } => {
+            abort(&store, &id)?;
+            output::say(format!("job {id} is told to stop; the pod runs on where it was (pod job info {id})"));
+        }
     }
     Ok(Exit::OK)
+}
+
+/// Of the log: when, and what.
+fn line(text: &str) -> serde_json::Value {
+    let (time, what) = text.split_once(' ').unwrap_or(("", text));
+    json!({ "time": time, "text": what })
 }
 
 /// What was told while it was under way, between what the journal says.

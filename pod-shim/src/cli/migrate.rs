@@ -173,7 +173,7 @@ fn several(pods: &[String], to: &[String], args: &Args, context: &Context) -> Re
 
 fn one(pod: &str, to: &str, how: &How, context: &Context) -> Result<Exit> {
     if how.dry_run {
-        let check = super::check::Args::new(pod.to_owned(), to.to_owned(), how.reach.clone());
+        let check = super::check::Args::new(pod.to_owned(), to.to_owned(), how.reach.clone(), how.tuning.limits());
         return super::check::run(check, context);
     }
     let store = context.store()?;
@@ -358,7 +358,7 @@ impl Show {
             Event::Pass { pass, bytes, ms, estimate } => {
                 self.told.push_str(&stamped(&passed(*pass, *bytes, *ms, *estimate)));
             }
-            Event::Stalled { text } => self.told.push_str(&stamped(text)),
+            Event::Stalled { text } | Event::Waiting { text } => self.told.push_str(&stamped(text)),
             _ => {}
         }
         match (self.how, event) {
@@ -380,7 +380,7 @@ impl Show {
                 output::say(passed(*pass, *bytes, *ms, *estimate));
             }
             (_, Event::Pass { .. }) => self.line(),
-            (_, Event::Stalled { text }) => match &self.bar {
+            (_, Event::Stalled { text } | Event::Waiting { text }) => match &self.bar {
                 Some(bar) => bar.println(text),
                 None => output::say(text.clone()),
             },

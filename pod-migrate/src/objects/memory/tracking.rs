@@ -120,6 +120,11 @@ impl Tracker {
         Ok(Pass { written, took: began.elapsed() })
     }
 
+    /// How much was written since this was asked last, at first everything. Nothing is sent.
+    pub fn look(&mut self) -> u64 {
+        self.processes.iter_mut().filter_map(|tracked| tracked.written().only).map(|only| only.bytes()).sum()
+    }
+
     /// What processes have from others since a fork is not sent for each, unless they write to it. They run: that what is
     /// found here is what it seems to be does not matter, for what is left out now is sent in the end, if nobody else has it.
     fn leave_out_what_others_send(&self, spaces: &mut [Private]) {
