@@ -34,6 +34,8 @@ pub type Lane = Writer<Outgoing>;
 pub struct Link {
     pub reader: Reader<Incoming>,
     pub writer: Writer<Outgoing>,
+    /// The protocol that both sides speak, once they have said hello.
+    pub protocol: u32,
 }
 
 impl Link {
@@ -44,7 +46,7 @@ impl Link {
         let mut writer = Writer::new(outgoing);
         writer.flush()?;
         let reader = Reader::new(incoming).map_err(|problem| not_pod(problem, peer))?;
-        Ok(Link { reader, writer })
+        Ok(Link { reader, writer, protocol: 0 })
     }
 
     /// Says one thing, at once.

@@ -9,7 +9,7 @@ use super::arrived;
 use super::commit::await_commit;
 use super::journal::{Job, Journal, Phase, ask};
 use super::offer;
-use super::protocol::{Answer, Arrival, Fate, Hello, Offer, Purpose, Say};
+use super::protocol::{Answer, Arrival, Fate, Hello, Offer, Purpose, STOPS, Say};
 use super::questions;
 use super::repair;
 use super::supersede::supersede;
@@ -36,9 +36,10 @@ pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
     let mut link = Link::open(from, to, "the source", None)?;
     let Say::Hello(hello) = link.hear()? else { return Err(out_of_order("HELLO")) };
     link.say(&Answer::Hello(Hello { room: offer::free(store), ..Hello::new(hello.purpose.clone()) }))?;
-    if hello.agreed().is_none() {
+    let Some(agreed) = hello.agreed() else {
         return link.say(&Answer::Refused(vec![hello.strange().report()]));
-    }
+    };
+    link.protocol = agreed;
     match &hello.purpose {
         Purpose::Check => questions::answer(store, link, &hello),
         Purpose::Ask { job } => {
@@ -187,6 +188,9 @@ fn ready(
     newborn: &mut Newborn,
 ) -> Result<Running> {
     lap("birth");
+    if link.protocol < STOPS {
+        draw(&mut link.writer, holder.as_ref())?;
+    }
     let memory = arrival::receive_memory(&mut link.reader, newborn)?;
     lap("wait for what is in memory");
     arrival.files += memory.files;
@@ -252,6 +256,11 @@ fn hold(record: &Record, writer: &mut Writer<Outgoing>, holder: Option<&Holder>)
         Say::Abort(report) => return Err(report.into()),
         _ => return Err(out_of_order("STOPPED")),
     }
+    draw(writer, holder)
+}
+
+/// Frames for the pod come here from now on.
+fn draw(writer: &mut Writer<Outgoing>, holder: Option<&Holder>) -> Result<()> {
     laps::begin(Instant::now());
     if let Some(holder) = holder {
         holder.forget();

@@ -58,6 +58,7 @@ fn greet(link: &mut Link, purpose: Purpose) -> Result<Met> {
         return Err(Problem::new(PROTOCOL, "the answer to HELLO was something else"));
     };
     let Some(agreed) = hello.agreed() else { return Err(hello.strange()) };
+    link.protocol = agreed;
     let ahead = hello.time_ms.map(|theirs| ahead(before, when::now_ns(), theirs));
     Ok(Met { hello, agreed, ahead })
 }

@@ -11,12 +11,14 @@ use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
 
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
-/// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link.
+/// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
 pub const PROTOCOL: u32 = 4;
 /// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
 pub const OLDEST: u32 = 3;
 /// From here on a check may ask about several pods, and have the link measured.
 pub const QUESTIONS: u32 = 4;
+/// From here on the source says STOPPED, and its frames are held from then on. Before, they are when the pod is born.
+pub const STOPS: u32 = 4;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,7 +26,7 @@ pub enum Say {
     Hello(Hello),
     /// What would come; the destination answers with what stands against it, or takes what it needs.
     Offer(Box<Offer>),
-    /// The pod stands still; frames that come for it are to be held at the destination from now on.
+    /// The pod stands still; frames that come for it are to be held at the destination from now on. From protocol 4 on.
     Stopped,
     /// Everything was sent.
     Sent,

@@ -12,7 +12,7 @@ use super::inquiry::{Met, connect};
 use super::journal::{Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, Purpose, Say};
+use super::protocol::{Answer, Purpose, STOPS, Say};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::laps::{self, lap};
@@ -313,7 +313,7 @@ impl Frozen {
         laps::begin(self.still.since());
         lap("stop");
         // Its answer is waited for later, when there is nothing else to be done.
-        let said = self.link.say(&Say::Stopped);
+        let said = if self.link.protocol >= STOPS { self.link.say(&Say::Stopped) } else { Ok(()) };
         let reader = &mut self.link.reader;
         let holding = || {
             parts.end("files");
