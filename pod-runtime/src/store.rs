@@ -307,6 +307,7 @@ impl Pod {
 
     /// Not synced: a pod does not outlive the power cut that would lose it.
     pub fn set_spec(&self, spec: &Spec) -> Result<()> {
+        let _lock = lock_file(&self.dir().join("lock"))?;
         write(&self.dir().join("spec.json"), spec, false)
     }
 
@@ -538,12 +539,14 @@ pub fn write_json_quickly<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     write(path, value, false)
 }
 
-/// The same; without `synced` the content may be the old one after a power cut, and on some file systems nothing.
+/// The same; without `synced` the content may be the old one after a power cut, and on some file systems nothing. Who
+/// writes a file has its lock; so the name beside it is always the same, and what a writer left that was killed is taken by
+/// the next.
 fn write<T: Serialize>(path: &Path, value: &T, synced: bool) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).doing(|| format!("put {} into words", path.display()))?;
     text.push(b'\n');
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let beside = path.with_file_name(format!(".{name}.new"));
     let replace = || -> std::io::Result<()> {
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
         file.write_all(&text)?;

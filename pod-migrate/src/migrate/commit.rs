@@ -219,7 +219,7 @@ mod tests {
         // As another version wrote it, so that it cannot be changed where it is; and where the new text is to be written.
         let path = there.jobs_dir().unwrap().join("abcdef01.json");
         std::fs::write(&path, serde_json::to_string(&journal.job).unwrap()).unwrap();
-        let beside = there.jobs_dir().unwrap().join(format!(".abcdef01.json.{}", std::process::id()));
+        let beside = there.jobs_dir().unwrap().join(".abcdef01.json.new");
         std::fs::create_dir(&beside).unwrap();
         assert!(journal.decide(Phase::Running).is_err());
         assert_eq!(journal.job.phase, Phase::Receiving);

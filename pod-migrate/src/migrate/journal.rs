@@ -351,5 +351,46 @@ fn forget_old(dir: &Path) {
             let _ = fs::remove_file(path.with_extension("lock"));
             let _ = fs::remove_file(path.with_extension("log"));
         }
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(id) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".json.new")) {
+            forget_unwritten(&path, &dir.join(format!("{id}.lock")));
+        }
+    }
+}
+
+/// What was to become an entry, if whoever wrote it was killed: it has its lock while it writes.
+fn forget_unwritten(path: &Path, lock: &Path) {
+    let Ok(lock) = OpenOptions::new().write(true).open(lock) else { return };
+    if Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok() {
+        let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_writer_left_goes_and_that_of_a_living_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_at(dir.path().join("data"), dir.path().join("run")).unwrap();
+        let jobs = store.jobs_dir().unwrap();
+        let unwritten = |id: &str| jobs.join(format!(".{id}.json.new"));
+        let begin = |id: &str| Journal::begin(&store, Job::here(id, Phase::Receiving, ProcessKey::myself().unwrap()));
+        // One that has an entry: the next to write it takes it.
+        let mut journal = begin("aaaa").unwrap();
+        fs::write(unwritten("aaaa"), "{").unwrap();
+        journal.phase(Phase::Aborted).unwrap();
+        assert!(!unwritten("aaaa").exists());
+        // Those that never had one: the next job.
+        for id in ["bbbb", "cccc"] {
+            fs::write(unwritten(id), "{").unwrap();
+            fs::write(jobs.join(format!("{id}.lock")), "").unwrap();
+        }
+        let living = lock(&jobs.join("cccc.json")).unwrap();
+        begin("dddd").unwrap();
+        assert!(!unwritten("bbbb").exists());
+        assert!(unwritten("cccc").exists(), "somebody writes it");
+        drop(living);
     }
 }

@@ -66,11 +66,11 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).doing(|| format!("lock {}", path.display()))
 }
 
-/// Replaces a file in one step, so that a reader never sees a half of it.
-pub(super) fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+/// Replaces a file in one step, so that a reader never sees a half of it. `by` is what the other one is called until then.
+pub(super) fn write_whole(dir: &Path, path: &Path, by: &str, bytes: &[u8]) -> Result<()> {
     let write = || {
         std::fs::create_dir_all(dir)?;
-        let temporary = path.with_extension(format!("new.{}", std::process::id()));
+        let temporary = path.with_extension(by);
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         std::fs::rename(&temporary, path)
@@ -89,7 +89,8 @@ fn read(dir: &Path) -> Result<Book> {
 
 fn write(dir: &Path, book: &Book) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(book).doing(|| "write leases as JSON".into())?;
-    write_whole(dir, &dir.join("leases.json"), &bytes)
+    // Under the lock: what a writer left that was killed is taken by the next.
+    write_whole(dir, &dir.join("leases.json"), "new", &bytes)
 }
 
 /// Every lease of this host by pod id.

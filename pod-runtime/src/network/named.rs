@@ -255,7 +255,8 @@ pub fn create(dir: &Path, definition: &Definition) -> Result<()> {
 
 fn save(dir: &Path, definition: &Definition) -> Result<()> {
     let text = toml::to_string(definition).doing(|| "write a network as TOML".into())?;
-    leases::write_whole(dir, &file(dir, &definition.name), text.as_bytes())
+    let by = format!("new.{}", std::process::id());
+    leases::write_whole(dir, &file(dir, &definition.name), &by, text.as_bytes())
 }
 
 /// Forgets a network and takes its managed bridge away. Refused while a pod has a lease of it.
