@@ -6,6 +6,7 @@
 use pod_runtime::{Problem, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 
@@ -34,15 +35,24 @@ pub fn problem(problem: &Problem, as_json: bool) {
     }
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (red, bold, plain) = if colour { ("\x1b[1;31m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
-    let mut text = format!("{red}error[{}]{plain}: {}\n", problem.code(), problem.chain());
+    let mut text = format!("{red}error[{}]{plain}: {}\n", harmless(problem.code()), harmless(&problem.chain()));
     if let Some(fix) = problem.way_out() {
-        let _ = writeln!(text, "{bold}fix:{plain} {fix}");
+        let _ = writeln!(text, "{bold}fix:{plain} {}", harmless(fix));
     }
     if pod_runtime::problem::page(problem.code()).is_some() {
         let _ = writeln!(text, "{bold}see:{plain} pod explain {}", problem.code());
     }
     // A closed stderr is no reason to fail differently.
     let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// What a peer or an image says is shown on a terminal, which must not take it for commands.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let harms = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(harms) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|c| if harms(c) { char::REPLACEMENT_CHARACTER } else { c }).collect())
 }
 
 /// What a shell sees for a problem: 2 usage, 3 not found or wrong state, 4 no privilege, else 1. Verbs with finer codes
@@ -85,7 +95,7 @@ pub fn bytes(bytes: &[u8]) -> Result<()> {
 
 /// Words for a person.
 pub fn say(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text.as_ref()));
 }
 
 /// Columns, as wide as they need to be, two spaces apart.

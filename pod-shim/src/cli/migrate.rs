@@ -296,7 +296,9 @@ fn words(report: &Report) -> String {
     );
     match report.warnings.is_empty() {
         true => text.push_str("warnings          none\n"),
-        false => report.warnings.iter().for_each(|w| text.push_str(&format!("warning           {w}\n"))),
+        false => {
+            report.warnings.iter().for_each(|w| text.push_str(&format!("warning           {}\n", output::harmless(w))))
+        }
     }
     text
 }
