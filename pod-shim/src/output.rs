@@ -22,6 +22,9 @@ pub fn start_logging(debug: bool) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // It would be said on stderr, too, and what cannot be written there is a panic: a monitor has its log on a disk, which
+        // may be full.
+        .log_internal_errors(false)
         .try_init();
 }
 
@@ -30,7 +33,7 @@ pub fn problem(problem: &Problem, as_json: bool) {
     if as_json {
         let report = problem.report();
         let object = json!({ "schema_version": SCHEMA_VERSION, "error": report });
-        eprintln!("{object}");
+        let _ = writeln!(std::io::stderr(), "{object}");
         return;
     }
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
