@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod bed;
+pub mod faults;
 pub mod hugepages;
 pub mod pods;
 pub mod servers;

@@ -3,6 +3,7 @@
 use crate::bed::{self, Bed, Census, Host};
 use crate::wait;
 use anyhow::{Context, Result, bail, ensure};
+use std::io::Write;
 use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,7 @@ pub struct Client {
     child: Child,
     stdin: Option<ChildStdin>,
     log: std::path::PathBuf,
+    checks: usize,
 }
 
 /// What a client says at the end.
@@ -88,7 +90,7 @@ impl Client {
         let mut command = bed.client().command(&program.to_string_lossy());
         command.args(args).stdin(Stdio::piped()).stderr(out.try_clone()?).stdout(out);
         let mut child = command.spawn()?;
-        let mut client = Client { stdin: child.stdin.take(), child, log };
+        let mut client = Client { stdin: child.stdin.take(), child, log, checks: 0 };
         wait::until_true("a client to be ready", wait::SOON, || client.text().lines().any(|line| line == "ready"))
             .with_context(|| client.text())?;
         ensure!(client.child.try_wait()?.is_none(), "the client ended: {}", client.text());
@@ -97,6 +99,21 @@ impl Client {
 
     fn text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Has it read back all that was ever acknowledged to it, over the connections that it has had from the beginning.
+    pub fn check(&mut self) -> Result<()> {
+        self.checks += 1;
+        let (line, mut stdin) = (format!("checked {}", self.checks), self.stdin.as_ref().context("it has ended")?);
+        writeln!(stdin, "check")?;
+        let mut ended = false;
+        wait::until_true("a client to check what it wrote", Duration::from_secs(130), || {
+            ended = matches!(self.child.try_wait(), Ok(Some(_)) | Err(_));
+            ended || self.text().lines().any(|said| said == line)
+        })
+        .with_context(|| self.text())?;
+        ensure!(self.text().lines().any(|said| said == line), "the client lost something:\n{}", self.text());
+        Ok(())
     }
 
     /// Ends it: an error unless every request was answered rightly and every connection kept.
@@ -167,10 +184,10 @@ pub fn rounds() -> usize {
 }
 
 impl Bed {
-    /// A census of each of the first two hosts, after they have what the first pod and the first checkpoint of a host
+    /// A census of each host but the client's, after they have what the first pod and the first checkpoint of a host
     /// make for good: the default network and the folders of the store.
-    pub fn census(&self) -> Result<[Census; 2]> {
-        for host in [self.a(), self.b()] {
+    pub fn census(&self) -> Result<Vec<Census>> {
+        for host in self.homes() {
             host.pod(&["run", "-d", "--name", "first", "--", "sleep", "1000"])?;
             host.pod(&["checkpoint", "create", "first", "first"])?;
             host.pod(&["checkpoint", "rm", "first"])?;
@@ -179,13 +196,12 @@ impl Bed {
             let gone = || host.output(&["pgrep", "-x", "pod-monitor"]).is_ok_and(|found| !found.status.success());
             wait::until_true("the first pod's monitor to be gone", wait::SOON * 2, gone)?;
         }
-        let taken = [Census::of(self.a())?, Census::of(self.b())?];
-        Ok(taken)
+        self.homes().iter().map(Census::of).collect()
     }
 
-    /// An error if anything is on the first two hosts that was not there before.
-    pub fn nothing_left(&self, before: &[Census; 2]) -> Result<()> {
-        for (host, before) in [self.a(), self.b()].into_iter().zip(before) {
+    /// An error if anything is on these hosts that was not there before.
+    pub fn nothing_left(&self, before: &[Census]) -> Result<()> {
+        for (host, before) in self.homes().iter().zip(before) {
             let left = before.settled(host, wait::SOON)?;
             ensure!(left.is_empty(), "left on {}:\n{}", host.name(), left.join("\n"));
         }

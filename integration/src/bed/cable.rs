@@ -101,4 +101,28 @@ impl Bed {
         );
         checked(self.at_switch("nft", &[&rule]))
     }
+
+    /// Drops all frames of one direction at the switch, or ends that: a cable of which one wire is broken. Both ends
+    /// still have a link.
+    pub fn one_way(&self, host: &Host, broken: Option<Way>) -> Result<()> {
+        let table = format!("way-{}", host.name());
+        let _ = self.at_switch("nft", &["delete", "table", "bridge", &table]).output();
+        let Some(broken) = broken else { return Ok(()) };
+        let side = match broken {
+            Way::To => "oifname",
+            Way::From => "iifname",
+        };
+        let rule = format!(
+            "table bridge {table} {{ chain c {{ type filter hook forward priority 0; {side} \"p-{}\" drop; }}; }}",
+            host.name()
+        );
+        checked(self.at_switch("nft", &[&rule]))
+    }
+}
+
+/// A direction of a host's cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    To,
+    From,
 }

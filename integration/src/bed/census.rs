@@ -34,6 +34,7 @@ impl Census {
         add("cgroup", cgroups(host));
         add("ipc", ipc(pid)?);
         add("loop device", loops(host));
+        add("lease", leases(&root));
         for folder in ["var/lib", "run", "dev/shm"] {
             add(folder, files(&root.join(folder)));
         }
@@ -170,6 +171,13 @@ const KEPT: [&str; 2] = ["pod/jobs", "pod/volumes."];
 /// What it keeps below `/run` until the host is started again: where the kernel has what a dump reads of waiting calls,
 /// noted by the first dump that meets one.
 const NOTED: &str = "pod/kernel-layout";
+
+/// The pods to which this host's addresses and ports are leased.
+fn leases(root: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(root.join("var/lib/pod/network/leases.json")).unwrap_or_default();
+    let book: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    book["leases"].as_object().map(|leases| leases.keys().cloned().collect()).unwrap_or_default()
+}
 
 /// Everything below a folder, by path.
 fn files(top: &Path) -> BTreeSet<String> {

@@ -78,6 +78,11 @@ impl Bed {
         Bed::up(&Config::fresh())
     }
 
+    /// Three hosts and a client.
+    pub fn of_three() -> Result<Bed> {
+        Bed::up(&Config { hosts: ["hostA", "hostB", "hostC", "client"].map(String::from).into(), ..Config::fresh() })
+    }
+
     pub fn up(config: &Config) -> Result<Bed> {
         if !nix::unistd::geteuid().is_root() {
             bail!("a bed needs root");
@@ -132,6 +137,11 @@ impl Bed {
 
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Where pods live: all but the last.
+    pub fn homes(&self) -> &[Host] {
+        &self.hosts[..self.hosts.len() - 1]
     }
 
     /// Panics when there is no such host: a mistake in a test, not a condition.
@@ -227,7 +237,7 @@ fn alive(path: &Path) -> Option<i32> {
     let text = std::fs::read_to_string(path).ok()?;
     let (pid, start) = text.split_once(' ')?;
     let pid = pid.parse().ok()?;
-    (start_time(pid)? == start.trim().parse().ok()?).then_some(pid)
+    (start_time(pid)? == start.trim().parse::<u64>().ok()?).then_some(pid)
 }
 
 /// The `bed` program: ourselves, or beside us, or beside the folder of the tests.

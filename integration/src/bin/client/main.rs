@@ -1,16 +1,17 @@
 //! Clients that notice everything: they keep their connections, check every answer, and measure their longest pause.
 //!
-//!   client redis ADDRESS [CONNECTIONS [WRITERS [KEYS]]]   RESP; writers verify what they read
-//!   client http ADDRESS PATH [CONNECTIONS]                keep-alive GETs of one page
+//!   client redis ADDRESS [CONNECTIONS [WRITERS [KEYS [MS]]]]   RESP; writers verify what they read, and pause for MS
+//!   client http ADDRESS PATH [CONNECTIONS]                     keep-alive GETs of one page
 //!
-//! "ready" when connected and loaded; when stdin ends a summary, and status 0 only if nothing was lost. A client never
+//! "ready" when connected and loaded; "checked N" when, after the Nth line on stdin, every connection has read back all
+//! that was acknowledged to it; when stdin ends a summary, and status 0 only if nothing was lost. A client never
 //! connects again: what it loses stays lost.
 
 mod http;
 mod redis;
 
 use anyhow::{Context, Result, bail};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ const GIVE_UP: Duration = Duration::from_secs(120);
 #[derive(Default)]
 pub struct Tally {
     pub stop: AtomicBool,
+    /// How often somebody has asked for a check, and how many connections have done theirs.
+    asked: AtomicU64,
+    checked: AtomicU64,
     answered: AtomicU64,
     lost: AtomicU64,
     longest_us: AtomicU64,
@@ -37,6 +41,28 @@ impl Tally {
         let count = if answer.is_ok() { &self.answered } else { &self.lost };
         count.fetch_add(1, Ordering::Relaxed);
         answer
+    }
+
+    /// Checks if that was asked for since `done` was; a connection calls this between its requests.
+    fn check(&self, done: &mut u64, check: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.asked.load(Ordering::Relaxed) > *done {
+            check()?;
+            *done += 1;
+            self.checked.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Waits until all connections have checked. False: one of them is lost.
+    fn all_checked(&self, connections: u64) -> bool {
+        let due = (self.asked.fetch_add(1, Ordering::Relaxed) + 1) * connections;
+        while self.checked.load(Ordering::Relaxed) < due {
+            if self.connections_lost.load(Ordering::Relaxed) > 0 {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
 
     fn stopped(&self) -> bool {
@@ -60,9 +86,12 @@ fn run() -> Result<bool> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let number = |at: usize, default: usize| args.get(at).map_or(Ok(default), |text| text.parse());
     let work: Vec<Work> = match args.as_slice() {
-        ["redis", address, ..] => redis::connections(address, number(2, 1)?, number(3, 1)?, number(4, 100)?)?,
+        ["redis", address, ..] => {
+            let pause = Duration::from_millis(number(5, 0)? as u64);
+            redis::connections(address, number(2, 1)?, number(3, 1)?, number(4, 100)?, pause)?
+        }
         ["http", address, path, ..] => http::connections(address, path, number(3, 4)?)?,
-        _ => bail!("client redis ADDRESS [CONNECTIONS [WRITERS [KEYS]]] | client http ADDRESS PATH [CONNECTIONS]"),
+        _ => bail!("client redis ADDRESS [CONNECTIONS [WRITERS [KEYS [MS]]]] | client http ADDRESS PATH [CONNECTIONS]"),
     };
     let tally = Tally::default();
     let connections = work.len();
@@ -78,7 +107,13 @@ fn run() -> Result<bool> {
         }
         println!("ready");
         let _ = std::io::stdout().flush();
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        for (number, _) in std::io::stdin().lines().map_while(Result::ok).enumerate() {
+            if !tally.all_checked(connections as u64) {
+                break;
+            }
+            println!("checked {}", number + 1);
+            let _ = std::io::stdout().flush();
+        }
         tally.stop.store(true, Ordering::Relaxed);
     });
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);

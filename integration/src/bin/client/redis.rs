@@ -57,7 +57,7 @@ fn value(key: usize, round: u64) -> String {
 }
 
 /// Loads `keys` keys and opens the connections; the first `writers` of them write.
-pub fn connections(address: &str, count: usize, writers: usize, keys: usize) -> Result<Vec<Work>> {
+pub fn connections(address: &str, count: usize, writers: usize, keys: usize, pause: Duration) -> Result<Vec<Work>> {
     ensure!(count >= 1 && writers <= count && keys >= writers, "CONNECTIONS >= WRITERS, KEYS >= WRITERS");
     let mut first = Connection::new(address)?;
     for key in 0..keys {
@@ -69,7 +69,7 @@ pub fn connections(address: &str, count: usize, writers: usize, keys: usize) -> 
         let connection = first.take().map_or_else(|| Connection::new(address), Ok)?;
         if index < writers {
             let own: Vec<usize> = (0..keys).filter(|key| key % writers == index).collect();
-            work.push(Box::new(move |tally: &Tally| write(connection, &own, tally)));
+            work.push(Box::new(move |tally: &Tally| write(connection, &own, pause, tally)));
         } else {
             work.push(Box::new(move |tally: &Tally| ping(connection, tally)));
         }
@@ -78,15 +78,19 @@ pub fn connections(address: &str, count: usize, writers: usize, keys: usize) -> 
 }
 
 /// Writes each of its own keys in turn and reads the one before back, which nobody else writes.
-fn write(mut connection: Connection, own: &[usize], tally: &Tally) -> Result<()> {
+fn write(mut connection: Connection, own: &[usize], pause: Duration, tally: &Tally) -> Result<()> {
     let mut last = vec![0u64; own.len()];
-    let mut round = 0;
+    let (mut round, mut checks) = (0, 0);
     while !tally.stopped() {
         round += 1;
         for at in 0..own.len() {
             if tally.stopped() {
                 break;
             }
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
+            tally.check(&mut checks, || read_back(&mut connection, own, &last, tally))?;
             let key = format!("key:{}", own[at]);
             tally.request(|| connection.ask(&["SET", &key, &value(own[at], round)], "OK"))?;
             last[at] = round;
@@ -95,14 +99,21 @@ fn write(mut connection: Connection, own: &[usize], tally: &Tally) -> Result<()>
             tally.request(|| connection.ask(&["GET", &key], &value(own[other], last[other])))?;
         }
     }
-    for (at, key) in own.iter().enumerate() {
-        tally.request(|| connection.ask(&["GET", &format!("key:{key}")], &value(*key, last[at])))?;
+    read_back(&mut connection, own, &last, tally)
+}
+
+/// All that was acknowledged.
+fn read_back(connection: &mut Connection, own: &[usize], last: &[u64], tally: &Tally) -> Result<()> {
+    for (key, round) in own.iter().zip(last) {
+        tally.request(|| connection.ask(&["GET", &format!("key:{key}")], &value(*key, *round)))?;
     }
     Ok(())
 }
 
 fn ping(mut connection: Connection, tally: &Tally) -> Result<()> {
+    let mut checks = 0;
     while !tally.stopped() {
+        tally.check(&mut checks, || Ok(()))?;
         tally.request(|| connection.ask(&["PING"], "PONG"))?;
         std::thread::sleep(Duration::from_millis(50));
     }
