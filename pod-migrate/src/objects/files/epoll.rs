@@ -2,7 +2,9 @@
 //! the number is part of the key that a task uses in EPOLL_CTL_MOD and EPOLL_CTL_DEL.
 //!
 //! A target stays registered when its number was closed but its description lives on elsewhere (dup, fork, a queue), and
-//! the number may name another file by now. So each target is told by the kernel (KCMP_EPOLL_TFD), not by its number.
+//! the number may name another file by now. So each target is told by the kernel (KCMP_EPOLL_TFD), not by its number. It
+//! walks the whole tree of registrations for each answer, which for ten thousand of them takes a second and more; so a socket,
+//! which is the only description of its inode, is told by that.
 //!
 //! A signalfd wakes whoever *added* it: the kernel hangs the registration on the signals of the process that calls
 //! EPOLL_CTL_ADD. Registered by the opener it would never be heard of again, so the process itself does it
@@ -12,10 +14,12 @@
 //! A one-shot registration that has fired is registered again with no events; the kernel adds errors and hang-ups to any
 //! registration, so a target that hangs up can be reported once more than before.
 
+use super::inotify::kernel_device;
 use super::{FdTable, FileState, Files, opener};
 use crate::ids::{FdTableId, FileId, TaskFd};
 use crate::remote::call::{Arg, RemoteCall};
-use pod_runtime::proc::fdinfo::FdInfo;
+use nix::sys::stat::fstat;
+use pod_runtime::proc::fdinfo::{EpollTarget, FdInfo};
 use pod_runtime::sys::{descriptor, kcmp};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -48,8 +52,10 @@ pub(super) fn dump<'a, Candidates: Iterator<Item = (FileId, BorrowedFd<'a>)>>(
     let mut offsets: HashMap<i32, u32> = HashMap::new();
     for target in info.epoll() {
         let offset = offsets.entry(target.fd).or_default();
-        let found = candidates(target.inode, TaskFd(target.fd))
-            .find(|(_, fd)| kcmp::is_epoll_target(*fd, epoll, target.fd, *offset).unwrap_or(false));
+        let mut candidates = candidates(target.inode, TaskFd(target.fd));
+        let found = candidates.find(|(_, fd)| {
+            is_its_socket(*fd, &target) || kcmp::is_epoll_target(*fd, epoll, target.fd, *offset).unwrap_or(false)
+        });
         *offset += 1;
         let Some((file, _)) = found else {
             let what = format!(
@@ -61,6 +67,15 @@ pub(super) fn dump<'a, Candidates: Iterator<Item = (FileId, BorrowedFd<'a>)>>(
         targets.push(Target { fd: TaskFd(target.fd), file, events: target.events, data: target.data });
     }
     Ok(State { targets })
+}
+
+/// Whether a description is the socket that was registered: a socket that lives has its inode number alone, on the device
+/// that all sockets share.
+fn is_its_socket(fd: BorrowedFd<'_>, target: &EpollTarget) -> bool {
+    fstat(fd).is_ok_and(|found| {
+        let socket = found.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+        socket && (found.st_ino, kernel_device(found.st_dev)) == (target.inode, target.device)
+    })
 }
 
 /// Empty; the registrations follow when everything is open.
@@ -166,6 +181,22 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_socket_is_told_by_its_inode() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let epoll = descriptor::epoll().unwrap();
+        descriptor::epoll_add(epoll.as_fd(), one.as_raw_fd(), 1, 7).unwrap();
+        let target = Look::at(epoll.as_fd()).unwrap().info.epoll().remove(0);
+        assert!(is_its_socket(one.as_fd(), &target) && !is_its_socket(other.as_fd(), &target));
+        // A number is an inode's on one device only, and other descriptions than sockets share theirs.
+        assert!(!is_its_socket(one.as_fd(), &EpollTarget { device: target.device + 1, ..target.clone() }));
+        let event = descriptor::eventfd(false).unwrap();
+        descriptor::epoll_add(epoll.as_fd(), event.as_raw_fd(), 1, 8).unwrap();
+        let targets = Look::at(epoll.as_fd()).unwrap().info.epoll();
+        let target = targets.iter().find(|target| target.data == 8).unwrap();
+        assert!(!is_its_socket(event.as_fd(), target));
+    }
 
     #[test]
     fn a_closed_number_stays_registered() {

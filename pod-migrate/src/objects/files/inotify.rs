@@ -111,7 +111,7 @@ fn find(watch: &InotifyWatch, view: &View) -> Option<Vec<u8>> {
 }
 
 /// As the kernel prints `sdev`: 12 bits of major, 20 of minor.
-fn kernel_device(device: u64) -> u64 {
+pub(super) fn kernel_device(device: u64) -> u64 {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     (major << 20) | minor
 }
