@@ -119,6 +119,8 @@ struct Channel {
     file: File,
     peer: String,
     interrupt: Option<Interrupt>,
+    /// Nothing interrupts any more.
+    deaf: bool,
     patience: Duration,
 }
 
@@ -128,7 +130,7 @@ impl Channel {
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).doing(|| "set up the link".into())?;
         // Not every link is a pipe.
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE));
-        Ok(Channel { file: fd.into(), peer: peer.to_owned(), interrupt, patience: SILENCE })
+        Ok(Channel { file: fd.into(), peer: peer.to_owned(), interrupt, deaf: false, patience: SILENCE })
     }
 
     /// Returns when the descriptor is ready, else with the problem.
@@ -145,7 +147,7 @@ impl Channel {
             // Rounded up, so that a millisecond is not waited for in a thousand polls.
             let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let interrupts = self.interrupt.iter().flat_map(Interrupt::fds);
+            let interrupts = self.interrupt.iter().filter(|_| !self.deaf).flat_map(Interrupt::fds);
             let mut fds: Vec<PollFd<'_>> = interrupts.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             let count = fds.len();
             fds.extend(what.map(|what| PollFd::new(self.file.as_fd(), what)));
@@ -213,7 +215,7 @@ impl Incoming {
     }
 
     pub fn deaf(&mut self) {
-        self.0.interrupt = None;
+        self.0.deaf = true;
     }
 
     pub fn patience(&mut self, patience: Duration) {
@@ -244,7 +246,7 @@ impl Outgoing {
     }
 
     pub fn deaf(&mut self) {
-        self.channel.interrupt = None;
+        self.channel.deaf = true;
     }
 
     pub fn interrupted_by(&mut self, interrupt: Interrupt) {
@@ -259,7 +261,7 @@ impl Outgoing {
     fn attempt(&mut self, write: impl Fn(&mut File) -> io::Result<usize>) -> io::Result<usize> {
         self.keep_pace()?;
         loop {
-            if self.channel.interrupt.is_some() {
+            if self.channel.interrupt.is_some() && !self.channel.deaf {
                 // A peer that always takes more must not keep an interrupt from being seen.
                 self.channel.wait(PollFlags::POLLOUT)?;
             }
