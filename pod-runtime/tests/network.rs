@@ -128,8 +128,11 @@ fn addresses_in_use_are_refused() {
     // A station of the LAN that is no pod of this host's leases.
     leases::forget(dir.path(), &first.id).unwrap();
     assert_eq!(code(&mut spec("bbbbbbbbbbbb", LAN(), &["10.77.0.100/24"]), Claim::New), "E-ADDRESS-TAKEN");
-    // A pod that arrives owns the address on the LAN itself.
-    network::lease(dir.path(), &mut spec("bbbbbbbbbbbb", LAN(), &["10.77.0.100/24"]), Claim::Arriving).unwrap();
+    // A pod that arrives, too, but for the station that it is itself: it owns the address there.
+    let mut arriving = spec("bbbbbbbbbbbb", LAN(), &["10.77.0.100/24"]);
+    assert_eq!(code(&mut arriving, Claim::Arriving), "E-ADDRESS-TAKEN");
+    arriving.network.mac = first.network.mac.clone();
+    network::lease(dir.path(), &mut arriving, Claim::Arriving).unwrap();
     // The prefix comes from the host's route over the bridge.
     let mut short = spec("cccccccccccc", LAN(), &["10.77.0.101"]);
     network::lease(dir.path(), &mut short, Claim::New).unwrap();

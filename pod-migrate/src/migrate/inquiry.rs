@@ -11,7 +11,7 @@ use crate::link::ssh::{Remote, Ssh};
 use crate::link::{Interrupt, Link, PROTOCOL};
 use pod_runtime::store::Pod;
 use pod_runtime::{Problem, Result, when};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// By how much two clocks may differ before somebody should know: time in the pod jumps by it.
 const SKEW_MS: u64 = 500;
@@ -104,7 +104,7 @@ impl Inquiry {
         Ok(answer)
     }
 
-    /// Bytes a second that the link takes, as the other side counts them. None from older versions.
+    /// Bytes a second that the link takes. None from older versions.
     pub fn measure(&mut self) -> Result<Option<u64>> {
         if self.peer.agreed < QUESTIONS {
             return Ok(None);
@@ -115,7 +115,8 @@ impl Inquiry {
         // own beginning; of the others the best counts, as of the rounds of a move.
         for pieces in [1, 8, 64, 256] {
             let (bytes, took) = filled(&mut link, pieces)?;
-            speed = speed.max((bytes as f64 / took.as_secs_f64()) as u64);
+            let this = (bytes as f64 / took.as_secs_f64()) as u64;
+            speed = if pieces == 1 { this } else { speed.max(this) };
             if took > TOO_LONG || took > ENOUGH && pieces > 1 {
                 break;
             }
@@ -138,8 +139,11 @@ const ENOUGH: Duration = Duration::from_millis(150);
 /// A link on which the least takes this long is slow, however exactly it is known.
 const TOO_LONG: Duration = Duration::from_secs(1);
 
-/// So many pieces of filler, and what the other side says of them.
+/// So many pieces of filler: how many bytes the other side got of them, and how long it took until it said so. (Its own time
+/// begins when it has its turn, and by then the buffers on the way may have taken most of it: on a busy machine a link looks
+/// twice as fast as it is.)
 fn filled(link: &mut Link, pieces: usize) -> Result<(u64, Duration)> {
+    let began = Instant::now();
     link.say(&Say::Measure)?;
     // Nothing that ssh could compress.
     let mut state = 1u64;
@@ -153,7 +157,7 @@ fn filled(link: &mut Link, pieces: usize) -> Result<(u64, Duration)> {
     }
     link.say(&Say::Measured)?;
     match link.hear()? {
-        Answer::Speed { bytes, us } => Ok((bytes, Duration::from_micros(us.max(1)))),
+        Answer::Filled { bytes } => Ok((bytes, began.elapsed().max(Duration::from_micros(1)))),
         _ => Err(Problem::new(PROTOCOL, "the answer to MEASURED was something else")),
     }
 }

@@ -59,10 +59,9 @@ pub enum Answer {
     Failed(Report),
     /// To a question about a job.
     Outcome(Fate),
-    /// How many bytes of filler came, and in how many microseconds since the first of them.
-    Speed {
+    /// So many bytes of filler came.
+    Filled {
         bytes: u64,
-        us: u64,
     },
 }
 

@@ -7,7 +7,6 @@ use crate::image::Kind;
 use crate::link::Link;
 use pod_runtime::Result;
 use pod_runtime::store::Store;
-use std::time::Instant;
 
 /// Until the source has no more. One of the release before asks once and goes.
 pub(super) fn answer(store: &Store, mut link: Link, hello: &Hello) -> Result<()> {
@@ -18,8 +17,8 @@ pub(super) fn answer(store: &Store, mut link: Link, hello: &Hello) -> Result<()>
                 link.say(&about(store, hello, &offer))?;
             }
             Ok(Say::Measure) => {
-                let speed = measure(&mut link)?;
-                link.say(&speed)?;
+                let filled = measure(&mut link)?;
+                link.say(&filled)?;
             }
             Ok(_) => return Err(out_of_order("OFFER")),
             // It is how a source says that it has heard enough.
@@ -40,16 +39,13 @@ fn about(store: &Store, hello: &Hello, offer: &Offer) -> Answer {
     }
 }
 
-/// Filler is passed over by the reader; what counts is when MEASURED comes out behind it.
+/// Filler is passed over by the reader; the source counts the time until it hears that all of it came.
 fn measure(link: &mut Link) -> Result<Answer> {
-    let (began, before) = (Instant::now(), link.reader.bytes());
+    let before = link.reader.bytes();
     let record = link.reader.next()?;
     let measured = record.filter(|record| record.kind == Kind::MESSAGE).map(|record| record.state());
     match measured.transpose()? {
-        Some(Say::Measured) => {
-            let (bytes, us) = (link.reader.bytes() - before, began.elapsed().as_micros() as u64);
-            Ok(Answer::Speed { bytes, us: us.max(1) })
-        }
+        Some(Say::Measured) => Ok(Answer::Filled { bytes: link.reader.bytes() - before }),
         _ => Err(out_of_order("MEASURED")),
     }
 }

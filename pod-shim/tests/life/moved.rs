@@ -27,7 +27,7 @@ fn a_held_pod_is_not_read_and_goes_on_when_the_holder_dies() {
     // The monitor answers, and does not read: a few writes later the log is as long as it was.
     assert_eq!(client::ping(&pod).unwrap(), hold.monitor);
     assert_eq!(bench.pod(&["exec", "p", "true"]).code, 125);
-    assert_eq!(client::hold(&pod, false).unwrap_err().code(), "E-STATE");
+    assert_eq!(client::hold(&pod, false).unwrap_err().code(), "E-BUSY");
     assert_eq!(hold.log, length());
     let before = hold.log;
     drop(hold);

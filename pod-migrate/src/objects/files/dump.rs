@@ -354,7 +354,8 @@ impl<'v> FilesDump<'v> {
         };
         let inode = (stat.st_dev, stat.st_ino);
         let file = if self.by_inode.get(&inode).is_some_and(|alike| !alike.sorted.is_empty()) {
-            self.add(fd, subject, seen.info)?
+            // What was told apart from it is not in its info.
+            self.add(fd, subject, seen.info.filter(|_| seen.eventfd.is_none()))?
         } else {
             self.by_inode.entry(inode).or_default().known.push(self.entries.len());
             let Seen { plain, info, flags, unowned, eventfd, .. } = seen;
