@@ -221,7 +221,7 @@ impl Capture {
         Glance::prepare(&processes);
         Survey::prepare(&processes);
         ipc::prepare(self.init.0);
-        let hold = client::hold(&self.pod, false)?;
+        let hold = if leaving { client::hold_leaving(&self.pod)? } else { client::hold(&self.pod, false)? };
         let observer = &mut self.observer;
         let mut servers = BTreeSet::new();
         let frozen = loop {

@@ -138,7 +138,7 @@ pub fn wait_later(pod: &Pod) -> Result<UnixStream> {
 pub struct Hold {
     stream: UnixStream,
     pod: Pod,
-    /// Off the network.
+    /// Off the network, or the neighbours may be told that the pod is elsewhere: to be put right.
     cut: bool,
     /// Length of the log: what the pod wrote before is in it, what it wrote after is in its terminal or pipes.
     pub log: u64,
@@ -182,7 +182,7 @@ impl Hold {
     pub fn cut(&mut self) -> Result<()> {
         // Also where the answer does not come.
         self.cut = true;
-        ask(&mut self.stream, &Request::Hold { link: true }).map(drop)
+        ask(&mut self.stream, &Request::Hold { link: true, leaving: false }).map(drop)
     }
 
     /// Tells the monitor that the pod lives elsewhere now: it kills the copy here, sets the tombstone and goes.
@@ -214,11 +214,21 @@ impl Drop for Hold {
 
 /// See [`Hold`]. `link`: also off the network.
 pub fn hold(pod: &Pod, link: bool) -> Result<Hold> {
+    begin(pod, link, false)
+}
+
+/// The same of a pod that is to leave: another host may draw its frames from now on, and when this is dropped the neighbours
+/// are told that they come here.
+pub fn hold_leaving(pod: &Pod) -> Result<Hold> {
+    begin(pod, false, true)
+}
+
+fn begin(pod: &Pod, link: bool, leaving: bool) -> Result<Hold> {
     let mut hold =
         Hold { stream: connect(pod)?, pod: pod.clone(), cut: false, log: 0, monitor: 0, ends: Ends::default() };
-    let asked = ask(&mut hold.stream, &Request::Hold { link });
+    let asked = ask(&mut hold.stream, &Request::Hold { link, leaving });
     // A monitor that hung up may have done it; one that refuses has not.
-    hold.cut = link && asked.as_ref().err().is_none_or(|problem| problem.code() == "E-MONITOR");
+    hold.cut = (link || leaving) && asked.as_ref().err().is_none_or(|problem| problem.code() == "E-MONITOR");
     let reply = asked?;
     (hold.log, hold.ends) = (reply.log.unwrap_or_default(), reply.ends.unwrap_or_default());
     hold.monitor = reply.pid.unwrap_or_default();

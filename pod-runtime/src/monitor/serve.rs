@@ -52,7 +52,7 @@ pub struct Monitor {
     pub next_id: u64,
     /// The pod has no process any more.
     pub ended: bool,
-    /// Its cable, while it is held.
+    /// Its cable, while it is held, or the neighbours may be told otherwise.
     pub held: Option<Attachment>,
     /// The pod runs and its status does not say so yet: the disk was full.
     pub unwritten: bool,

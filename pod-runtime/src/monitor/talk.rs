@@ -58,7 +58,7 @@ impl Monitor {
                             let reply = released.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
                             self.answer(id, Role::Closing, &reply);
                         }
-                        Ok(Request::Hold { link: true }) => {
+                        Ok(Request::Hold { link: true, .. }) => {
                             let reply = match self.cut() {
                                 Ok(()) => Reply::default(),
                                 Err(problem) => Reply::problem(&problem),
@@ -106,7 +106,7 @@ impl Monitor {
                 self.answer(id, Role::Fresh, &Reply { sessions, ..Reply::default() });
             }
             Request::Exec(exec) => self.exec(id, &exec)?,
-            Request::Hold { link } => self.hold(id, link)?,
+            Request::Hold { link, leaving } => self.hold(id, link, leaving)?,
             Request::Moved { to, job } => {
                 // Who asks without a hold may mean a copy that left long ago.
                 if job.is_some_and(|job| !self.pod.status().is_ok_and(|status| status.is_leaving(&job))) {
@@ -225,12 +225,16 @@ impl Monitor {
         Ok(())
     }
 
-    /// Stops reading stdio, and with `link` takes the pod off the network, until this client is gone.
-    fn hold(&mut self, id: u64, link: bool) -> Result<()> {
+    /// Stops reading stdio, and with `link` takes the pod off the network, until this client is gone. With `leaving` the end of it is
+    /// an announcement, too, though the pod was never taken off.
+    fn hold(&mut self, id: u64, link: bool, leaving: bool) -> Result<()> {
         if self.holding() {
             return Err(Problem::new("E-BUSY", "the pod is being saved or moved already"));
         }
         self.drain();
+        if leaving && self.held.is_none() {
+            self.held = Some(self.cable()?);
+        }
         if link {
             self.cut()?;
         }
@@ -247,11 +251,17 @@ impl Monitor {
 
     /// Takes the pod off the network until the hold ends.
     fn cut(&mut self) -> Result<()> {
+        let attachment = match self.held.take() {
+            Some(attachment) => attachment,
+            None => self.cable()?,
+        };
+        // Also one that could not be cut is released.
+        self.held.insert(attachment).hold()
+    }
+
+    fn cable(&self) -> Result<Attachment> {
         let dir = self.pod.store().network_dir()?;
-        let attachment = Attachment::open(&dir, &self.spec, self.pod.id(), Some(self.init))?;
-        attachment.hold()?;
-        self.held = Some(attachment);
-        Ok(())
+        Attachment::open(&dir, &self.spec, self.pod.id(), Some(self.init))
     }
 
     /// The pod runs elsewhere: the copy here goes, silently.

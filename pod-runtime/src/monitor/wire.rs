@@ -25,10 +25,13 @@ pub enum Request {
     Sessions,
     /// Answered when the pod's first process has ended.
     Wait,
-    /// Stops reading the pod's stdio until this connection closes; with `link` also takes the pod off the network.
+    /// Stops reading the pod's stdio until this connection closes; with `link` also takes the pod off the network. With `leaving`
+    /// the neighbours may be told meanwhile that the pod is elsewhere: they are told again when the hold ends.
     Hold {
         #[serde(default)]
         link: bool,
+        #[serde(default)]
+        leaving: bool,
     },
     /// Of the connection that holds the pod: ends the hold, and is answered when the pod is back on the network.
     Release,
