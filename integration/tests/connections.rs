@@ -5,6 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use integration::bed::Bed;
 use integration::pods::{ADDRESS, move_around, rounds, said};
+use integration::wait::{SOON, until_true};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -23,11 +24,81 @@ fn script(bed: &Bed, name: &str) -> Result<String> {
 fn watch(bed: &Bed, file: &str) -> Result<Child> {
     let resets = "(ip and tcp[tcpflags] & tcp-rst != 0) or (ip6 and ip6[6] = 6 and ip6[53] & 4 != 0)";
     let mut command = bed.client().command("tcpdump");
-    command.args(["-i", "br0", "-U", "-w", file, resets]).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .args(["-i", "br0", "--immediate-mode", "-U", "-w", file, resets])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     let mut child = command.stderr(Stdio::piped()).spawn()?;
     let mut first = String::new();
     BufReader::new(child.stderr.as_mut().context("a pipe was asked for")?).read_line(&mut first)?;
     Ok(child)
+}
+
+/// Greets and closes. The client keeps its own end open for as long as it likes.
+const GREETER: &str = "
+import socket
+it = socket.create_server(('::', 7003), family=socket.AF_INET6, dualstack_ipv6=True)
+print('ready', flush=True)
+while True:
+    connection, _ = it.accept()
+    connection.sendall(b'hello')
+    connection.close()
+";
+
+/// Reads to the end over each address, and ends its own half when it is told to.
+const GREETED: &str = "
+import socket, sys
+connections = [socket.create_connection((address, 7003), timeout=20) for address in sys.argv[1:]]
+for connection in connections:
+    assert b''.join(iter(lambda: connection.recv(100), b'')) == b'hello'
+print('ended', flush=True)
+sys.stdin.readline()
+for connection in connections:
+    connection.close()
+print('closed', flush=True)
+";
+
+#[test]
+fn what_the_pod_has_closed_and_its_clients_have_not_survives_a_move() -> Result<()> {
+    let bed = Bed::new()?;
+    let (v4, v6) = (format!("{ADDRESS}/24"), format!("{ADDRESS6}/64"));
+    let head = ["run", "-d", "--name", "greeter", "--network", "bridge:br0", "--ip", &v4, "--ip", &v6];
+    bed.a().pod(&[&head[..], &["--", "python3", "-c", GREETER]].concat())?;
+    said(bed.a(), "greeter", "ready")?;
+    let mut command = bed.client().command("python3");
+    let mut client = command
+        .args(["-c", GREETED, ADDRESS, ADDRESS6])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start the client")?;
+    let mut output = BufReader::new(client.stdout.take().context("a pipe was asked for")?);
+    let mut says = |what: &str| -> Result<()> {
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        ensure!(line.trim() == what, "the client said {line:?} where '{what}' was due");
+        Ok(())
+    };
+    says("ended")?;
+
+    let resets = bed.shared().join("resets").to_string_lossy().into_owned();
+    let mut watching = watch(&bed, &resets)?;
+    move_around(&bed, "greeter", 2)?;
+    drop(client.stdin.take());
+    says("closed")?;
+    client.wait()?;
+    // Whoever is not answered says it again and again.
+    let waiting = || bed.client().run(&["ss", "-Htn", "state", "last-ack", "dport", "7003"]);
+    until_true("the client's end is acknowledged", SOON, || waiting().is_ok_and(|text| text.trim().is_empty()))?;
+    // Refused with a reset: when that is in the file, all that came before it is.
+    ensure!(!bed.client().reaches(ADDRESS, 7009), "somebody listens at port 7009");
+    let read = || bed.client().run(&["tcpdump", "-n", "-r", &resets]).unwrap_or_default();
+    until_true("the resets are written down", SOON, || read().contains(".7009 > "))?;
+    let seen = read();
+    watching.kill()?;
+    watching.wait()?;
+    ensure!(!seen.contains(".7003"), "somebody was told that a connection is gone:\n{seen}");
+    bed.a().pod(&["rm", "-f", "greeter"]).map(drop)
 }
 
 #[test]

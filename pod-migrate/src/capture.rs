@@ -12,6 +12,7 @@ use crate::ids::HostPid;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::laps::lap;
 use crate::objects::files::socket::tcp::Silence;
+use crate::objects::files::socket::tcp::closed::Closed;
 use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
 use crate::objects::memory::tracking::{Pass, Tracker};
@@ -351,17 +352,21 @@ impl Still {
         lap("file systems in memory");
         may_leave()?;
         lap("hold");
-        let unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
+        let mut unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         lap("drain");
+        let closed = Closed::ask(unsaved.closed, &self.capture.spec, self.capture.init);
+        lap("closed connections");
         self.hold.cut()?;
         lap("cut");
+        let (closed, lost) = closed.settled();
+        unsaved.closing += lost;
         let (security, usual) = (&self.capture.spec.security, self.capture.usual_groups.as_ref());
         let groups = cgroups::dump(security, &self.capture.cgroup, usual, self.frozen.processes())?;
         if !groups.is_empty() {
             w.put(Kind::CGROUPS, 0, &groups)?;
         }
         lap("groups");
-        let outside = outside(&self.hold, self.capture.pod.upper_dir())?;
+        let outside = Outside { closed, ..outside(&self.hold, self.capture.pod.upper_dir())? };
         lap("outside");
         let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, self.capture.tracker.as_ref(), w)?;
         if unsaved.closing > 0 {

@@ -5,8 +5,8 @@
 //!   while it runs. So [`Settling::ready`] is asked right after the freeze, and if it says no, the pod is let go until it
 //!   has accepted them ([`Settling::accept`]) and frozen again.
 //! * A connection that the program has closed but whose last bytes are not acknowledged has no descriptor either. The
-//!   kernel finishes it alone, as long as the pod is on the network: [`Settling::drain`] waits for that.
-//!
+//!   kernel finishes it alone, as long as the pod is on the network: [`Settling::drain`] waits for that. Where no bytes but
+//!   the FIN are left, it is saved instead ([`crate::objects::files::socket::tcp::closed`]).
 //! * A unix socket that was written to before it was accepted can only be read by accepting, too. This one is a reason to
 //!   wait for every dump, also of a pod that stays: [`Unwritten`].
 //!
@@ -42,6 +42,7 @@ const DRAIN: Duration = Duration::from_millis(40);
 pub const UNACCEPTED: &str = "W-UNACCEPTED";
 
 const FIN_WAIT1: u32 = 1 << 4;
+const FIN_WAIT2: u32 = 1 << 5;
 const LAST_ACK: u32 = 1 << 9;
 const LISTEN: u32 = 1 << 10;
 const CLOSING: u32 = 1 << 11;
@@ -54,8 +55,10 @@ pub struct Unsaved {
     pub half_open: u32,
     /// Connections that no program has accepted.
     pub waiting: u32,
-    /// Closed by the program, not yet acknowledged by the client.
+    /// Closed by the program, with data that the client has not acknowledged.
     pub closing: u32,
+    /// Closed by the program, with nothing to say but that, or nothing at all.
+    pub closed: u32,
 }
 
 impl Unsaved {
@@ -217,7 +220,7 @@ fn ask(diag: &OwnedFd, unsaved: &mut Unsaved) -> Result<()> {
     message.extend_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(&[0; 4 + 48]);
-    message.extend_from_slice(&(FIN_WAIT1 | LAST_ACK | LISTEN | CLOSING | SYN_RECV).to_ne_bytes());
+    message.extend_from_slice(&(FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | LISTEN | CLOSING | SYN_RECV).to_ne_bytes());
     message.extend_from_slice(&[0; 4]);
     send(diag.as_raw_fd(), &message, MsgFlags::empty()).doing(|| "ask for the pod's connections".into())?;
     let mut buffer = vec![0; 32 << 10];
@@ -243,11 +246,19 @@ fn ask(diag: &OwnedFd, unsaved: &mut Unsaved) -> Result<()> {
 /// queue (for a listener, what waits to be accepted), write queue, user, inode (0 without a descriptor).
 fn count(message: &[u8], unsaved: &mut Unsaved) {
     let word = |at: usize| message.get(at..at + 4).map(|four| u32::from_ne_bytes(four.try_into().expect("four bytes")));
-    let (Some(state), Some(waiting), Some(inode)) = (message.get(1), word(56), word(68)) else { return };
+    let (Some(state), Some(waiting), Some(unacknowledged), Some(inode)) =
+        (message.get(1), word(56), word(60), word(68))
+    else {
+        return;
+    };
     match 1u32.checked_shl(u32::from(*state)).unwrap_or(0) {
         LISTEN => unsaved.waiting += waiting,
         state if state & SYN_RECV != 0 => unsaved.half_open += 1,
-        state if state & (FIN_WAIT1 | LAST_ACK | CLOSING) != 0 && inode == 0 => unsaved.closing += 1,
+        state if state & (FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING) != 0 && inode == 0 => match unacknowledged {
+            // A FIN counts as one.
+            0 | 1 => unsaved.closed += 1,
+            _ => unsaved.closing += 1,
+        },
         _ => {}
     }
 }

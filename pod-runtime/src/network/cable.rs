@@ -27,7 +27,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-const INSIDE: &str = "eth0";
+/// The pod's end of it, in the pod.
+pub const INSIDE: &str = "eth0";
 
 /// The outside end of a pod's cable: 15 characters, the longest that a device may have.
 pub fn link_name(pod_id: &str) -> String {

@@ -27,6 +27,8 @@ use crate::{Doing, Result};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{read, write};
 use rtnetlink::LinkUnspec;
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -43,6 +45,8 @@ pub struct Holder {
     injector: OwnedFd,
     mac: Mac,
     addresses: Vec<Address>,
+    /// What ends a connection and was handed on.
+    ends: RefCell<HashSet<Vec<u8>>>,
 }
 
 impl Holder {
@@ -70,7 +74,8 @@ impl Holder {
         let outside = netdev::index(control.as_fd(), link).doing(|| format!("find the pod's cable {link}"))?;
         let injector = netdev::packet_socket(outside, Receive::Nothing, true);
         let injector = injector.doing(|| "open a packet socket to the pod".into())?;
-        Ok(Some(Holder { tap, injector, mac: attachment.mac, addresses: attachment.addresses.clone() }))
+        let (mac, addresses) = (attachment.mac, attachment.addresses.clone());
+        Ok(Some(Holder { tap, injector, mac, addresses, ends: RefCell::default() }))
     }
 
     /// Forgets what has come: as long as the pod runs elsewhere, what all of the bridge got (broadcasts), and the pod too.
@@ -104,6 +109,13 @@ impl Holder {
                 // Empty.
                 Err(_) => return frames,
             };
+            // The end of a connection that was waited for long enough to be said again: the first is answered, and whoever
+            // sent it knows nothing of the connection when the second is.
+            if end_of_connection(&buffer[netdev::VNET_HEADER.min(length)..length])
+                .is_some_and(|end| !self.ends.borrow_mut().insert(end))
+            {
+                continue;
+            }
             // A frame that the pod's queue has no room for is lost as on any link; its sender repeats it.
             match send(self.injector.as_raw_fd(), &buffer[..length], MsgFlags::empty()) {
                 Ok(_) => frames += 1,
@@ -113,8 +125,55 @@ impl Holder {
     }
 }
 
+/// What names a FIN without data: addresses, ports, number.
+fn end_of_connection(frame: &[u8]) -> Option<Vec<u8>> {
+    const TCP: u8 = 6;
+    const FIN: u8 = 0x01;
+    let packet = frame.get(14..)?;
+    let short = |at: usize| Some(usize::from(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?)));
+    let (addresses, tcp, end) = match (frame.get(12..14)?, packet.first()?) {
+        ([0x08, 0x00], first) if packet.get(9) == Some(&TCP) => (12..20, usize::from(first & 15) * 4, short(2)?),
+        ([0x86, 0xdd], _) if packet.get(6) == Some(&TCP) => (8..40, 40, 40 + short(4)?),
+        _ => return None,
+    };
+    let segment = packet.get(tcp..)?;
+    let header = usize::from(segment.get(12)? >> 4) * 4;
+    let is_end = segment.get(13)? & FIN != 0 && tcp + header == end;
+    is_end.then(|| Some([packet.get(addresses)?, segment.get(..8)?].concat())).flatten()
+}
+
 /// The Ethernet address of the group that is asked for an IPv6 address's neighbour.
 fn solicited_node(ip: Ipv6Addr) -> Mac {
     let [.., a, b, c] = ip.octets();
     [0x33, 0x33, 0xff, a, b, c]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ethernet, IPv4 of so many bytes, TCP with a header of 20.
+    fn frame(length: u16, number: u8, flags: u8) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend_from_slice(&[8, 0, 0x45, 0]);
+        frame.extend_from_slice(&length.to_be_bytes());
+        frame.extend_from_slice(&[0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend_from_slice(&[1, 1, 2, 2, 0, 0, 0, number, 0, 0, 0, 9, 5 << 4, flags, 1, 1, 0, 0, 0, 0]);
+        frame.resize(64, 0); // as an Ethernet pads it
+        frame
+    }
+
+    #[test]
+    fn an_end_is_known_by_its_number() {
+        let end = end_of_connection(&frame(40, 7, 0x11)).unwrap();
+        assert_eq!(end, [10, 0, 0, 1, 10, 0, 0, 2, 1, 1, 2, 2, 0, 0, 0, 7]);
+        assert_eq!(end_of_connection(&frame(40, 7, 0x19)).as_ref(), Some(&end));
+        assert_ne!(end_of_connection(&frame(40, 8, 0x11)).as_ref(), Some(&end));
+        // Data before it, no end, and what is cut short.
+        assert_eq!(end_of_connection(&frame(41, 7, 0x11)), None);
+        assert_eq!(end_of_connection(&frame(40, 7, 0x10)), None);
+        for length in 0..48 {
+            end_of_connection(&frame(40, 7, 0x11)[..length]);
+        }
+    }
 }

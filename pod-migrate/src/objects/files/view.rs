@@ -1,6 +1,7 @@
 //! The pod as the dump of its files sees it: its root, its tasks, and what of it ends outside.
 
 use super::regular::Identity;
+use super::socket::tcp;
 use crate::ids::{HostPid, PodPid};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat};
@@ -42,6 +43,8 @@ pub struct Outside {
     pub pipes: HashMap<u64, Holder>,
     /// Terminals whose master the monitor has, by index, with a copy of the master.
     pub terminals: HashMap<u32, (Holder, OwnedFd)>,
+    /// Connections that no process has a descriptor of.
+    pub closed: Vec<tcp::State>,
 }
 
 /// What the monitor's end is for.

@@ -24,6 +24,9 @@ impl FilesDump<'_> {
         for (index, entry) in self.entries.iter().enumerate() {
             w.put(Kind::FILE, index as u64 + 1, &entry.file)?;
         }
+        for (index, state) in self.view.outside.closed.iter().enumerate() {
+            w.put(Kind::FILE, (self.entries.len() + index) as u64 + 1, &closed(state))?;
+        }
         for (id, table) in &self.records {
             w.put(Kind::FD_TABLE, id.0, table)?;
         }
@@ -222,5 +225,22 @@ impl FilesDump<'_> {
                 buffer.packets |= packets.contains(pipe);
             }
         }
+    }
+}
+
+/// A connection that no process has.
+fn closed(state: &socket::tcp::State) -> File {
+    let name = match &state.phase {
+        socket::tcp::Phase::Connected(connection) => format!("closed connection to {}", connection.peer),
+        _ => "closed connection".into(),
+    };
+    File {
+        state: FileState::Socket(socket::State::Tcp(state.clone())),
+        flags: libc::O_RDWR,
+        position: 0,
+        owner: None,
+        signal: 0,
+        locks: Vec::new(),
+        name,
     }
 }

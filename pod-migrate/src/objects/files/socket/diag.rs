@@ -21,6 +21,7 @@ const NLM_F_DUMP: u16 = 0x300;
 const HEADER: usize = 16;
 /// struct inet_diag_msg.
 const INET_ANSWER: usize = 72;
+const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 /// struct packet_diag_msg.
 const PACKET_ANSWER: usize = 16;
@@ -44,8 +45,12 @@ impl std::fmt::Debug for Diag {
 impl Diag {
     /// Of the namespace that this socket belongs to.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Diag> {
-        let namespace = inet::namespace(fd)?;
-        let opened = inside(namespace.as_fd(), || {
+        Diag::inside(inet::namespace(fd)?.as_fd())
+    }
+
+    /// Of a network namespace.
+    pub fn inside(namespace: BorrowedFd<'_>) -> io::Result<Diag> {
+        let opened = inside(namespace, || {
             let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
             socket.bind_auto()?;
             Ok(Diag(socket))
@@ -106,6 +111,15 @@ impl Diag {
         Ok(found)
     }
 
+    /// The TCP connections in these states (a bit each, by the kernel's number) that have no descriptor.
+    pub fn without_descriptor(&self, family: i32, states: u32) -> io::Result<Vec<Told>> {
+        let mut request = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
+        request.extend_from_slice(&states.to_ne_bytes());
+        request.resize(56, 0);
+        let answers = self.ask(&request, NLM_F_REQUEST | NLM_F_DUMP)?;
+        Ok(answers.iter().filter_map(|answer| Told::parse(answer)).collect())
+    }
+
     /// The memberships of all packet sockets by inode number, a struct packet_diag_mclist each.
     pub fn memberships(&self) -> io::Result<HashMap<u64, Vec<Vec<u8>>>> {
         let mut request = vec![libc::AF_PACKET as u8, 0, 0, 0];
@@ -148,6 +162,34 @@ impl Diag {
                 return Ok(answers);
             }
         }
+    }
+}
+
+/// A connection without a descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub local: Endpoint,
+    pub peer: Endpoint,
+    /// The kernel's number.
+    pub state: u8,
+    /// Bytes that the peer has not acknowledged; a FIN is one.
+    pub unacknowledged: u32,
+    /// struct tcp_info. Nothing of one that waits for the peer's FIN only, of which the kernel keeps little more than its
+    /// numbers.
+    pub info: Vec<u8>,
+}
+
+impl Told {
+    /// Of a struct inet_diag_msg and what follows. None if it has a descriptor.
+    fn parse(answer: &[u8]) -> Option<Told> {
+        let (local, peer) = parse_connection(answer)?;
+        let word = |at: usize| Some(u32::from_ne_bytes(*answer.get(at..at + 4)?.first_chunk()?));
+        if word(68)? != 0 {
+            return None;
+        }
+        let attributes = attributes_of(answer.get(INET_ANSWER..).unwrap_or_default());
+        let info = attributes.into_iter().find(|(kind, _)| *kind == INET_DIAG_INFO).map(|(_, info)| info.to_vec());
+        Some(Told { local, peer, state: *answer.get(1)?, unacknowledged: word(60)?, info: info.unwrap_or_default() })
     }
 }
 

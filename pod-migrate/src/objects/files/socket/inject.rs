@@ -13,7 +13,7 @@ pub const FIN: u8 = 0x01;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
-/// A TCP segment without data or options.
+/// A TCP segment without options.
 pub struct Segment {
     pub from: Endpoint,
     pub to: Endpoint,
@@ -26,7 +26,11 @@ pub struct Segment {
 
 impl Segment {
     pub fn inject(&self) -> Result<()> {
-        let mut tcp = Vec::with_capacity(20);
+        self.inject_with(&[])
+    }
+
+    pub fn inject_with(&self, data: &[u8]) -> Result<()> {
+        let mut tcp = Vec::with_capacity(20 + data.len());
         tcp.extend_from_slice(&self.from.port.to_be_bytes());
         tcp.extend_from_slice(&self.to.port.to_be_bytes());
         tcp.extend_from_slice(&self.sequence.to_be_bytes());
@@ -34,6 +38,7 @@ impl Segment {
         tcp.extend_from_slice(&[5 << 4, self.flags]);
         tcp.extend_from_slice(&self.window.to_be_bytes());
         tcp.extend_from_slice(&[0; 4]);
+        tcp.extend_from_slice(data);
         let sum = checksum(self.from.wire_ip(), self.to.wire_ip(), IPPROTO_TCP as u8, &tcp);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         send(self.from.wire_ip(), self.to, IPPROTO_TCP as u8, &tcp)

@@ -21,6 +21,7 @@
 //! **Leaving.** Closing a socket the usual way would send a FIN. The source host's cable is held, so it reaches nobody,
 //! but the socket would linger. [`Silence`] closes all connections of a pod without a word once it runs elsewhere.
 
+pub mod closed;
 mod ended;
 pub mod pairs;
 mod repair;
