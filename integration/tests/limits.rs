@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use integration::bed::{Bed, Host};
 use integration::pods::said;
+use integration::wait::{SOON, until_true};
 use std::time::{Duration, Instant};
 
 /// A pod whose program writes all of its memory, over and over, faster than any link takes it.
@@ -105,4 +106,62 @@ fn what_it_may_take_is_understood_or_refused() -> Result<()> {
         ensure!(code == 2 && said.contains(option), "{option} {value}: {code}: {said}");
     }
     Ok(())
+}
+
+/// Changes a file in each place that travels, somewhere in a part that moves on slowly, one of them through a map; compares
+/// each with what it remembers of it, over and over, and says so.
+const EDITOR: &str = "
+import mmap, os, random
+size, files = 16 << 20, {}
+for path in ['/dev/shm/mapped', '/tmp/written', '/var/tmp/layer']:
+    opened = open(path, 'w+b', buffering=0)
+    opened.write(os.urandom(size))
+    files[path] = (opened, bytearray(open(path, 'rb').read()))
+mapped = mmap.mmap(files['/dev/shm/mapped'][0].fileno(), size)
+rounds = 0
+while True:
+    for _ in range(300):
+        for path, (opened, remembered) in files.items():
+            at, text = (rounds * 65536 + random.randrange(1 << 20)) % (size - 100), os.urandom(100)
+            remembered[at:at + 100] = text
+            if path == '/dev/shm/mapped':
+                mapped[at:at + 100] = text
+            else:
+                os.pwrite(opened.fileno(), text, at)
+    for path, (opened, remembered) in files.items():
+        for at in range(0, size, 65536):
+            if os.pread(opened.fileno(), 65536, at) != remembered[at:at + 65536]:
+                print('FAIL', path, at, flush=True)
+    rounds += 1
+    print('compared', rounds, flush=True)
+";
+
+/// How often the editor has compared, by what it said.
+fn compared(host: &Host) -> Result<u64> {
+    let log = host.pod(&["logs", "editor"])?;
+    ensure!(!log.contains("FAIL"), "a file is not what it was:\n{log}");
+    Ok(log.lines().filter_map(|line| line.strip_prefix("compared ")?.parse().ok()).next_back().unwrap_or(0))
+}
+
+#[test]
+fn files_go_ahead_and_only_changes_of_them_come_after() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    bed.a().pod(&["run", "-d", "--name", "editor", "--network", "none", "--", "python3", "-c", EDITOR])?;
+    said(bed.a(), "editor", "compared 1")?;
+    for (from, to) in [(bed.a(), bed.b()), (bed.b(), bed.a()), (bed.a(), bed.b())] {
+        let moved = from.pod(&["migrate", "editor", "--to", to.name(), "--json"])?;
+        let report: serde_json::Value = serde_json::from_str(&moved)?;
+        let ram = &report["migration"]["ram"];
+        println!("{} frozen, {ram}", report["frozen_ms"]);
+        ensure!(ram["precopy-bytes"].as_u64() > Some(48 << 20), "{report}");
+        // A mebibyte of each file and of what is remembered of it, and as much again for a while.
+        ensure!(ram["downtime-bytes"].as_u64() < Some(16 << 20), "all came while it stood still: {report}");
+        let then = compared(to)?;
+        until_true("the editor to compare again", SOON, || compared(to).map_or(true, |now| now > then + 2))?;
+        compared(to)?;
+    }
+    bed.b().pod(&["rm", "-f", "editor"])?;
+    bed.a().pod(&["rm", "editor"])?;
+    bed.nothing_left(&before)
 }

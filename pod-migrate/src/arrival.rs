@@ -123,7 +123,10 @@ pub fn receive_at_rest<R: Read>(
                         }
                         _ => return Err(damaged("contents of a volume that the pod does not have")),
                     },
-                    Place::Memory(_) => return Err(damaged("the contents of memory come too early")),
+                    Place::Memory(path) => match conceived.and_then(|conceived| conceived.in_memory(path)) {
+                        Some(root) => root?,
+                        None => return Err(damaged("the contents of memory come too early")),
+                    },
                 };
                 let more = storage::receive_layer(reader, Writing::new(root, false))?;
                 arrived.files += more.files;

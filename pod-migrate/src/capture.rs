@@ -21,7 +21,7 @@ use crate::objects::task::glance::Glance;
 use crate::objects::task::waits::Observer;
 use crate::restore::filler;
 use crate::settle::{Settling, Unwritten};
-use crate::storage::{self, Inventory, Layer, Place, Sent};
+use crate::storage::{self, Place, Sending, Sent};
 use crate::watchdog::Watchdog;
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
@@ -34,10 +34,9 @@ use pod_runtime::status::{ProcessKey, State, now, wrong_state};
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,8 +47,6 @@ const A_LOOK: Duration = Duration::from_secs(2);
 pub const BUSY: &str = "E-BUSY";
 /// The log is sent in pieces of this size.
 const PIECE: usize = 1 << 20;
-/// After a pass that took longer the files are looked at once more.
-const LONG_PASS: Duration = Duration::from_millis(200);
 
 /// The first record: whose image this is. State of SPEC.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,11 +76,9 @@ pub struct Capture {
     spec: Spec,
     init: HostPid,
     cgroup: Cgroup,
-    sent: BTreeMap<Place, Inventory>,
-    next_id: u64,
+    files: Sending,
     /// Bytes of the log that were sent.
     log: u64,
-    files: Sent,
     /// Of memory that is sent while the pod runs.
     tracker: Option<Tracker>,
     observer: Observer,
@@ -112,16 +107,15 @@ impl Capture {
         let init = running(pod, &spec.name)?;
         let cgroup = Cgroup::open(pod.id())?;
         Glance::begin(&cgroup.procs()?);
+        let voice = crate::objects::task::check::voice(HostPid(init.pid));
         Ok(Capture {
             pod: pod.clone(),
             _lock: lock,
+            files: Sending::new(pod, &spec, voice.0, &cgroup),
             cgroup,
-            init: crate::objects::task::check::voice(HostPid(init.pid)),
+            init: voice,
             spec,
-            sent: BTreeMap::new(),
-            next_id: 1,
             log: 0,
-            files: Sent::default(),
             tracker: None,
             observer: Observer::begin(pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default()),
             usual_groups: None,
@@ -164,8 +158,20 @@ impl Capture {
             written: now(),
         };
         w.put(Kind::SPEC, 0, &origin)?;
-        self.pass(w, &BTreeMap::new())?;
+        let inside = self.mounted_inside()?;
+        self.files.ahead(w, &inside)?;
         self.log(w, u64::MAX)
+    }
+
+    /// What comes goes to a host that takes changes of files, and file systems in memory while the pod runs.
+    pub fn to_a_host(&mut self) {
+        self.files.to_a_host();
+    }
+
+    /// Where the pod has mounted something itself.
+    fn mounted_inside(&self) -> Result<BTreeSet<Vec<u8>>> {
+        let made = mounts::dump(&self.pod, self.init.0)?;
+        Ok(made.into_iter().map(|mount| mount.at.into_vec()).collect())
     }
 
     /// Sends the memory of processes that have so many bytes of it while the pod runs, over and over, for as long as `again`
@@ -176,16 +182,14 @@ impl Capture {
         least: u64,
         mut again: impl FnMut(Pass) -> Result<bool>,
     ) -> Result<bool> {
-        let Some(mut tracker) = self.watch_memory(least)? else { return Ok(false) };
-        for number in 1.. {
-            let pass = tracker.pass(w)?;
-            let again = again(pass)?;
-            if number == 1 && pass.took > LONG_PASS {
-                self.pass(w, &BTreeMap::new())?;
-            }
-            if !again {
-                break;
-            }
+        let inside = self.mounted_inside()?;
+        let Some(mut tracker) = self.watch_memory(least)? else {
+            self.files.catch_up(w, &inside)?;
+            return Ok(false);
+        };
+        // Files first: memory is written faster.
+        while again(tracker.pass(w)?)? {
+            self.files.catch_up(w, &inside)?;
         }
         self.tracker = Some(tracker);
         Ok(true)
@@ -252,23 +256,6 @@ impl Capture {
         Ok(Still { frozen, hold, settling, capture: self, since })
     }
 
-    /// One pass over the layers on disk. The first has no predecessor and is no delta.
-    fn pass<W: Write>(&mut self, w: &mut Writer<W>, mapped: &BTreeMap<Place, BTreeSet<Vec<u8>>>) -> Result<()> {
-        let none = BTreeSet::new();
-        for (place, tree) in storage::layers_at_rest(&self.pod, &self.spec)? {
-            let before = self.sent.get(&place);
-            let always = mapped.get(&place).unwrap_or(&none);
-            w.put(Kind::STORAGE, 0, &Layer { place: place.clone(), delta: before.is_some(), single: tree.single() })?;
-            let (inventory, sent) = storage::walk(&tree, w, &mut self.next_id, before, always)?;
-            w.put(Kind::STORAGE_END, 0, &())?;
-            self.files.files += sent.files;
-            self.files.bytes += sent.bytes;
-            self.files.removed += sent.removed;
-            self.sent.insert(place, inventory);
-        }
-        Ok(())
-    }
-
     /// The log from where it was sent to, up to `end`.
     fn log<W: Write>(&mut self, w: &mut Writer<W>, end: u64) -> Result<()> {
         let here = || format!("read {}", self.pod.log_path().display());
@@ -325,8 +312,8 @@ impl Still {
     pub fn dump<W: Write>(&mut self, w: &mut Writer<W>, may_leave: impl FnOnce() -> Result<()>) -> Result<Captured> {
         self.frozen.look()?;
         lap("look");
-        let mapped = self.mapped();
-        self.capture.pass(w, &mapped)?;
+        let maps = self.frozen.processes().iter().map(|process| &process.maps[..]);
+        self.capture.files.at_rest(w, maps)?;
         lap("files");
         self.capture.log(w, self.hold.log)?;
         lap("log");
@@ -384,7 +371,7 @@ impl Still {
             None => Connections { kept: dump.peers.len() as u64, ..Connections::default() },
         };
         lap("downgrades");
-        Ok(Captured { dump, files: self.capture.files, connections })
+        Ok(Captured { dump, files: self.capture.files.done(), connections })
     }
 
     /// Mounts that were made inside, and what is in memory file systems: each mount before the contents that come into it,
@@ -399,11 +386,7 @@ impl Still {
                 w.put(Kind::MOUNTS, 0, &mounts)?;
                 mounts = rest;
             }
-            w.put(Kind::STORAGE, 0, &Layer { place, delta: false, single: false })?;
-            let (_, sent) = storage::walk(&tree, w, &mut self.capture.next_id, None, &BTreeSet::new())?;
-            w.put(Kind::STORAGE_END, 0, &())?;
-            self.capture.files.files += sent.files;
-            self.capture.files.bytes += sent.bytes;
+            self.capture.files.in_memory(w, place, &tree)?;
         }
         if mounts.is_empty() { Ok(()) } else { w.put(Kind::MOUNTS, 0, &mounts) }
     }
@@ -463,20 +446,6 @@ impl Still {
         }
         killed
     }
-
-    /// Files that some process has mapped shared and for writing: a store leaves no trace in a file's times.
-    fn mapped(&self) -> BTreeMap<Place, BTreeSet<Vec<u8>>> {
-        let mut found: BTreeMap<Place, BTreeSet<Vec<u8>>> = BTreeMap::new();
-        for process in self.frozen.processes() {
-            for map in &process.maps {
-                if map.shared && map.write && map.name.starts_with('/') && !map.name.ends_with(" (deleted)") {
-                    let (place, path) = place_of(&self.capture.spec, Path::new(&map.name));
-                    found.entry(place).or_default().insert(path);
-                }
-            }
-        }
-        found
-    }
 }
 
 /// The first process of a pod that can be saved or moved.
@@ -518,23 +487,6 @@ pub(crate) fn go_on(pod: &Pod, cgroup: &Cgroup, job: &str) -> Result<()> {
         }
     });
     if pod.dir().exists() { written.map(drop) } else { Ok(()) }
-}
-
-/// Which layer on disk a path of the pod belongs to, and its path there.
-fn place_of(spec: &Spec, path: &Path) -> (Place, Vec<u8>) {
-    let below = spec
-        .volumes
-        .iter()
-        .enumerate()
-        .filter_map(|(n, volume)| path.strip_prefix(&volume.destination).ok().map(|rest| (n, volume, rest)))
-        .max_by_key(|(_, volume, _)| volume.destination.as_os_str().len());
-    match below {
-        Some((n, volume, rest)) if rest.as_os_str().is_empty() => {
-            (Place::Volume(n), volume.source.file_name().unwrap_or_default().as_bytes().to_vec())
-        }
-        Some((n, _, rest)) => (Place::Volume(n), rest.as_os_str().as_bytes().to_vec()),
-        None => (Place::Upper, path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes().to_vec()),
-    }
 }
 
 /// What the monitor holds of the pod's files.

@@ -18,10 +18,11 @@ use crate::sys::clone::{self, CLONE_NEWTIME, Cloned};
 use crate::sys::{daemon, process};
 use crate::usher::{Inside, Usher};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -99,6 +100,8 @@ fn unexpected() -> Problem {
 
 /// No more than this is heard from a first process.
 const BOUND: u64 = 1 << 16;
+/// And so many descriptors with a line.
+const MOST_FDS: usize = 4;
 
 /// Makes the pod's environment and its first process.
 ///
@@ -120,6 +123,8 @@ pub fn birth(
 #[derive(Debug)]
 pub struct Conceived {
     born: Option<Born>,
+    /// Roots of file systems in memory, by where they will be mounted.
+    in_memory: BTreeMap<String, OwnedFd>,
 }
 
 /// The first half of a birth, for a pod whose files and clocks are still to come. With `clocks` the first process does
@@ -158,7 +163,7 @@ pub fn conceive<T>(
     };
     drop((theirs, stdio));
     let born = Born { init, pidfd, sync: ours, cgroup, console: None, usher: None, warnings: Vec::new() };
-    let mut conceived = Conceived { born: Some(born) };
+    let mut conceived = Conceived { born: Some(born), in_memory: BTreeMap::new() };
     let born = conceived.born.as_mut().expect("it is there until birth or drop");
     // While the first process makes what it can without them.
     let device_nodes = complete_groups(born, spec)?;
@@ -174,9 +179,9 @@ pub fn conceive<T>(
     }
     let done = meanwhile(born.init)?;
     if clocks.is_none() {
-        match hear(&born.sync)?.0 {
-            News::Waiting => {}
-            News::Problem(report) => return Err(report.into()),
+        match hear(&born.sync)? {
+            (News::Waiting { folders }, roots) => conceived.in_memory = folders.into_iter().zip(roots).collect(),
+            (News::Problem(report), _) => return Err(report.into()),
             _ => return Err(unexpected()),
         }
     }
@@ -212,11 +217,20 @@ impl Conceived {
             message.extend_from_slice(&end.to_ne_bytes());
         }
         (&born.sync).write_all(&message).doing(doing)?;
-        match hear(&born.sync)? {
+        let (news, fds) = hear(&born.sync)?;
+        match (news, fds.into_iter().next()) {
             (News::Laid { places }, Some(fd)) => Ok((fd, places)),
             (News::Problem(report), _) => Err(report.into()),
             _ => Err(unexpected()),
         }
+    }
+
+    /// The root of the file system in memory that will be mounted at this path, to be filled before. None where the pod gets
+    /// none of its own: see [`crate::rootfs::folders_in_memory`].
+    pub fn in_memory(&self, path: &[u8]) -> Option<Result<OwnedFd>> {
+        let root = self.in_memory.get(std::str::from_utf8(path).ok()?)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Some(openat(root, ".", flags, Mode::empty()).doing(|| "open a file system in memory".into()))
     }
 
     /// The second half: the files are there, and this is what the clocks show (unless that was said before).
@@ -261,22 +275,22 @@ impl Clocks {
 
 /// The monitor's side of what [`First`] does.
 fn raise(born: &mut Born, pod: &Pod) -> Result<()> {
-    let (news, console) = hear(&born.sync)?;
+    let (news, fds) = hear(&born.sync)?;
     match news {
         News::Problem(report) => return Err(report.into()),
         News::Ready { warnings } => born.warnings.extend(warnings),
         _ => return Err(unexpected()),
     }
-    born.console = console;
+    born.console = fds.into_iter().next();
     let mounts = serde_json::to_vec(&mounts_of(born.init)?).doing(|| "write down the pod's mounts".into())?;
     // Nothing hangs on it after a crash of the host: not synced.
     fs::write(mounts_path(pod), mounts).doing(|| "write down the pod's mounts".into())
 }
 
-/// One line, and the descriptor that came with it.
-fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
+/// One line, and the descriptors that came with it.
+fn hear(sync: &UnixStream) -> Result<(News, Vec<OwnedFd>)> {
     let doing = || "hear from the pod's first process".to_owned();
-    let (mut line, mut console) = (Vec::new(), None);
+    let (mut line, mut received) = (Vec::new(), Vec::new());
     while !line.ends_with(b"\n") {
         let mut buffer = [0; 4096];
         // The next line may be there already, and it may come with a descriptor.
@@ -286,7 +300,7 @@ fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
         };
         let most = buffer[..there].iter().position(|byte| *byte == b'\n').map_or(there, |at| at + 1);
         let mut slices = [IoSliceMut::new(&mut buffer[..most])];
-        let mut space = nix::cmsg_space!([i32; 1]);
+        let mut space = nix::cmsg_space!([i32; MOST_FDS]);
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = match recvmsg::<()>(sync.as_raw_fd(), &mut slices, Some(&mut space), flags) {
             Err(Errno::EINTR) => continue,
@@ -294,7 +308,7 @@ fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
         };
         for part in message.cmsgs().doing(doing)? {
             if let ControlMessageOwned::ScmRights(fds) = part {
-                console = fds.into_iter().map(process::received).next();
+                received.extend(fds.into_iter().map(process::received));
             }
         }
         let count = message.bytes;
@@ -303,7 +317,7 @@ fn hear(sync: &UnixStream) -> Result<(News, Option<OwnedFd>)> {
         }
         line.extend_from_slice(&buffer[..count]);
     }
-    Ok((serde_json::from_slice(&line).doing(doing)?, console))
+    Ok((serde_json::from_slice(&line).doing(doing)?, received))
 }
 
 /// What the first process is cloned into. The rest it makes itself: the network one because it takes longest, and the

@@ -457,7 +457,7 @@ fn layers(look: &Look) -> Vec<Layer> {
 fn entry(path: &[u8], stored: &Stored) -> Entry {
     let kind = match stored.node {
         storage::Node::Directory => "directory",
-        storage::Node::File { .. } => "file",
+        storage::Node::File { .. } | storage::Node::Patch { .. } => "file",
         storage::Node::Symlink(_) => "symlink",
         storage::Node::HardLink(_) => "hardlink",
         storage::Node::Character { major: 0, minor: 0 } => "whiteout",

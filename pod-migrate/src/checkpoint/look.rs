@@ -114,6 +114,9 @@ impl Parts {
         let place = self.layer.clone().ok_or_else(|| damaged("a file of no layer"))?;
         let layer = self.layers.entry(place).or_default();
         let path = path.into_vec();
+        if matches!(node, Node::Patch { .. }) {
+            return Err(damaged("a change of a file, which comes between hosts only"));
+        }
         if node == Node::Removed {
             remove(layer, path);
             self.file = None;

@@ -12,13 +12,15 @@ use serde::{Deserialize, Serialize};
 
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
 /// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
 pub const OLDEST: u32 = 3;
 /// From here on a check may ask about several pods, and have the link measured.
 pub const QUESTIONS: u32 = 4;
 /// From here on the source says STOPPED, and its frames are held from then on. Before, they are when the pod is born.
 pub const STOPS: u32 = 4;
+/// From here on changes of files are sent, and file systems in memory while the pod runs.
+pub const CHANGES: u32 = 5;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use super::inquiry::{Met, connect};
 use super::journal::{Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, Purpose, STOPS, Say};
+use super::protocol::{Answer, CHANGES, Purpose, STOPS, Say};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::laps::{self, lap};
@@ -250,6 +250,9 @@ impl Reserved {
             });
             sink.pace(limits.bandwidth);
         });
+        if self.link.protocol >= CHANGES {
+            self.capture.to_a_host();
+        }
         let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
         match sent.and_then(|()| self.link.writer.flush()) {
             Ok(()) => Ok(Copied { rounds: Rounds::new(limits.downtime, limits.on_stall), reserved: self }),

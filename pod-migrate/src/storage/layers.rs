@@ -2,6 +2,7 @@
 
 use super::{STORAGE, Tree, mounts};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use pod_runtime::spec::Spec;
 use pod_runtime::store::Pod;
@@ -72,8 +73,11 @@ pub fn layers_in_memory(init: i32) -> Result<Vec<(Place, Tree)>> {
         }
         let place = Place::Memory(ByteBuf::from(mount.at.as_os_str().as_bytes()));
         let root = open_in_pod(init, &mount.at)?;
-        // One that is bound elsewhere too is sent once.
         let device = nix::sys::stat::fstat(&root).code(STORAGE, || format!("look at {}", mount.at.display()))?.st_dev;
+        if (major(device), minor(device)) != mount.device {
+            continue; // something else lies over it
+        }
+        // One that is bound elsewhere too is sent once.
         if devices.insert(device) {
             layers.push((place, Tree::at(root, None)?));
         }

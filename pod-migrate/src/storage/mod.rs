@@ -1,16 +1,19 @@
 //! Files that travel with the pod: its upper layer, volumes that are not shared, the contents of its tmpfs mounts.
 //!
 //! A [`Layer`] is a tree of files. It is read by [`walk`] while the pod runs (a first pass) and once more when it is
-//! frozen: only what changed since then is sent again ([`Inventory`]). It is written by [`Writing`], which believes
-//! nothing: a path of an image stays below the layer's root, no link is ever followed, and what cannot be made is a
-//! problem.
+//! frozen: only what changed since then is sent again ([`Inventory`]), of a file that changed only its changed blocks where
+//! the other side is a host and not an image. [`Sending`] says when which layer is read. It is written by [`Writing`], which
+//! believes nothing: a path of an image stays below the layer's root, no link is ever followed, and what cannot be made is
+//! a problem.
 //!
 //! What travels of a file: contents with their holes, type, permissions, owner, times to the nanosecond, extended
 //! attributes (ACLs and capabilities are such), hard links within the layer, device numbers, the whiteouts and opaque
 //! marks of the overlay. What does not: inode numbers, the change time, attributes of `chattr`.
 
+mod blocks;
 mod layers;
 mod mounts;
+mod sending;
 pub mod volumes;
 mod walk;
 mod write;
@@ -20,7 +23,8 @@ mod tests;
 
 pub use layers::{Layer, Place, layers_at_rest, layers_in_memory, open_memory};
 pub use mounts::{Mount, mounts};
-pub use walk::{Inventory, Sent, Tree, walk};
+pub use sending::Sending;
+pub use walk::{Inventory, Manner, Mapped, Sent, Tree, walk};
 pub use write::{Arrived, Writing, receive_layer};
 
 use crate::image::damaged;
@@ -50,6 +54,10 @@ pub enum Node {
     Directory,
     /// What STORAGE_DATA does not cover are holes.
     File {
+        size: u64,
+    },
+    /// In a delta between two hosts: a file that came before under this path. What STORAGE_DATA does not cover is as it was.
+    Patch {
         size: u64,
     },
     Symlink(ByteBuf),

@@ -12,6 +12,8 @@ pub struct Mount {
     /// Where, seen from the pod's root.
     pub at: PathBuf,
     pub kind: String,
+    /// Major and minor number.
+    pub device: (u64, u64),
     pub read_only: bool,
     /// All of the file system, not a part bound here.
     pub whole: bool,
@@ -27,7 +29,9 @@ pub fn mounts(pid: i32) -> Result<Vec<Mount>> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().position(|f| *f == b"-")?;
+    let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
     Some(Mount {
+        device: (major.parse().ok()?, minor.parse().ok()?),
         at: unescape(fields.get(4)?),
         kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
         read_only: fields.get(5)?.split(|b| *b == b',').any(|option| option == b"ro"),
@@ -63,7 +67,8 @@ mod tests {
     #[test]
     fn a_line_with_a_blank_in_its_path() {
         let line = b"36 35 0:3 / /mnt/a\\040b ro,noatime shared:1 - tmpfs tmpfs rw,size=4k";
-        let expected = Mount { at: "/mnt/a b".into(), kind: "tmpfs".into(), read_only: true, whole: true };
+        let (at, kind) = ("/mnt/a b".into(), "tmpfs".into());
+        let expected = Mount { at, kind, device: (0, 3), read_only: true, whole: true };
         assert_eq!(parse(line), Some(expected));
         assert_eq!(parse(b""), None);
     }

@@ -4,6 +4,7 @@
 //! because a file's stamp is taken before its contents are read. Every object is opened by its parent's descriptor and
 //! without following links, so nothing outside of the layer is ever read, whatever the pod does meanwhile.
 
+use super::blocks::{BLOCK, Digesting, Digests};
 use super::{Entry, Meta, Node, STORAGE, lossy};
 use crate::image::{Kind, Owner, PageRun, Writer};
 use nix::errno::Errno;
@@ -21,6 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Contents go out in runs of at most this.
@@ -49,6 +51,11 @@ impl Tree {
         };
         let root = File::open(dir).code(STORAGE, || format!("open {}", dir.display()))?;
         Tree::at(root.into(), only)
+    }
+
+    /// Of the file system that it is on.
+    pub fn device(&self) -> u64 {
+        self.device
     }
 
     pub fn at(root: OwnedFd, only: Option<Vec<u8>>) -> Result<Tree> {
@@ -86,7 +93,35 @@ struct Stamp {
 /// What one pass sent, to find out later what changed.
 #[derive(Debug, Default)]
 pub struct Inventory {
+    /// The file system.
+    device: u64,
     stamps: BTreeMap<Vec<u8>, Stamp>,
+    /// What went out of regular files, where that is kept.
+    digests: BTreeMap<Vec<u8>, Rc<Digests>>,
+}
+
+impl Inventory {
+    /// Whether it is of what is in the same place now.
+    pub fn is_of(&self, tree: &Tree) -> bool {
+        self.device == tree.device
+    }
+}
+
+/// How a pass knows what changed, and what it sends of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Whole files whose stamp is another.
+    Whole,
+    /// Of files whose stamp is another, what is another in them.
+    Blocks,
+}
+
+/// Files that are looked at even when their stamp is the same. A store to a page that is mapped and was written to before
+/// leaves no trace in a file's times.
+#[derive(Debug, Default)]
+pub struct Mapped {
+    pub paths: BTreeSet<Vec<u8>>,
+    pub inodes: BTreeSet<u64>,
 }
 
 /// What a pass did.
@@ -104,8 +139,8 @@ struct Pass<'a, W: Write> {
     /// Ids of entries, unique in the image.
     next_id: &'a mut u64,
     before: Option<&'a Inventory>,
-    /// Paths that are sent even when their stamp is the same: mapped for writing, where a store leaves no trace.
-    always: &'a BTreeSet<Vec<u8>>,
+    mapped: &'a Mapped,
+    manner: Manner,
     now: Inventory,
     /// First names of files that have several.
     names: BTreeMap<u64, Vec<u8>>,
@@ -119,15 +154,17 @@ pub fn walk<W: Write>(
     out: &mut Writer<W>,
     next_id: &mut u64,
     before: Option<&Inventory>,
-    always: &BTreeSet<Vec<u8>>,
+    mapped: &Mapped,
+    manner: Manner,
 ) -> Result<(Inventory, Sent)> {
     let mut pass = Pass {
         tree,
         out,
         next_id,
         before,
-        always,
-        now: Inventory::default(),
+        mapped,
+        manner,
+        now: Inventory { device: tree.device, ..Inventory::default() },
         names: BTreeMap::new(),
         sent: Sent::default(),
         buffer: Vec::new(),
@@ -180,13 +217,19 @@ impl<W: Write> Pass<'_, W> {
             self.names.insert(stat.st_ino, path.clone());
         }
         self.now.stamps.insert(path.clone(), stamp);
-        if same && !self.always.contains(&path) {
+        let digests = self.before.and_then(|before| before.digests.get(&path));
+        let mapped = self.mapped.paths.contains(&path) || self.mapped.inodes.contains(&stat.st_ino);
+        if same && !mapped {
+            let digests = digests.map(|digests| (path, Rc::clone(digests)));
+            self.now.digests.extend(digests);
             return Ok(directory);
         }
+        let size = stat.st_size as u64;
         let node = match (first, kind) {
             (Some(first), _) => Node::HardLink(ByteBuf::from(first)),
             (None, SFlag::S_IFDIR) => Node::Directory,
-            (None, SFlag::S_IFREG) => Node::File { size: stat.st_size as u64 },
+            (None, SFlag::S_IFREG) if digests.is_some() && self.is_the_same_file(&path, &stamp) => Node::Patch { size },
+            (None, SFlag::S_IFREG) => Node::File { size },
             (None, SFlag::S_IFLNK) => match nix::fcntl::readlinkat(&fd, c"") {
                 Ok(target) => Node::Symlink(ByteBuf::from(target.into_vec())),
                 Err(_) => return Ok(false),
@@ -197,64 +240,81 @@ impl<W: Write> Pass<'_, W> {
             _ => Node::Socket,
         };
         let meta = (!matches!(node, Node::HardLink(_))).then(|| meta(&fd, &stat)).transpose()?;
-        self.send(Entry { path: ByteBuf::from(path), node, meta }, &fd)?;
+        self.send(Entry { path: ByteBuf::from(path), node, meta }, &fd, same)?;
         Ok(directory)
     }
 
-    fn send(&mut self, entry: Entry, fd: &OwnedFd) -> Result<()> {
+    /// Not another one that has its name now: what else the old one was called would change with it over there.
+    fn is_the_same_file(&self, path: &[u8], stamp: &Stamp) -> bool {
+        let kind = |stamp: &Stamp| stamp.mode & SFlag::S_IFMT.bits();
+        let before = self.before.and_then(|before| before.stamps.get(path));
+        before.is_some_and(|before| before.inode == stamp.inode && kind(before) == kind(stamp))
+    }
+
+    /// `same`: by its stamp it is what it was.
+    fn send(&mut self, entry: Entry, fd: &OwnedFd, same: bool) -> Result<()> {
         let id = *self.next_id;
         *self.next_id += 1;
-        self.out.put(Kind::STORAGE_ENTRY, id, &entry)?;
-        self.sent.files += 1;
-        if let Node::File { size } = entry.node
-            && size > 0
-        {
-            self.contents(id, &entry.path, fd, size as i64)?;
+        match entry.node {
+            Node::Patch { size } => return self.patch(id, entry, fd, size, same),
+            Node::File { size } => {
+                self.announce(id, &entry)?;
+                self.file(id, entry, fd, size)
+            }
+            _ => self.announce(id, &entry),
         }
+    }
+
+    fn announce(&mut self, id: u64, entry: &Entry) -> Result<()> {
+        self.sent.files += 1;
+        self.out.put(Kind::STORAGE_ENTRY, id, entry)
+    }
+
+    fn file(&mut self, id: u64, entry: Entry, fd: &OwnedFd, size: u64) -> Result<()> {
+        let mut digesting = (self.manner != Manner::Whole).then(|| Digesting::new(None));
+        if size > 0 {
+            let (out, sent) = (&mut *self.out, &mut self.sent);
+            extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {
+                if let Some(digesting) = &mut digesting {
+                    digesting.feed(at, bytes, &mut |_, _| Ok(()))?;
+                }
+                sent.bytes += bytes.len() as u64;
+                out.pages(PageRun { owner: Owner::Storage(id), address: at, bytes: bytes.len() as u64 }, &[bytes])
+            })?;
+        }
+        let digests = digesting.map(|digesting| digesting.end(size, &mut |_, _| Ok(()))).transpose()?;
+        self.now.digests.extend(digests.map(|digests| (entry.path.into_vec(), Rc::new(digests))));
         Ok(())
     }
 
-    /// The extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).
-    fn contents(&mut self, id: u64, path: &[u8], fd: &OwnedFd, size: i64) -> Result<()> {
-        let Ok(file) = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
-            return Err(Problem::new(STORAGE, format!("open {}", lossy(path))));
+    /// What is another in it. Nothing at all of one that is in nothing.
+    fn patch(&mut self, id: u64, entry: Entry, fd: &OwnedFd, size: u64, same: bool) -> Result<()> {
+        let before = self.before.and_then(|before| before.digests.get(&entry.path[..]));
+        let before = before.ok_or_else(|| Problem::new("E-INTERNAL", "a change of a file that was not sent"))?;
+        let mut changes = Changes {
+            out: self.out,
+            sent: &mut self.sent,
+            id,
+            entry: &entry,
+            announced: false,
+            size,
+            at: 0,
+            bytes: Vec::new(),
         };
-        let mut at = 0;
-        loop {
-            let start = match lseek(&file, at, Whence::SeekData) {
-                Ok(start) if start >= size => return Ok(()),
-                Ok(start) => start,
-                Err(Errno::ENXIO) => return Ok(()),
-                Err(Errno::EINVAL) => at, // no holes on this file system
-                Err(error) => return Err(error).code(STORAGE, || format!("seek in {}", lossy(path))),
-            };
-            let end = lseek(&file, start, Whence::SeekHole).unwrap_or(size).min(size);
-            at = self.extent(id, path, &file, start, end)?;
-            if at < end || at >= size {
-                return Ok(()); // at its end, or it has become shorter
-            }
+        if !same {
+            changes.announce()?;
         }
-    }
-
-    fn extent(&mut self, id: u64, path: &[u8], file: &File, start: i64, end: i64) -> Result<i64> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        // Most files are small, and a page that is touched costs more than what is read into it.
-        let longest = RUN.min(usize::try_from(end - start).unwrap_or(RUN));
-        buffer.resize(longest.max(buffer.len()), 0);
-        let mut at = start;
-        while at < end {
-            let most = RUN.min(usize::try_from(end - at).unwrap_or(RUN));
-            let n = file.read_at(&mut buffer[..most], at as u64).code(STORAGE, || format!("read {}", lossy(path)))?;
-            if n == 0 {
-                break;
-            }
-            let run = PageRun { owner: Owner::Storage(id), address: at as u64, bytes: n as u64 };
-            self.out.pages(run, &[&buffer[..n]])?;
-            self.sent.bytes += n as u64;
-            at += n as i64;
+        let mut digesting = Digesting::new(Some(before));
+        let mut changed = |number: u64, block: &[u8]| changes.add(number, block);
+        if size > 0 {
+            extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {
+                digesting.feed(at, bytes, &mut changed)
+            })?;
         }
-        self.buffer = buffer;
-        Ok(at)
+        let digests = digesting.end(size, &mut changed)?;
+        changes.send()?;
+        self.now.digests.insert(entry.path.to_vec(), Rc::new(digests));
+        Ok(())
     }
 
     /// What the pass before sent and this one did not meet. A directory stands for all below it.
@@ -273,6 +333,93 @@ impl<W: Write> Pass<'_, W> {
             gone = Some(path.clone());
         }
         Ok(())
+    }
+}
+
+/// The changes of one file, on their way out: what lies side by side goes together.
+struct Changes<'a, W: Write> {
+    out: &'a mut Writer<W>,
+    sent: &'a mut Sent,
+    id: u64,
+    entry: &'a Entry,
+    announced: bool,
+    size: u64,
+    /// What is gathered, and from where on.
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl<W: Write> Changes<'_, W> {
+    fn announce(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.announced, true) {
+            return Ok(());
+        }
+        self.sent.files += 1;
+        self.out.put(Kind::STORAGE_ENTRY, self.id, self.entry)
+    }
+
+    fn add(&mut self, number: u64, block: &[u8]) -> Result<()> {
+        let at = number * BLOCK as u64;
+        if at != self.at + self.bytes.len() as u64 || self.bytes.len() >= RUN {
+            self.send()?;
+            self.at = at;
+        }
+        let end = block.len().min(self.size.saturating_sub(at) as usize);
+        self.bytes.extend_from_slice(&block[..end]);
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<()> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        self.announce()?;
+        let bytes = self.bytes.len() as u64;
+        let run = PageRun { owner: Owner::Storage(self.id), address: self.at, bytes };
+        self.out.pages(run, &[&self.bytes])?;
+        self.sent.bytes += bytes;
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+/// Reads the extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).
+fn extents(
+    path: &[u8],
+    fd: &OwnedFd,
+    size: i64,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let Ok(file) = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+        return Err(Problem::new(STORAGE, format!("open {}", lossy(path))));
+    };
+    let mut at = 0;
+    loop {
+        let start = match lseek(&file, at, Whence::SeekData) {
+            Ok(start) if start >= size => return Ok(()),
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return Ok(()),
+            Err(Errno::EINVAL) => at, // no holes on this file system
+            Err(error) => return Err(error).code(STORAGE, || format!("seek in {}", lossy(path))),
+        };
+        let end = lseek(&file, start, Whence::SeekHole).unwrap_or(size).min(size);
+        // Most files are small, and a page that is touched costs more than what is read into it.
+        let longest = RUN.min(usize::try_from(end - start).unwrap_or(RUN));
+        buffer.resize(longest.max(buffer.len()), 0);
+        at = start;
+        while at < end {
+            let most = RUN.min(usize::try_from(end - at).unwrap_or(RUN));
+            let n = file.read_at(&mut buffer[..most], at as u64).code(STORAGE, || format!("read {}", lossy(path)))?;
+            if n == 0 {
+                return Ok(()); // it has become shorter
+            }
+            each(at as u64, &buffer[..n])?;
+            at += n as i64;
+        }
+        if at >= size {
+            return Ok(());
+        }
     }
 }
 

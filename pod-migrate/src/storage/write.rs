@@ -92,13 +92,24 @@ impl Writing {
         if self.keep && there.is_some() {
             return Ok(());
         }
+        if let Node::Patch { size } = entry.node {
+            let what = || format!("change {}", lossy(&entry.path));
+            if there != Some(SFlag::S_IFREG) {
+                return Err(damaged(format!("a change of {}, which did not come before", lossy(&entry.path))));
+            }
+            let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            let file = File::from(openat(&parent, &name[..], flags, Mode::empty()).code(STORAGE, what)?);
+            file.set_len(size).code(STORAGE, what)?;
+            self.file = Some((id, file, entry));
+            return Ok(());
+        }
         if there.is_some() && !(matches!(entry.node, Node::Directory) && there == Some(SFlag::S_IFDIR)) {
             self.forget(&entry.path);
             remove(&parent, &name).code(STORAGE, || format!("replace {}", lossy(&entry.path)))?;
         }
         let parent_fd = &parent;
         match &entry.node {
-            Node::Removed => return Ok(()),
+            Node::Removed | Node::Patch { .. } => return Ok(()),
             Node::HardLink(target) => {
                 check_path(target)?;
                 let (from, from_name) = self.parent_of(target)?;
@@ -133,7 +144,9 @@ impl Writing {
             }
             return Err(damaged("contents of a file that was not announced"));
         };
-        let Node::File { size } = entry.node else { return Err(damaged("contents of something that is no file")) };
+        let (Node::File { size } | Node::Patch { size }) = entry.node else {
+            return Err(damaged("contents of something that is no file"));
+        };
         if owner != Owner::Storage(*id) || offset.checked_add(bytes).is_none_or(|end| end > size) {
             return Err(damaged(format!("contents that do not belong to {}", lossy(&entry.path))));
         }

@@ -41,8 +41,11 @@ pub enum News {
     },
     /// The network namespace is there, with its settings.
     Apart,
-    /// Files and clocks can come, and memory before them.
-    Waiting,
+    /// Files and clocks can come, and memory before them. With the roots of the file systems in memory that will be mounted at
+    /// these paths.
+    Waiting {
+        folders: Vec<String>,
+    },
     /// These places are mapped. With a userfaultfd.
     Laid {
         places: Vec<(u64, u64)>,
@@ -90,7 +93,7 @@ impl First<'_> {
     }
 
     fn fail(&mut self, problem: &Problem, code: i32) -> ! {
-        let _ = self.say(&News::Problem(problem.report()), None);
+        let _ = self.say(&News::Problem(problem.report()), &[]);
         daemon::exit_now(code)
     }
 
@@ -103,7 +106,7 @@ impl First<'_> {
         let proc = rootfs::proc()?;
         // Before there are devices, which take theirs from them.
         namespaces::settle(spec, &Settings { proc: &proc }, self.outer_pid_max.as_deref())?;
-        self.say(&News::Apart, None)?;
+        self.say(&News::Apart, &[])?;
         process::reset_signals();
         // A session of its own, which the terminal of whoever started the pod does not control.
         nix::unistd::setsid().doing(|| "begin a session".into())?;
@@ -113,7 +116,10 @@ impl First<'_> {
         let device_nodes = self.enter_groups()?;
         let cgroups = beginning.cgroups(spec)?;
         if self.waits {
-            self.say(&News::Waiting, None)?;
+            let in_memory = beginning.in_memory(spec);
+            let folders = in_memory.iter().map(|(path, _)| (*path).to_owned()).collect();
+            let roots: Vec<&OwnedFd> = in_memory.iter().map(|(_, root)| *root).collect();
+            self.say(&News::Waiting { folders }, &roots)?;
             birth::enter_time_namespace(self.clocks())?;
         }
         let mut rootfs = Rootfs::build((beginning, cgroups), spec, self.pod, device_nodes)?;
@@ -127,7 +133,7 @@ impl First<'_> {
             (Purpose::Run, None) => Some(nothing_three_times()?),
             (_, stdio) => stdio,
         };
-        self.say(&News::Ready { warnings }, console.as_ref())?;
+        self.say(&News::Ready { warnings }, &Vec::from_iter(&console))?;
         Ok(stdio)
     }
 
@@ -171,12 +177,12 @@ impl First<'_> {
             Ok(fault) => fault,
             Err(error) => {
                 let problem = Problem::new("E-KERNEL", "make a userfaultfd").because(error);
-                return self.say(&News::Problem(problem.report()), None);
+                return self.say(&News::Problem(problem.report()), &[]);
             }
         };
         let mapped = |&(start, end): &(u64, u64)| memory::lay_out(start, end.saturating_sub(start) as usize).is_ok();
         let places = wanted.into_iter().filter(mapped).collect();
-        self.say(&News::Laid { places }, Some(&fault))
+        self.say(&News::Laid { places }, &[&fault])
     }
 
     /// The three files, and the master of a new pty.
@@ -203,10 +209,10 @@ impl First<'_> {
         }
     }
 
-    fn say(&mut self, news: &News, console: Option<&OwnedFd>) -> Result<()> {
+    fn say(&mut self, news: &News, with: &[&OwnedFd]) -> Result<()> {
         let mut line = serde_json::to_vec(news).doing(|| "write to the monitor".into())?;
         line.push(b'\n');
-        let fds: Vec<_> = console.iter().map(|fd| fd.as_raw_fd()).collect();
+        let fds: Vec<_> = with.iter().map(|fd| fd.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL;

@@ -18,7 +18,7 @@ use crate::store::Pod;
 use crate::sys::mount::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_RDONLY};
 use layers::{Layer, Layers};
 use nix::mount::{MntFlags, MsFlags, umount2};
-pub use special::{CgroupView, proc};
+pub use special::{CgroupView, folders_in_memory, proc};
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -61,6 +61,11 @@ impl Beginning {
         let unified = mounts.iter().any(|mount| mount.kind == "cgroup2");
         let visible = cgroup::visible(&mounts);
         Ok(Beginning { null, fresh: special::Fresh::make(spec, proc)?, visible, unified })
+    }
+
+    /// The roots of the pod's own file systems in memory, by their paths.
+    pub fn in_memory(&self, spec: &Spec) -> Vec<(&'static str, &OwnedFd)> {
+        self.fresh.in_memory(spec)
     }
 
     /// The view of the pod's groups. Must run in the pod's cgroup namespace.

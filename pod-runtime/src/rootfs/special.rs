@@ -45,6 +45,14 @@ pub struct Fresh {
     others: Vec<(&'static str, OwnedFd)>,
 }
 
+/// Where a pod has file systems in memory of its own that programs use: mounted new for every pod, and reached by their
+/// descriptors before.
+pub fn folders_in_memory(spec: &Spec) -> &'static [&'static str] {
+    // A folder that was given as a root brings its own /tmp and /run, often with what its programs need there.
+    let of_a_host = spec.root.base == Base::Host || spec.root.read_only;
+    if of_a_host { &["/dev/shm", "/tmp", "/run"] } else { &["/dev/shm"] }
+}
+
 /// The pod's /proc, not mounted yet. The caller is in its pid namespace.
 pub fn proc() -> Result<OwnedFd> {
     tree::new("/proc", c"proc", &[], QUIET)
@@ -64,8 +72,7 @@ impl Fresh {
         let shm = tree::new("/dev/shm", c"tmpfs", &[(c"mode", c"1777")], QUIET)?;
         let mqueue = tree::new("/dev/mqueue", c"mqueue", &[], QUIET)?;
         let mut others = vec![("/dev/shm", shm), ("/dev/mqueue", mqueue)];
-        // A folder that was given as a root brings its own /tmp and /run, often with what its programs need there.
-        if spec.root.base == Base::Host || spec.root.read_only {
+        if folders_in_memory(spec).contains(&"/tmp") {
             let skeleton = if spec.root.base == Base::Host { run_folders() } else { Vec::new() };
             let flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
             let tmp = tree::new("/tmp", c"tmpfs", &[(c"mode", c"1777")], flags)?;
@@ -75,6 +82,12 @@ impl Fresh {
             others.extend([("/tmp", tmp), ("/run", run)]);
         }
         Ok(Fresh { proc, sys, dev, pts, others })
+    }
+
+    /// Those of [`folders_in_memory`].
+    pub fn in_memory(&self, spec: &Spec) -> Vec<(&'static str, &OwnedFd)> {
+        let folders = folders_in_memory(spec);
+        self.others.iter().filter(|(path, _)| folders.contains(path)).map(|(path, made)| (*path, made)).collect()
     }
 
     /// Mounts them. The root of the devpts comes back.

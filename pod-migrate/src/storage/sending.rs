@@ -1,0 +1,170 @@
+//! Which layers go out when: those on disk, and those in memory that the other host has already, while the pod runs, over
+//! and over; all of them once more when it stands still, and then only what changed.
+
+use super::walk::{Inventory, Manner, Mapped, Sent, Tree, walk};
+use super::{Layer, Place, layers_at_rest, layers_in_memory};
+use crate::image::{Kind, Writer};
+use nix::sys::stat::{major, minor};
+use pod_runtime::Result;
+use pod_runtime::cgroup::Cgroup;
+use pod_runtime::proc::maps::{self, Map};
+use pod_runtime::rootfs::folders_in_memory;
+use pod_runtime::spec::Spec;
+use pod_runtime::store::Pod;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// After so long, what a running pod has written is worth a pass.
+const STALE: Duration = Duration::from_millis(200);
+/// Passes in a row at most, when each is stale as soon as it is done.
+const IN_A_ROW: usize = 4;
+
+/// The files of a pod that are on their way.
+#[derive(Debug)]
+pub struct Sending {
+    pod: Pod,
+    spec: Spec,
+    init: i32,
+    cgroup: Cgroup,
+    /// To a host that takes changes of files, and file systems in memory before the pod stands still; else to an image.
+    to_a_host: bool,
+    sent: BTreeMap<Place, Inventory>,
+    /// Files that were mapped at a pass: what is on disk by its path, what is in memory by device and inode.
+    mapped: BTreeMap<Place, Mapped>,
+    mapped_inodes: BTreeSet<((u32, u32), u64)>,
+    next_id: u64,
+    files: Sent,
+    began: Option<Instant>,
+}
+
+impl Sending {
+    pub fn new(pod: &Pod, spec: &Spec, init: i32, cgroup: &Cgroup) -> Sending {
+        Sending {
+            pod: pod.clone(),
+            spec: spec.clone(),
+            init,
+            cgroup: cgroup.clone(),
+            to_a_host: false,
+            sent: BTreeMap::new(),
+            mapped: BTreeMap::new(),
+            mapped_inodes: BTreeSet::new(),
+            next_id: 1,
+            files: Sent::default(),
+            began: None,
+        }
+    }
+
+    /// The other side is a host that knows changes of files. Before the first pass.
+    pub fn to_a_host(&mut self) {
+        self.to_a_host = true;
+    }
+
+    /// In all.
+    pub fn done(&self) -> Sent {
+        self.files
+    }
+
+    /// One pass while the pod runs. `made_inside` are places at which the pod has mounted something itself.
+    pub fn ahead<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
+        self.began = Some(Instant::now());
+        // What they have mapped now they may have written to before it is looked at, and have unmapped by then.
+        for pid in self.cgroup.procs()? {
+            let text = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+            self.note(&maps::parse(&String::from_utf8_lossy(&text)));
+        }
+        self.disks(w)?;
+        if !self.to_a_host {
+            return Ok(());
+        }
+        // Where the other host has the same, it is there by now. What lies below another mount is nobody's.
+        let there = folders_in_memory(&self.spec).iter().map(|folder| folder.as_bytes());
+        let there: BTreeSet<&[u8]> = there.filter(|folder| !made_inside.contains(*folder)).collect();
+        for (place, tree) in layers_in_memory(self.init)? {
+            if matches!(&place, Place::Memory(path) if there.contains(&path[..])) {
+                self.layer(w, place, &tree)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes while the pod runs, if the last one was long ago: as many as it takes until one is fresh.
+    pub fn catch_up<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
+        for _ in 0..IN_A_ROW {
+            if self.began.is_none_or(|began| began.elapsed() < STALE) {
+                break;
+            }
+            self.ahead(w, made_inside)?;
+        }
+        Ok(())
+    }
+
+    /// What changed on disk since the pass before. The pod stands still, and these are all its maps.
+    pub fn at_rest<'a, W: Write>(&mut self, w: &mut Writer<W>, maps: impl Iterator<Item = &'a [Map]>) -> Result<()> {
+        maps.for_each(|maps| self.note(maps));
+        self.disks(w)
+    }
+
+    /// A file system in memory, when the pod stands still.
+    pub fn in_memory<W: Write>(&mut self, w: &mut Writer<W>, place: Place, tree: &Tree) -> Result<()> {
+        self.layer(w, place, tree)
+    }
+
+    fn note(&mut self, maps: &[Map]) {
+        for map in maps.iter().filter(|map| map.shared && map.inode != 0) {
+            // Also one that may not be written to now: it may have been, and be again.
+            self.mapped_inodes.insert((map.device, map.inode));
+            if map.write && map.name.starts_with('/') && !map.name.ends_with(" (deleted)") {
+                let (place, path) = place_of(&self.spec, Path::new(&map.name));
+                self.mapped.entry(place).or_default().paths.insert(path);
+            }
+        }
+    }
+
+    fn disks<W: Write>(&mut self, w: &mut Writer<W>) -> Result<()> {
+        for (place, tree) in layers_at_rest(&self.pod, &self.spec)? {
+            self.layer(w, place, &tree)?;
+        }
+        Ok(())
+    }
+
+    fn layer<W: Write>(&mut self, w: &mut Writer<W>, place: Place, tree: &Tree) -> Result<()> {
+        let manner = if self.to_a_host { Manner::Blocks } else { Manner::Whole };
+        if let Place::Memory(_) = &place {
+            let device = (major(tree.device()) as u32, minor(tree.device()) as u32);
+            let inodes = self.mapped_inodes.iter().filter(|(of, _)| *of == device).map(|(_, inode)| *inode);
+            self.mapped.entry(place.clone()).or_default().inodes = inodes.collect();
+        }
+        let before = self.sent.get(&place).filter(|before| before.is_of(tree));
+        let none = Mapped::default();
+        let mapped = self.mapped.get(&place).unwrap_or(&none);
+        let layer = Layer { place: place.clone(), delta: before.is_some(), single: tree.single() };
+        w.put(Kind::STORAGE, 0, &layer)?;
+        let (inventory, sent) = walk(tree, w, &mut self.next_id, before, mapped, manner)?;
+        w.put(Kind::STORAGE_END, 0, &())?;
+        self.files.files += sent.files;
+        self.files.bytes += sent.bytes;
+        self.files.removed += sent.removed;
+        self.sent.insert(place, inventory);
+        Ok(())
+    }
+}
+
+/// Which layer on disk a path of the pod belongs to, and its path there.
+fn place_of(spec: &Spec, path: &Path) -> (Place, Vec<u8>) {
+    let below = spec
+        .volumes
+        .iter()
+        .enumerate()
+        .filter_map(|(n, volume)| path.strip_prefix(&volume.destination).ok().map(|rest| (n, volume, rest)))
+        .max_by_key(|(_, volume, _)| volume.destination.as_os_str().len());
+    match below {
+        Some((n, volume, rest)) if rest.as_os_str().is_empty() => {
+            (Place::Volume(n), volume.source.file_name().unwrap_or_default().as_bytes().to_vec())
+        }
+        Some((n, _, rest)) => (Place::Volume(n), rest.as_os_str().as_bytes().to_vec()),
+        None => (Place::Upper, path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes().to_vec()),
+    }
+}
