@@ -20,6 +20,10 @@ fn moves() -> usize {
 /// Once around: the first are the measure, for what is made once is made in them.
 const HOSTS: usize = 3;
 
+/// Files of the journal on one host: of 64 jobs that both hosts of each know of, an entry, a lock and a log, and of some that
+/// the other is told of next time.
+const JOURNAL: usize = 3 * (64 + 8);
+
 /// What is seen after a move, on the host that has the pod now.
 #[derive(Debug, Clone, Copy)]
 struct Sight {
@@ -34,7 +38,7 @@ struct Sight {
     store_files: usize,
     cgroups: usize,
     processes: usize,
-    /// Of the whole journal and the list of events there, which do grow.
+    /// Of the whole journal, which grows up to [`JOURNAL`], and the list of events, which is put aside when it is long.
     journal: (usize, u64),
     events: u64,
     bytes_sent: u64,
@@ -151,6 +155,7 @@ fn a_pod_goes_round_three_hosts_under_load() -> Result<()> {
     );
     let summary = client.finish()?.text;
     summary.lines().filter(|line| line.contains(": ")).for_each(|line| println!("{line}"));
+    ensure!(last.journal.0 <= JOURNAL, "{} files of journal after {} moves", last.journal.0, moves());
     ensure!(late < early * 2.0 + 50.0, "it stands still longer and longer: {frozen:?}");
     bed.homes()[moves() % HOSTS].pod(&["rm", "-f", POD])?;
     bed.nothing_left(&before)

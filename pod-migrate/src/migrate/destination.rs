@@ -7,7 +7,7 @@
 
 use super::arrived;
 use super::commit::await_commit;
-use super::journal::{Job, Journal, Phase, ask};
+use super::journal::{self, Job, Journal, Phase, Role, ask};
 use super::offer;
 use super::protocol::{Answer, Arrival, Fate, Hello, Offer, Purpose, STOPS, Say};
 use super::questions;
@@ -40,6 +40,7 @@ pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
         return link.say(&Answer::Refused(vec![hello.strange().report()]));
     };
     link.protocol = agreed;
+    journal::known(store, &hello.settled, |job| job.peer == hello.host && written_down(store, job));
     match &hello.purpose {
         Purpose::Check => questions::answer(store, link, &hello),
         Purpose::Ask { job } => {
@@ -51,6 +52,12 @@ pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
             arrive(store, link, &hello, &job)
         }
     }
+}
+
+/// What follows from the entry of a job that ran here has been done; it is not needed for that any more.
+fn written_down(store: &Store, job: &Job) -> bool {
+    let under_way = |pod: Pod| pod.status().map_or(true, |status| status.job.as_deref() == Some(&job.id));
+    job.role == Role::Destination && job.phase == Phase::Running && !store.by_id(&job.pod).is_some_and(under_way)
 }
 
 pub(super) fn out_of_order(due: &str) -> Problem {

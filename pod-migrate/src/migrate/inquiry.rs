@@ -46,14 +46,18 @@ impl Met {
 
 /// Connects and says hello.
 pub(super) fn connect(ssh: &Ssh, purpose: Purpose, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Met)> {
+    connect_as(ssh, Hello::new(purpose), interrupt)
+}
+
+pub(super) fn connect_as(ssh: &Ssh, hello: Hello, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Met)> {
     let (remote, mut link) = ssh.connect(interrupt)?;
-    let met = greet(&mut link, purpose)?;
+    let met = greet(&mut link, hello)?;
     Ok((remote, link, met))
 }
 
-fn greet(link: &mut Link, purpose: Purpose) -> Result<Met> {
+fn greet(link: &mut Link, hello: Hello) -> Result<Met> {
     let before = when::now_ns();
-    link.say(&Say::Hello(Hello::new(purpose)))?;
+    link.say(&Say::Hello(hello))?;
     let Answer::Hello(hello) = link.hear()? else {
         return Err(Problem::new(PROTOCOL, "the answer to HELLO was something else"));
     };
@@ -267,7 +271,7 @@ mod tests {
             link.say(&answer).unwrap();
             heard
         });
-        let met = greet(&mut link(ours), Purpose::Check);
+        let met = greet(&mut link(ours), Hello::new(Purpose::Check));
         (met, destination.join().unwrap())
     }
 

@@ -21,9 +21,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Finished jobs older than this are forgotten, but for what ran here: its source may not have asked yet, and what nobody
-/// knows is answered with "never".
+/// Finished jobs older than this are forgotten, but for what ran here until its source is known to know: it may not have asked
+/// yet, and what nobody knows is answered with "never".
 const KEEP: u64 = 7 * 86_400;
+/// Of those that both hosts know of, so many are kept, the newest.
+const KNOWN: usize = 64;
+/// So many at a time are told to the other host.
+const TOLD: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,6 +88,9 @@ pub struct Job {
     pub updated: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Report>,
+    /// Both hosts know how it ended: nobody will ask.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub known: bool,
 }
 
 impl Job {
@@ -104,6 +111,7 @@ impl Job {
             started: now(),
             updated: now(),
             problem: None,
+            known: false,
         }
     }
 }
@@ -339,23 +347,68 @@ fn lock(path: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).doing(|| format!("lock {}", path.display()))
 }
 
+/// Source: jobs whose pods run on that host, which is still to hear that this is known here. Nothing here asks about them any
+/// more, and the disk has that when this returns.
+pub fn settled(store: &Store, peer: &str) -> Vec<String> {
+    let Ok(dir) = store.jobs_dir() else { return Vec::new() };
+    let theirs = |job: &Job| {
+        job.role == Role::Source && job.phase == Phase::Done && !job.known && job.peer == peer && !job.tool.alive()
+    };
+    let there = jobs(store).unwrap_or_default().into_iter().filter(theirs);
+    let flushed = |job: Job| {
+        let journal = Journal { path: dir.join(format!("{}.json", job.id)), job };
+        journal.sync().is_ok().then_some(journal.job.id)
+    };
+    there.filter_map(flushed).take(TOLD).collect()
+}
+
+/// Writes down that both hosts know how these ended, of those that `which` finds are such. What cannot be written is told
+/// again another time.
+pub fn known(store: &Store, ids: &[String], which: impl Fn(&Job) -> bool) {
+    let Ok(dir) = store.jobs_dir() else { return };
+    for id in ids.iter().take(TOLD).filter(|id| check_id(id).is_ok()) {
+        let path = dir.join(format!("{id}.json"));
+        if !path.exists() {
+            continue;
+        }
+        let Ok(_lock) = lock(&path) else { continue };
+        if let Ok(Some(job)) = entry(&path)
+            && job.phase.is_over()
+            && !job.known
+            && which(&job)
+        {
+            let _ = write_json_quickly(&path, &Job { known: true, ..job });
+        }
+    }
+}
+
 fn forget_old(dir: &Path) {
+    let forget = |path: &Path| {
+        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(path.with_extension("lock"));
+        let _ = fs::remove_file(path.with_extension("log"));
+    };
+    let mut known = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|e| e == "json")
-            && read_json::<Job>(&path).is_ok_and(|job| {
-                job.phase.is_over() && job.phase != Phase::Running && job.updated.saturating_add(KEEP) < now()
-            })
+            && let Ok(job) = read_json::<Job>(&path)
+            && job.phase.is_over()
         {
-            let _ = fs::remove_file(&path);
-            let _ = fs::remove_file(path.with_extension("lock"));
-            let _ = fs::remove_file(path.with_extension("log"));
+            let old = job.updated.saturating_add(KEEP) < now();
+            if old && (job.phase != Phase::Running || job.known) {
+                forget(&path);
+            } else if job.known {
+                known.push((job.updated, path.clone()));
+            }
         }
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(id) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".json.new")) {
             forget_unwritten(&path, &dir.join(format!("{id}.lock")));
         }
     }
+    known.sort();
+    known.iter().rev().skip(KNOWN).for_each(|(_, path)| forget(path));
 }
 
 /// What was to become an entry, if whoever wrote it was killed: it has its lock while it writes.
@@ -369,6 +422,38 @@ fn forget_unwritten(path: &Path, lock: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_both_hosts_know_is_forgotten_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_at(dir.path().join("data"), dir.path().join("run")).unwrap();
+        let gone = ProcessKey { pid: i32::MAX, start_time: 1 };
+        let write = |n: usize, role, phase, peer: &str| {
+            let id = format!("{n:08x}");
+            let job = Job { role, peer: peer.into(), updated: n as u64, ..Job::here(&id, phase, gone) };
+            let path = store.jobs_dir().unwrap().join(format!("{id}.json"));
+            write_json_quickly(&path, &Job { updated: now() - 1000 + n as u64, ..job }).unwrap();
+            id
+        };
+        let ids: Vec<String> = (0..80).map(|n| write(n, Role::Source, Phase::Done, "hostB")).collect();
+        write(100, Role::Source, Phase::Done, "hostC");
+        write(101, Role::Source, Phase::Committing, "hostB");
+        write(102, Role::Destination, Phase::Running, "hostB");
+        let told = settled(&store, "hostB");
+        assert_eq!(told, ids);
+        // The other side takes its word only for what it is about.
+        known(&store, &told, |job| job.role == Role::Destination);
+        assert_eq!(settled(&store, "hostB"), ids);
+        known(&store, &told, |_| true);
+        assert_eq!(settled(&store, "hostB"), Vec::<String>::new());
+        forget_old(&store.jobs_dir().unwrap());
+        let left = jobs(&store).unwrap();
+        assert_eq!(left.len(), KNOWN + 3);
+        assert!(ids[..16].iter().all(|id| !left.iter().any(|job| job.id == *id)), "the oldest go");
+        // What is no id, or no job, does no harm.
+        known(&store, &["../../x".into(), "abcdef01".into(), format!("{:08x}", 101)], |_| true);
+        assert!(!Journal::open(&store, &format!("{:08x}", 101)).unwrap().job.known, "it is not over");
+    }
 
     #[test]
     fn what_a_killed_writer_left_goes_and_that_of_a_living_one_stays() {

@@ -79,6 +79,7 @@ states! {
         TornIsAnError,         // journal::ask: there is no answer where the entry cannot be read
         TrustsTheUnsynced,     // Journal::decide: what another has decided may not be on the disk yet
         ForgetsWhatRan,        // forget_old: the source may not have asked yet
+        TellsTheUnsynced,      // journal::settled: the disk of the source may not have it yet
         LeavesTheAborted;      // repair: a copy whose job was aborted, but not removed, stays
 }
 
@@ -88,7 +89,7 @@ const NOT_MOVED: &str = "it is said that the pod moved, and it did not";
 const NOT_HERE: &str = "it is said that the pod runs on here, and it ran there";
 
 /// Each rule, how many faults it takes to need it, and what is wrong without it.
-const RULES: [(Slip, u8, &str); 23] = [
+const RULES: [(Slip, u8, &str); 24] = [
     (Slip::RunsUnsynced, 1, TWO),
     (Slip::LateCommitRuns, 1, TWO),
     (Slip::AskingWritesNothing, 1, TWO),
@@ -111,6 +112,7 @@ const RULES: [(Slip, u8, &str); 23] = [
     (Slip::TornIsAnError, 1, NONE),
     (Slip::TrustsTheUnsynced, 2, TWO),
     (Slip::ForgetsWhatRan, 2, TWO),
+    (Slip::TellsTheUnsynced, 1, NOT_HERE),
     (Slip::LeavesTheAborted, 2, NONE),
 ];
 
@@ -147,6 +149,8 @@ struct World {
     /// The source's journal, and the pod's status there.
     entry: Word,
     status: Status,
+    /// The disk there has that it is done.
+    kept: bool,
     /// The copy at the source is there; is held by its tool, with ptrace; by its cgroup.
     here: bool,
     held: bool,

@@ -21,6 +21,8 @@ pub const QUESTIONS: u32 = 4;
 pub const STOPS: u32 = 4;
 /// From here on changes of files are sent, and file systems in memory while the pod runs.
 pub const CHANGES: u32 = 5;
+/// From here on HELLO has jobs that are settled.
+pub const SETTLED: u32 = 5;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -85,6 +87,9 @@ pub struct Hello {
     /// Of the destination.
     #[serde(default)]
     pub room: Option<Room>,
+    /// Of the source: jobs of which it knows how they ended, and will after a power cut. It never asks about them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<String>,
     pub purpose: Purpose,
 }
 
@@ -180,6 +185,7 @@ impl Hello {
             time: pod_runtime::status::now(),
             time_ms: Some(pod_runtime::when::now_ns() / 1_000_000),
             room: None,
+            settled: Vec::new(),
             purpose,
         }
     }

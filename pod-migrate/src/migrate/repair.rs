@@ -197,7 +197,8 @@ fn conclude(store: &Store, pod: Option<&Pod>, journal: &mut Journal, fate: Fate)
         Fate::Never => {
             pod.map_or(Ok(()), |pod| put_back(pod, &id))?;
             journal.aborted(&Problem::new("E-LINK", "the destination did not run the pod; it stays here"))?;
-            Ok(false)
+            // It may have been settled while the question was on its way, and been forgotten there.
+            Ok(journal.job.phase == Phase::Done)
         }
     }
 }

@@ -8,11 +8,11 @@
 #![allow(clippy::result_large_err)]
 
 use super::commit::{Said, commit};
-use super::inquiry::{Met, connect};
-use super::journal::{Job, Journal, Phase, Role};
+use super::inquiry::{Met, connect_as};
+use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, CHANGES, Purpose, STOPS, Say};
+use super::protocol::{Answer, CHANGES, Hello, Purpose, SETTLED, STOPS, Say};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::laps::{self, lap};
@@ -108,7 +108,7 @@ pub fn migrate(
     }
     let downgrades = offer::downgrades(pod).unwrap_or_default();
     tell(Step::Connect, ssh.target.host.clone());
-    let connected = Connected::new(store, pod, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
+    let connected = Connected::new(store, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
     tell(Step::Reserve, connected.peer.hello.host.clone());
     let reserved = connected.reserve(store, pod, ssh, capture, limits)?;
     let job = reserved.journal.job.id.clone();
@@ -188,10 +188,14 @@ struct Sent {
 }
 
 impl Connected {
-    fn new(store: &Store, pod: &Pod, ssh: &Ssh, interrupt: &Interrupt) -> Result<Connected> {
-        let _ = (store, pod);
+    fn new(store: &Store, ssh: &Ssh, interrupt: &Interrupt) -> Result<Connected> {
         let job = new_id()?[..8].to_owned();
-        let (remote, link, peer) = connect(ssh, Purpose::Move { job: job.clone() }, Some(interrupt.clone()))?;
+        let settled = journal::settled(store, &ssh.target.host);
+        let hello = Hello { settled: settled.clone(), ..Hello::new(Purpose::Move { job: job.clone() }) };
+        let (remote, link, peer) = connect_as(ssh, hello, Some(interrupt.clone()))?;
+        if link.protocol >= SETTLED {
+            journal::known(store, &settled, |_| true);
+        }
         Ok(Connected { remote, link, peer, job })
     }
 
@@ -237,6 +241,7 @@ fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
         started: now(),
         updated: now(),
         problem: None,
+        known: false,
     })
 }
 

@@ -193,7 +193,8 @@ impl Model {
             Hand::Looked | Hand::GoingOn => self.go_on(w, hand),
             Hand::Closing(word) => {
                 self.step("Journal::phase: the job is over", w, |w| {
-                    w.entry = word;
+                    // One that somebody else has ended stays ended.
+                    w.entry = if w.entry.is_over() { w.entry } else { word };
                     w.quit(hand);
                 });
                 self.fault("Journal::phase fails at the end", w, |w| w.quit(hand));
@@ -427,7 +428,8 @@ impl Model {
 
     /// Power cuts. What is on its way to the other host may still arrive.
     fn crashes(&mut self, w: &World) {
-        for entry in w.entry.remains(true) {
+        let remains = if w.kept { vec![Word::Done] } else { w.entry.remains(true) };
+        for entry in remains {
             self.fault("the source's host goes down", w, |w| {
                 w.hands = [Hand::Gone; 3];
                 w.end(OUT);
@@ -453,6 +455,14 @@ impl Model {
         let idle = matches!(w.monitor, Monitor::Gone | Monitor::Serving) && w.there != There::Held;
         if w.decision == Word::Running && idle && rules.slip(Slip::ForgetsWhatRan) {
             self.fault("forget_old: a week has passed", w, |w| (w.decision, w.synced) = (Word::Nothing, false));
+        }
+        // In the HELLO of a later job.
+        if w.entry == Word::Done && w.hands[0] == Hand::Gone && !w.kept && !rules.slip(Slip::TellsTheUnsynced) {
+            self.step("journal::settled: flushed", w, |w| w.kept = true);
+        }
+        let told = w.kept || (w.entry == Word::Done && rules.slip(Slip::TellsTheUnsynced));
+        if told && w.decision == Word::Running && idle {
+            self.step("journal::forget: the source knows", w, |w| (w.decision, w.synced) = (Word::Nothing, false));
         }
         let locked = w.hands[0] != Hand::Gone || (w.is_locked() && !rules.slip(Slip::LooksThenActs));
         let nothing_there = idle && w.receiver == Receiver::Gone && w.there == There::Gone;
