@@ -184,7 +184,7 @@ impl Capture {
     ) -> Result<bool> {
         let inside = self.mounted_inside()?;
         let Some(mut tracker) = self.watch_memory(least)? else {
-            self.files.catch_up(w, &inside)?;
+            while self.files.catch_up(w, &inside)? {}
             return Ok(false);
         };
         // Files first: memory is written faster.
@@ -253,7 +253,10 @@ impl Capture {
             }
         };
         let since = frozen.since();
-        Ok(Still { frozen, hold, settling, capture: self, since })
+        // Before anybody else draws the pod's frames: what they answer would draw them back here.
+        let counted = settling.as_ref().map_or(0, |settling| settling.last().closed);
+        let closed = Closed::ask(counted, &self.spec, self.init);
+        Ok(Still { frozen, hold, settling, closed, capture: self, since })
     }
 
     /// The log from where it was sent to, up to `end`.
@@ -287,6 +290,7 @@ pub struct Still {
     hold: Hold,
     /// Of a pod that is to leave.
     settling: Option<Settling>,
+    closed: Closed,
     capture: Capture,
     since: Instant,
 }
@@ -341,11 +345,14 @@ impl Still {
         lap("hold");
         let mut unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
         lap("drain");
-        let closed = Closed::ask(unsaved.closed, &self.capture.spec, self.capture.init);
-        lap("closed connections");
+        if unsaved.closed > self.closed.counted() {
+            // Some have got rid of their data since.
+            self.closed = Closed::ask(unsaved.closed, &self.capture.spec, self.capture.init);
+        }
         self.hold.cut()?;
         lap("cut");
-        let (closed, lost) = closed.settled();
+        let (closed, lost) = self.closed.settled();
+        lap("closed connections");
         unsaved.closing += lost;
         let (security, usual) = (&self.capture.spec.security, self.capture.usual_groups.as_ref());
         let groups = cgroups::dump(security, &self.capture.cgroup, usual, self.frozen.processes())?;

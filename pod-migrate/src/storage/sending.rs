@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 /// After so long, what a running pod has written is worth a pass.
 const STALE: Duration = Duration::from_millis(200);
-/// Passes in a row at most, when each is stale as soon as it is done.
-const IN_A_ROW: usize = 4;
+/// A pass that is over sooner costs nothing that counts.
+const QUICK: Duration = Duration::from_millis(100);
 
 /// The files of a pod that are on their way.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct Sending {
     next_id: u64,
     files: Sent,
     began: Option<Instant>,
+    /// How long the last passes took while the pod ran, the latest first.
+    took: [Option<Duration>; 2],
 }
 
 impl Sending {
@@ -54,6 +56,7 @@ impl Sending {
             next_id: 1,
             files: Sent::default(),
             began: None,
+            took: [None; 2],
         }
     }
 
@@ -69,7 +72,14 @@ impl Sending {
 
     /// One pass while the pod runs. `made_inside` are places at which the pod has mounted something itself.
     pub fn ahead<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
-        self.began = Some(Instant::now());
+        let began = Instant::now();
+        self.began = Some(began);
+        self.all(w, made_inside)?;
+        self.took = [Some(began.elapsed()), self.took[0]];
+        Ok(())
+    }
+
+    fn all<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
         // What they have mapped now they may have written to before it is looked at, and have unmapped by then.
         for pid in self.cgroup.procs()? {
             let text = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
@@ -90,15 +100,19 @@ impl Sending {
         Ok(())
     }
 
-    /// Passes while the pod runs, if the last one was long ago: as many as it takes until one is fresh.
-    pub fn catch_up<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
-        for _ in 0..IN_A_ROW {
-            if self.began.is_none_or(|began| began.elapsed() < STALE) {
-                break;
-            }
+    /// One more pass while the pod runs, if the last one was long ago and another one is likely to find less. Whether there
+    /// was one.
+    pub fn catch_up<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<bool> {
+        // A pass over many files takes what it takes, however little has changed, and memory is written meanwhile.
+        let pays = match self.took {
+            [Some(last), Some(before)] => last < QUICK || last < before / 2,
+            _ => true,
+        };
+        let stale = self.began.is_some_and(|began| began.elapsed() >= STALE);
+        if stale && pays {
             self.ahead(w, made_inside)?;
         }
-        Ok(())
+        Ok(stale && pays)
     }
 
     /// What changed on disk since the pass before. The pod stands still, and these are all its maps.

@@ -256,7 +256,7 @@ impl<W: Write> Pass<'_, W> {
         let id = *self.next_id;
         *self.next_id += 1;
         match entry.node {
-            Node::Patch { size } => return self.patch(id, entry, fd, size, same),
+            Node::Patch { size } => self.patch(id, entry, fd, size, same),
             Node::File { size } => {
                 self.announce(id, &entry)?;
                 self.file(id, entry, fd, size)

@@ -69,9 +69,14 @@ impl Closed {
     }
 
     /// Those that are the same still, now that nothing comes to the pod any more; and how many could not be saved.
-    pub fn settled(self) -> (Vec<State>, u32) {
-        let settled = self.asked.map(Asked::settled).and_then(said);
+    pub fn settled(&self) -> (Vec<State>, u32) {
+        let settled = self.asked.as_ref().map(Asked::settled).and_then(said);
         settled.unwrap_or_else(|| (Vec::new(), self.counted))
+    }
+
+    /// How many there were to be asked.
+    pub fn counted(&self) -> u32 {
+        self.counted
     }
 }
 
@@ -94,19 +99,21 @@ impl Asked {
         Ok(Asked { states: told.into_iter().filter_map(state).collect(), diag, own })
     }
 
-    fn settled(self) -> Result<(Vec<State>, u32)> {
+    fn settled(&self) -> Result<(Vec<State>, u32)> {
         let now = list(&self.diag, &self.own)?;
-        let same = |told: &Told| now.iter().any(|other| name(other) == name(told));
-        let states: Vec<State> =
-            self.states.into_iter().filter(|(told, _)| same(told)).map(|(_, state)| state).collect();
+        let same = |told: &Told| now.iter().any(|other| is_still(told, other));
+        let states = self.states.iter().filter(|(told, _)| same(told)).map(|(_, state)| state.clone());
+        let states: Vec<State> = states.collect();
         let lost = now.len().saturating_sub(states.len()) as u32;
         Ok((states, lost))
     }
 }
 
-/// All but what the kernel measures.
-fn name(told: &Told) -> (&Endpoint, &Endpoint, u8, u32) {
-    (&told.local, &told.peer, told.state, told.unacknowledged)
+/// Whether what was saved of one is right for what it is now. That its FIN is acknowledged makes no difference: it is sent
+/// again in any case.
+fn is_still(then: &Told, now: &Told) -> bool {
+    let same = then.state == now.state || (then.state == FIN_WAIT1 && now.state == FIN_WAIT2);
+    same && (&then.local, &then.peer) == (&now.local, &now.peer)
 }
 
 /// What a connection is called on the wire.
@@ -333,6 +340,16 @@ mod tests {
         for flags in ["11", "14", "12", "02"] {
             assert_eq!(Answer::parse(&bytes(&V4.replace("801000ff", &format!("80{flags}00ff")))), None, "{flags}");
         }
+    }
+
+    #[test]
+    fn what_came_meanwhile() {
+        let (then, now) = (told(FIN_WAIT1, 1, Some(1)), told(FIN_WAIT2, 0, None));
+        assert!(is_still(&then, &then) && is_still(&then, &now) && !is_still(&now, &then));
+        assert!(!is_still(&told(LAST_ACK, 1, Some(1)), &told(CLOSING, 1, Some(1))));
+        let mut other = then.clone();
+        other.peer.port += 1;
+        assert!(!is_still(&then, &other));
     }
 
     #[test]
