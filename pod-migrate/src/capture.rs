@@ -158,8 +158,8 @@ impl Capture {
             written: now(),
         };
         w.put(Kind::SPEC, 0, &origin)?;
-        let inside = self.mounted_inside()?;
-        self.files.ahead(w, &inside)?;
+        let inside = self.mounted_inside();
+        self.files.ahead(w, inside)?;
         self.log(w, u64::MAX)
     }
 
@@ -168,10 +168,22 @@ impl Capture {
         self.files.to_a_host();
     }
 
-    /// Where the pod has mounted something itself.
-    fn mounted_inside(&self) -> Result<BTreeSet<Vec<u8>>> {
-        let made = mounts::dump(&self.pod, self.init.0)?;
-        Ok(made.into_iter().map(|mount| mount.at.into_vec()).collect())
+    /// Where the pod has mounted something itself. What cannot be moved of that may be gone until it stands still.
+    fn mounted_inside(&self) -> Option<BTreeSet<Vec<u8>>> {
+        let made = mounts::dump(&self.pod, self.init.0).ok()?;
+        Some(made.into_iter().map(|mount| mount.at.into_vec()).collect())
+    }
+
+    /// Passes over the files while the pod runs, as far as they pay; one of them, where there is memory to be sent.
+    fn catch_up<W: Write>(&mut self, w: &mut Writer<W>, once: bool) -> Result<()> {
+        while self.files.is_stale() {
+            let inside = self.mounted_inside();
+            self.files.ahead(w, inside)?;
+            if once {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Sends the memory of processes that have so many bytes of it while the pod runs, over and over, for as long as `again`
@@ -182,14 +194,13 @@ impl Capture {
         least: u64,
         mut again: impl FnMut(Pass) -> Result<bool>,
     ) -> Result<bool> {
-        let inside = self.mounted_inside()?;
         let Some(mut tracker) = self.watch_memory(least)? else {
-            while self.files.catch_up(w, &inside)? {}
+            self.catch_up(w, false)?;
             return Ok(false);
         };
         // Files first: memory is written faster.
         while again(tracker.pass(w)?)? {
-            self.files.catch_up(w, &inside)?;
+            self.catch_up(w, true)?;
         }
         self.tracker = Some(tracker);
         Ok(true)

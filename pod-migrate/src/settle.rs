@@ -197,9 +197,12 @@ impl Unwritten {
 /// Whether the pod's network has any TCP socket. To list them is to walk the host's table of all connections (2 ms, empty
 /// or not), and this is a number that the kernel keeps; a handshake or a closed connection cannot be without one.
 fn has_tcp(init: HostPid) -> bool {
+    // One that waits for the peer's end only is counted with those that wait for nobody ("tw").
     let none = |file: &str, line: &str| {
         let text = proc::read(format!("/proc/{init}/net/{file}")).unwrap_or_default();
-        text.lines().any(|found| found.starts_with(line) && found[line.len()..].split(' ').next() == Some("0"))
+        let waits = |rest: &str| rest.split_once(" tw ").is_some_and(|(_, rest)| !rest.starts_with("0 "));
+        let rests = text.lines().filter_map(|found| found.strip_prefix(line));
+        rests.into_iter().any(|rest| rest.split(' ').next() == Some("0") && !waits(rest))
     };
     !(none("sockstat", "TCP: inuse ") && none("sockstat6", "TCP6: inuse "))
 }

@@ -356,10 +356,12 @@ pub fn settled(store: &Store, peer: &str) -> Vec<String> {
     };
     let there = jobs(store).unwrap_or_default().into_iter().filter(theirs);
     let flushed = |job: Job| {
-        let journal = Journal { path: dir.join(format!("{}.json", job.id)), job };
-        journal.sync().is_ok().then_some(journal.job.id)
+        let flushed = File::open(dir.join(format!("{}.json", job.id))).and_then(|file| file.sync_all());
+        flushed.is_ok().then_some(job.id)
     };
-    there.filter_map(flushed).take(TOLD).collect()
+    let ids: Vec<String> = there.filter_map(flushed).take(TOLD).collect();
+    let listed = ids.is_empty() || File::open(&dir).and_then(|dir| dir.sync_all()).is_ok();
+    if listed { ids } else { Vec::new() }
 }
 
 /// Writes down that both hosts know how these ended, of those that `which` finds are such. What cannot be written is told
@@ -377,7 +379,8 @@ pub fn known(store: &Store, ids: &[String], which: impl Fn(&Job) -> bool) {
             && !job.known
             && which(&job)
         {
-            let _ = write_json_quickly(&path, &Job { known: true, ..job });
+            // What it says besides is not to be lost in a power cut.
+            let _ = Journal { path: path.clone(), job: Job { known: true, ..job } }.write_to_disk();
         }
     }
 }

@@ -71,7 +71,7 @@ impl Sending {
     }
 
     /// One pass while the pod runs. `made_inside` are places at which the pod has mounted something itself.
-    pub fn ahead<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
+    pub fn ahead<W: Write>(&mut self, w: &mut Writer<W>, made_inside: Option<BTreeSet<Vec<u8>>>) -> Result<()> {
         let began = Instant::now();
         self.began = Some(began);
         self.all(w, made_inside)?;
@@ -79,51 +79,50 @@ impl Sending {
         Ok(())
     }
 
-    fn all<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<()> {
+    fn all<W: Write>(&mut self, w: &mut Writer<W>, made_inside: Option<BTreeSet<Vec<u8>>>) -> Result<()> {
         // What they have mapped now they may have written to before it is looked at, and have unmapped by then.
         for pid in self.cgroup.procs()? {
             let text = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
             self.note(&maps::parse(&String::from_utf8_lossy(&text)));
         }
-        self.disks(w)?;
-        if !self.to_a_host {
-            return Ok(());
-        }
+        // Whole files that are mapped are sent when it stands still, and not in every pass before.
+        self.disks(w, self.to_a_host)?;
+        let Some(made_inside) = made_inside.filter(|_| self.to_a_host) else { return Ok(()) };
         // Where the other host has the same, it is there by now. What lies below another mount is nobody's.
         let there = folders_in_memory(&self.spec).iter().map(|folder| folder.as_bytes());
         let there: BTreeSet<&[u8]> = there.filter(|folder| !made_inside.contains(*folder)).collect();
-        for (place, tree) in layers_in_memory(self.init)? {
-            if matches!(&place, Place::Memory(path) if there.contains(&path[..])) {
-                self.layer(w, place, &tree)?;
+        // What is being mounted this moment is for later.
+        let Ok(layers) = layers_in_memory(self.init) else { return Ok(()) };
+        for (place, tree) in layers {
+            let other = self.sent.get(&place).is_some_and(|before| !before.is_of(&tree));
+            if !other && matches!(&place, Place::Memory(path) if there.contains(&path[..])) {
+                self.layer(w, place, &tree, true)?;
             }
         }
         Ok(())
     }
 
-    /// One more pass while the pod runs, if the last one was long ago and another one is likely to find less. Whether there
-    /// was one.
-    pub fn catch_up<W: Write>(&mut self, w: &mut Writer<W>, made_inside: &BTreeSet<Vec<u8>>) -> Result<bool> {
-        // A pass over many files takes what it takes, however little has changed, and memory is written meanwhile.
+    /// Whether another pass while the pod runs is worth its time: the last one began long ago, measured by what it took. (One over
+    /// many files takes what it takes, however little has changed, and memory is written meanwhile.)
+    pub fn is_stale(&self) -> bool {
+        let age = self.began.map_or(Duration::ZERO, |began| began.elapsed());
         let pays = match self.took {
-            [Some(last), Some(before)] => last < QUICK || last < before / 2,
+            [Some(last), Some(before)] => last < QUICK || last < before / 2 || last < age / 4,
             _ => true,
         };
-        let stale = self.began.is_some_and(|began| began.elapsed() >= STALE);
-        if stale && pays {
-            self.ahead(w, made_inside)?;
-        }
-        Ok(stale && pays)
+        age >= STALE && pays
     }
 
     /// What changed on disk since the pass before. The pod stands still, and these are all its maps.
     pub fn at_rest<'a, W: Write>(&mut self, w: &mut Writer<W>, maps: impl Iterator<Item = &'a [Map]>) -> Result<()> {
         maps.for_each(|maps| self.note(maps));
-        self.disks(w)
+        self.disks(w, true)
     }
 
     /// A file system in memory, when the pod stands still.
     pub fn in_memory<W: Write>(&mut self, w: &mut Writer<W>, place: Place, tree: &Tree) -> Result<()> {
-        self.layer(w, place, tree)
+        self.mapped.entry(place.clone()).or_default().any = true;
+        self.layer(w, place, tree, true)
     }
 
     fn note(&mut self, maps: &[Map]) {
@@ -137,14 +136,15 @@ impl Sending {
         }
     }
 
-    fn disks<W: Write>(&mut self, w: &mut Writer<W>) -> Result<()> {
+    fn disks<W: Write>(&mut self, w: &mut Writer<W>, with_mapped: bool) -> Result<()> {
         for (place, tree) in layers_at_rest(&self.pod, &self.spec)? {
-            self.layer(w, place, &tree)?;
+            self.layer(w, place, &tree, with_mapped)?;
         }
         Ok(())
     }
 
-    fn layer<W: Write>(&mut self, w: &mut Writer<W>, place: Place, tree: &Tree) -> Result<()> {
+    /// `with_mapped`: those too that are mapped and have their old stamp.
+    fn layer<W: Write>(&mut self, w: &mut Writer<W>, place: Place, tree: &Tree, with_mapped: bool) -> Result<()> {
         let manner = if self.to_a_host { Manner::Blocks } else { Manner::Whole };
         if let Place::Memory(_) = &place {
             let device = (major(tree.device()) as u32, minor(tree.device()) as u32);
@@ -153,7 +153,7 @@ impl Sending {
         }
         let before = self.sent.get(&place).filter(|before| before.is_of(tree));
         let none = Mapped::default();
-        let mapped = self.mapped.get(&place).unwrap_or(&none);
+        let mapped = self.mapped.get(&place).filter(|_| with_mapped).unwrap_or(&none);
         let layer = Layer { place: place.clone(), delta: before.is_some(), single: tree.single() };
         w.put(Kind::STORAGE, 0, &layer)?;
         let (inventory, sent) = walk(tree, w, &mut self.next_id, before, mapped, manner)?;

@@ -169,11 +169,26 @@ fn changes_make_the_same_tree() {
     let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let mut random = Random(seed);
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let path = |n: u64| from.path().join(format!("file {n}"));
+    // Names between that of a directory and those in it.
+    let path = |n: u64| from.path().join(["a", "d/x", "d/y", "d.z", "d-z", "d/x.y"][n as usize]);
     let mut before: Option<Inventory> = None;
     for pass in 0..40 {
         for _ in 0..random.below(6) {
-            let (one, other) = (path(random.below(4)), path(random.below(4)));
+            let (one, other) = (path(random.below(6)), path(random.below(6)));
+            let directory = from.path().join("d");
+            match random.below(6) {
+                0 => drop(fs::remove_dir_all(&directory)),
+                1 if fs::remove_dir_all(&directory).is_ok() => fs::write(&directory, "a file").unwrap(),
+                2 if fs::remove_dir_all(&directory).is_ok() => symlink("a", &directory).unwrap(),
+                _ => {}
+            }
+            if !fs::symlink_metadata(&directory).is_ok_and(|meta| meta.is_dir()) {
+                if random.below(2) == 0 {
+                    continue;
+                }
+                let _ = fs::remove_file(&directory);
+                fs::create_dir(&directory).unwrap();
+            }
             let (at, length) = (random.below(200_000), 1 + random.below(70_000));
             let open = || File::options().create(true).truncate(false).write(true).open(&one).unwrap();
             match random.below(8) {
@@ -218,6 +233,7 @@ fn a_store_that_leaves_no_stamp_is_found() {
     let (from, to) = (tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
     let path = from.path().join("mapped");
     fs::write(&path, vec![5; 300_000]).unwrap();
+    fs::hard_link(&path, from.path().join("other name")).unwrap();
     let program = "import mmap, sys
 opened = open(sys.argv[1], 'r+b')
 file = mmap.mmap(opened.fileno(), 0)
@@ -258,9 +274,12 @@ sys.stdin.readline()";
         (w.finish().unwrap(), sent)
     };
     assert_eq!(pass(&Mapped::default()).1.files, 0);
+    assert_eq!(pass(&Mapped { any: true, ..Mapped::default() }).1.bytes, 1 << 14);
+    let other_name = BTreeSet::from([b"other name".to_vec()]);
+    assert_eq!(pass(&Mapped { paths: other_name, ..Mapped::default() }).1.bytes, 1 << 14);
     let inodes = BTreeSet::from([fs::metadata(&path).unwrap().ino()]);
     let (image, sent) = pass(&Mapped { inodes, ..Mapped::default() });
-    assert_eq!((sent.files, sent.bytes), (1, 1 << 14));
+    assert_eq!((sent.files, sent.bytes), (2, 1 << 14), "the file, and its other name");
     receive(&image, to.path()).unwrap();
     assert_eq!(picture(from.path()), picture(to.path()));
     drop(writer.stdin.take());

@@ -90,6 +90,12 @@ struct Stamp {
     unsure: bool,
 }
 
+impl Stamp {
+    fn is_directory(&self) -> bool {
+        self.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
+    }
+}
+
 /// What one pass sent, to find out later what changed.
 #[derive(Debug, Default)]
 pub struct Inventory {
@@ -122,6 +128,8 @@ pub enum Manner {
 pub struct Mapped {
     pub paths: BTreeSet<Vec<u8>>,
     pub inodes: BTreeSet<u64>,
+    /// Any may have been: on a tmpfs a page that was read through a map can be written to without a trace, too.
+    pub any: bool,
 }
 
 /// What a pass did.
@@ -140,6 +148,8 @@ struct Pass<'a, W: Write> {
     next_id: &'a mut u64,
     before: Option<&'a Inventory>,
     mapped: &'a Mapped,
+    /// Of the paths among them: it may have another name that is met first.
+    mapped_inodes: BTreeSet<u64>,
     manner: Manner,
     now: Inventory,
     /// First names of files that have several.
@@ -163,6 +173,7 @@ pub fn walk<W: Write>(
         next_id,
         before,
         mapped,
+        mapped_inodes: inodes_of(tree, mapped),
         manner,
         now: Inventory { device: tree.device, ..Inventory::default() },
         names: BTreeMap::new(),
@@ -218,7 +229,8 @@ impl<W: Write> Pass<'_, W> {
         }
         self.now.stamps.insert(path.clone(), stamp);
         let digests = self.before.and_then(|before| before.digests.get(&path));
-        let mapped = self.mapped.paths.contains(&path) || self.mapped.inodes.contains(&stat.st_ino);
+        let kept = self.mapped.any && kind == SFlag::S_IFREG && first.is_none() && digests.is_some();
+        let mapped = kept || self.mapped.paths.contains(&path) || self.mapped_inodes.contains(&stat.st_ino);
         if same && !mapped {
             let digests = digests.map(|digests| (path, Rc::clone(digests)));
             self.now.digests.extend(digests);
@@ -305,32 +317,34 @@ impl<W: Write> Pass<'_, W> {
             changes.announce()?;
         }
         let mut digesting = Digesting::new(Some(before));
-        let mut changed = |number: u64, block: &[u8]| changes.add(number, block);
         if size > 0 {
             extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {
-                digesting.feed(at, bytes, &mut changed)
+                // The other side waits for something while nothing has changed.
+                changes.out.breathe()?;
+                digesting.feed(at, bytes, &mut |number, block| changes.add(number, block))
             })?;
         }
-        let digests = digesting.end(size, &mut changed)?;
+        let digests = digesting.end(size, &mut |number, block| changes.add(number, block))?;
         changes.send()?;
         self.now.digests.insert(entry.path.to_vec(), Rc::new(digests));
         Ok(())
     }
 
-    /// What the pass before sent and this one did not meet. A directory stands for all below it.
+    /// What the pass before sent and this one did not meet. What was in a directory that is gone, or is something else now,
+    /// goes with it.
     fn removed(&mut self) -> Result<()> {
         let Some(before) = self.before else { return Ok(()) };
-        let mut gone: Option<Vec<u8>> = None;
-        for path in before.stamps.keys().filter(|path| !self.now.stamps.contains_key(*path)) {
-            if gone.as_ref().is_some_and(|g| path.starts_with(g) && path.get(g.len()) == Some(&b'/')) {
-                continue;
-            }
+        let in_a_directory = |path: &[u8]| match path.iter().rposition(|byte| *byte == b'/') {
+            Some(at) => self.now.stamps.get(&path[..at]).is_some_and(Stamp::is_directory),
+            None => true,
+        };
+        let gone = before.stamps.keys().filter(|path| !self.now.stamps.contains_key(*path) && in_a_directory(path));
+        for path in gone {
             let id = *self.next_id;
             *self.next_id += 1;
             let entry = Entry { path: ByteBuf::from(path.clone()), node: Node::Removed, meta: None };
             self.out.put(Kind::STORAGE_ENTRY, id, &entry)?;
             self.sent.removed += 1;
-            gone = Some(path.clone());
         }
         Ok(())
     }
@@ -381,6 +395,16 @@ impl<W: Write> Changes<'_, W> {
         self.bytes.clear();
         Ok(())
     }
+}
+
+fn inodes_of(tree: &Tree, mapped: &Mapped) -> BTreeSet<u64> {
+    let how = || {
+        OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV)
+    };
+    let inode = |path: &Vec<u8>| Some(fstat(openat2(&tree.root, &path[..], how()).ok()?).ok()?.st_ino);
+    mapped.paths.iter().filter_map(inode).chain(mapped.inodes.iter().copied()).collect()
 }
 
 /// Reads the extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).

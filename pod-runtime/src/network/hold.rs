@@ -111,14 +111,16 @@ impl Holder {
             };
             // The end of a connection that was waited for long enough to be said again: the first is answered, and whoever
             // sent it knows nothing of the connection when the second is.
-            if end_of_connection(&buffer[netdev::VNET_HEADER.min(length)..length])
-                .is_some_and(|end| !self.ends.borrow_mut().insert(end))
-            {
+            let end = end_of_connection(&buffer[netdev::VNET_HEADER.min(length)..length]);
+            if end.as_ref().is_some_and(|end| self.ends.borrow().contains(end)) {
                 continue;
             }
             // A frame that the pod's queue has no room for is lost as on any link; its sender repeats it.
             match send(self.injector.as_raw_fd(), &buffer[..length], MsgFlags::empty()) {
-                Ok(_) => frames += 1,
+                Ok(_) => {
+                    frames += 1;
+                    self.ends.borrow_mut().extend(end);
+                }
                 Err(error) => tracing::debug!("a held frame of {length} bytes was lost: {error}"),
             }
         }

@@ -28,17 +28,19 @@ use pod_runtime::spec::{NetworkMode, Spec};
 use pod_runtime::sys::netdev::{self, Receive};
 use pod_runtime::{Doing, Result};
 use serde_bytes::ByteBuf;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Answers come while the segment is still being handed in; only a kernel that is asked for thousands is late.
+/// Answers come while the segment is still being handed in. So long for all together: the pod stands still.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// More than these were asked for in one go would overflow the queue of the socket that listens.
 const AT_ONCE: usize = 64;
+/// No more are kept: each is made again at the destination.
+const MOST: usize = 4096;
 /// Everything that passes a device, in both directions.
 const ETH_P_ALL: u16 = 3;
 const SYN: u8 = 0x02;
@@ -58,13 +60,15 @@ struct Asked {
     diag: Diag,
     own: Vec<IpAddr>,
     states: Vec<(Told, State)>,
+    when: Instant,
 }
 
 impl Closed {
     /// Asks them, of which there are so many. The pod stands still and is on its network.
     pub fn ask(counted: u32, spec: &Spec, init: HostPid) -> Closed {
         // On the host's own network they may be anybody's.
-        let asked = (counted > 0 && spec.network.mode != NetworkMode::Host).then(|| Asked::of(spec, init));
+        let counted = if spec.network.mode == NetworkMode::Host { 0 } else { counted };
+        let asked = (counted > 0).then(|| Asked::of(spec, init));
         Closed { counted, asked: asked.and_then(said) }
     }
 
@@ -90,20 +94,30 @@ impl Asked {
         let network = File::open(&path).doing(|| format!("open {path}"))?;
         let diag = Diag::inside(network.as_fd()).doing(|| "open a socket of sock_diag in the pod".into())?;
         let own: Vec<IpAddr> = spec.network.addresses.iter().map(|address| address.ip).collect();
-        let told = list(&diag, &own)?;
+        let mut told = list(&diag, &own)?;
+        told.truncate(MOST);
+        let when = Instant::now();
         let answers = inside(network.as_fd(), || ask_all(&told))??;
         let state = |told: Told| {
             let state = answers.get(&key(&told.local, &told.peer)).and_then(|answer| state(&told, answer))?;
             Some((told, state))
         };
-        Ok(Asked { states: told.into_iter().filter_map(state).collect(), diag, own })
+        Ok(Asked { states: told.into_iter().filter_map(state).collect(), diag, own, when })
     }
 
     fn settled(&self) -> Result<(Vec<State>, u32)> {
         let now = list(&self.diag, &self.own)?;
-        let same = |told: &Told| now.iter().any(|other| is_still(told, other));
+        let by_key: HashMap<Key, &Told> = now.iter().map(|told| (key(&told.local, &told.peer), told)).collect();
+        let same = |told: &Told| by_key.get(&key(&told.local, &told.peer)).is_some_and(|now| is_still(told, now));
         let states = self.states.iter().filter(|(told, _)| same(told)).map(|(_, state)| state.clone());
-        let states: Vec<State> = states.collect();
+        let mut states: Vec<State> = states.collect();
+        // What one has sent since then (its FIN, once more) had a later time.
+        let passed = self.when.elapsed().as_millis() as u32 + 1;
+        for state in &mut states {
+            if let Phase::Connected(connection) = &mut state.phase {
+                connection.timestamp = connection.timestamp.map(|time| time.wrapping_add(passed) & !1);
+            }
+        }
         let lost = now.len().saturating_sub(states.len()) as u32;
         Ok((states, lost))
     }
@@ -150,36 +164,46 @@ fn ask_all(told: &[Told]) -> Result<HashMap<Key, Answer>> {
         netdev::packet_socket(netdev::index(control.as_fd(), INSIDE)?, Receive::Protocol(ETH_P_ALL), false)
     };
     let listener = open().doing(|| "listen on the pod's cable".into())?;
-    for some in told.chunks(AT_ONCE) {
-        for told in some {
-            // Numbers that a connection has by chance once in some ten thousand times; with data, so that it answers
-            // however many have asked it just now.
-            let segment = Segment {
-                from: told.peer,
-                to: told.local,
-                sequence: told.peer.port.into(),
-                acknowledge: 1,
-                flags: ACK,
-                window: 0,
-            };
-            segment.inject_with(&[0])?;
+    // An empty segment first: one that fits by chance (once in some ten thousand times) is passed over, data that fits would
+    // be answered with a reset. Who has been asked so just now answers data only.
+    let end = Instant::now() + PATIENCE;
+    for (data, end) in [(&[][..], end - PATIENCE / 2), (&[0][..], end)] {
+        let silent: Vec<&Told> =
+            told.iter().filter(|told| !answers.contains_key(&key(&told.local, &told.peer))).collect();
+        for some in silent.chunks(AT_ONCE) {
+            for told in some {
+                let segment = Segment {
+                    from: told.peer,
+                    to: told.local,
+                    sequence: told.peer.port.into(),
+                    acknowledge: 1,
+                    flags: ACK,
+                    window: 0,
+                };
+                // One that cannot be asked keeps no other from it.
+                let _ = segment.inject_with(data);
+            }
+            hear(listener.as_fd(), some, end, &mut answers)?;
         }
-        hear(listener.as_fd(), some, &mut answers)?;
     }
     // Closing a packet socket waits for the whole kernel (10 ms), and the pod stands still.
     std::thread::spawn(move || drop(listener));
     Ok(answers)
 }
 
-/// Until all of these have answered, or for [`PATIENCE`].
-fn hear(listener: BorrowedFd<'_>, asked: &[Told], answers: &mut HashMap<Key, Answer>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
+/// Until all of these have answered, or until then.
+fn hear(listener: BorrowedFd<'_>, asked: &[&Told], end: Instant, answers: &mut HashMap<Key, Answer>) -> Result<()> {
     let mut frame = [0; 256];
-    while !asked.iter().all(|told| answers.contains_key(&key(&told.local, &told.peer))) {
+    let mut missing: HashSet<Key> = asked.iter().map(|told| key(&told.local, &told.peer)).collect();
+    // What is there already is heard in any case; not more, however much passes.
+    let mut late = 4 * AT_ONCE;
+    while !missing.is_empty() && late > 0 {
+        late -= usize::from(Instant::now() > end);
         // With MSG_TRUNC the length is the frame's, which says whether there is data in it.
         match recv(listener.as_raw_fd(), &mut frame, MsgFlags::MSG_TRUNC) {
             Ok(length) => {
                 if let Some((key, answer)) = Answer::parse(&frame[..length.min(256)]) {
+                    missing.remove(&key);
                     answers.insert(key, answer);
                 }
             }
