@@ -115,12 +115,13 @@ impl Inquiry {
         }
         let (mut link, remote) = self.link()?;
         let mut speed = 0;
-        // Each time more, until it takes a time in which what the buffers on the way hold is no matter. The first is the way's
-        // own beginning; of the others the best counts, as of the rounds of a move.
+        // Each time more, until it takes a time in which what the buffers on the way hold, and what a shaper lets through at
+        // once, is no matter: that one counts. Where even the most takes less, the best does; the first is the way's own
+        // beginning.
         for pieces in [1, 8, 64, 256] {
             let (bytes, took) = filled(&mut link, pieces)?;
             let this = (bytes as f64 / took.as_secs_f64()) as u64;
-            speed = if pieces == 1 { this } else { speed.max(this) };
+            speed = if pieces == 1 || took > ENOUGH { this } else { speed.max(this) };
             if took > TOO_LONG || took > ENOUGH && pieces > 1 {
                 break;
             }
