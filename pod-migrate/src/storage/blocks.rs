@@ -6,7 +6,7 @@
 
 use crate::Result;
 
-/// Bytes in a block: a page of postgres or two, a cluster of sqlite, and a five hundredth of its size for a digest.
+/// Bytes in a block: two pages of postgres, four of sqlite. Its number and digest are 24.
 pub const BLOCK: usize = 16 << 10;
 
 /// Half of a BLAKE3: what a program in the pod writes may be chosen by somebody.
@@ -26,13 +26,8 @@ pub struct Digesting<'a> {
     block: Vec<u8>,
     number: u64,
     touched: bool,
-    before: Option<Comparing<'a>>,
-}
-
-#[derive(Debug)]
-struct Comparing<'a> {
     /// Those of the pass before that were not met yet.
-    left: &'a [(u64, Digest)],
+    before: Option<&'a [(u64, Digest)]>,
 }
 
 /// Takes a block that is another one now: its number and what is in it.
@@ -40,7 +35,7 @@ pub type Changed<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<'a> Digesting<'a> {
     pub fn new(before: Option<&'a Digests>) -> Digesting<'a> {
-        let before = before.map(|before| Comparing { left: &before.0 });
+        let before = before.map(|before| &before.0[..]);
         Digesting { digests: Vec::new(), block: vec![0; BLOCK], number: 0, touched: false, before }
     }
 
@@ -91,7 +86,7 @@ impl<'a> Digesting<'a> {
         let mut digest = Digest::default();
         digest.copy_from_slice(&blake3::hash(block).as_bytes()[..16]);
         self.digests.push((number, digest));
-        let Some(Comparing { left }) = &mut self.before else { return Ok(()) };
+        let Some(left) = &mut self.before else { return Ok(()) };
         match left.split_first() {
             Some((first, rest)) if first.0 == number => {
                 *left = rest;
@@ -103,7 +98,7 @@ impl<'a> Digesting<'a> {
 
     /// Blocks below this one that had something and are zeros now.
     fn gone_before(&mut self, number: u64, changed: Changed<'_>) -> Result<()> {
-        let Some(Comparing { left }) = &mut self.before else { return Ok(()) };
+        let Some(left) = &mut self.before else { return Ok(()) };
         while let Some(((gone, _), rest)) = left.split_first().filter(|((gone, _), _)| *gone < number) {
             *left = rest;
             changed(*gone, &ZEROS)?;

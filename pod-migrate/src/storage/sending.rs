@@ -4,7 +4,6 @@
 use super::walk::{Inventory, Manner, Mapped, Sent, Tree, walk};
 use super::{Layer, Place, layers_at_rest, layers_in_memory};
 use crate::image::{Kind, Writer};
-use nix::sys::stat::{major, minor};
 use pod_runtime::Result;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::proc::maps::{self, Map};
@@ -32,9 +31,8 @@ pub struct Sending {
     /// To a host that takes changes of files, and file systems in memory before the pod stands still; else to an image.
     to_a_host: bool,
     sent: BTreeMap<Place, Inventory>,
-    /// Files that were mapped at a pass: what is on disk by its path, what is in memory by device and inode.
+    /// Files that were mapped for writing at a pass.
     mapped: BTreeMap<Place, Mapped>,
-    mapped_inodes: BTreeSet<((u32, u32), u64)>,
     next_id: u64,
     files: Sent,
     began: Option<Instant>,
@@ -52,7 +50,6 @@ impl Sending {
             to_a_host: false,
             sent: BTreeMap::new(),
             mapped: BTreeMap::new(),
-            mapped_inodes: BTreeSet::new(),
             next_id: 1,
             files: Sent::default(),
             began: None,
@@ -126,10 +123,8 @@ impl Sending {
     }
 
     fn note(&mut self, maps: &[Map]) {
-        for map in maps.iter().filter(|map| map.shared && map.inode != 0) {
-            // Also one that may not be written to now: it may have been, and be again.
-            self.mapped_inodes.insert((map.device, map.inode));
-            if map.write && map.name.starts_with('/') && !map.name.ends_with(" (deleted)") {
+        for map in maps {
+            if map.shared && map.write && map.name.starts_with('/') && !map.name.ends_with(" (deleted)") {
                 let (place, path) = place_of(&self.spec, Path::new(&map.name));
                 self.mapped.entry(place).or_default().paths.insert(path);
             }
@@ -146,11 +141,6 @@ impl Sending {
     /// `with_mapped`: those too that are mapped and have their old stamp.
     fn layer<W: Write>(&mut self, w: &mut Writer<W>, place: Place, tree: &Tree, with_mapped: bool) -> Result<()> {
         let manner = if self.to_a_host { Manner::Blocks } else { Manner::Whole };
-        if let Place::Memory(_) = &place {
-            let device = (major(tree.device()) as u32, minor(tree.device()) as u32);
-            let inodes = self.mapped_inodes.iter().filter(|(of, _)| *of == device).map(|(_, inode)| *inode);
-            self.mapped.entry(place.clone()).or_default().inodes = inodes.collect();
-        }
         let before = self.sent.get(&place).filter(|before| before.is_of(tree));
         let none = Mapped::default();
         let mapped = self.mapped.get(&place).filter(|_| with_mapped).unwrap_or(&none);

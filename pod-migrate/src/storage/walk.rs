@@ -53,11 +53,6 @@ impl Tree {
         Tree::at(root.into(), only)
     }
 
-    /// Of the file system that it is on.
-    pub fn device(&self) -> u64 {
-        self.device
-    }
-
     pub fn at(root: OwnedFd, only: Option<Vec<u8>>) -> Result<Tree> {
         let device = fstat(&root).code(STORAGE, || "look at the root of a layer".into())?.st_dev;
         Ok(Tree { root, device, only })
@@ -127,7 +122,6 @@ pub enum Manner {
 #[derive(Debug, Default)]
 pub struct Mapped {
     pub paths: BTreeSet<Vec<u8>>,
-    pub inodes: BTreeSet<u64>,
     /// Any may have been: on a tmpfs a page that was read through a map can be written to without a trace, too.
     pub any: bool,
 }
@@ -148,7 +142,7 @@ struct Pass<'a, W: Write> {
     next_id: &'a mut u64,
     before: Option<&'a Inventory>,
     mapped: &'a Mapped,
-    /// Of the paths among them: it may have another name that is met first.
+    /// Of its paths: another name of the same file may be met first.
     mapped_inodes: BTreeSet<u64>,
     manner: Manner,
     now: Inventory,
@@ -404,7 +398,7 @@ fn inodes_of(tree: &Tree, mapped: &Mapped) -> BTreeSet<u64> {
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV)
     };
     let inode = |path: &Vec<u8>| Some(fstat(openat2(&tree.root, &path[..], how()).ok()?).ok()?.st_ino);
-    mapped.paths.iter().filter_map(inode).chain(mapped.inodes.iter().copied()).collect()
+    mapped.paths.iter().filter_map(inode).collect()
 }
 
 /// Reads the extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).

@@ -187,7 +187,7 @@ fn ask_all(told: &[Told]) -> Result<HashMap<Key, Answer>> {
         }
     }
     // Closing a packet socket waits for the whole kernel (10 ms), and the pod stands still.
-    std::thread::spawn(move || drop(listener));
+    let _ = std::thread::Builder::new().spawn(move || drop(listener));
     Ok(answers)
 }
 
