@@ -12,6 +12,8 @@ pub struct Stat {
     pub terminal: i32,
     pub terminal_group: i32,
     pub nice: i64,
+    /// The kernel's PF_ flags of the task.
+    pub flags: u32,
     /// Clock ticks since boot.
     pub start_time: u64,
     pub start_code: u64,
@@ -26,6 +28,14 @@ pub struct Stat {
     pub env_start: u64,
     pub env_end: u64,
     pub exit_code: i32,
+}
+
+impl Stat {
+    /// On its way out (PF_EXITING): it may share nothing any more with anybody.
+    pub fn is_exiting(&self) -> bool {
+        const PF_EXITING: u32 = 0x4;
+        self.flags & PF_EXITING != 0
+    }
 }
 
 /// None when it is not a stat line at all.
@@ -47,6 +57,7 @@ pub fn parse(text: &str) -> Option<Stat> {
         session: signed(6),
         terminal: signed(7),
         terminal_group: signed(8),
+        flags: unsigned(9) as u32,
         nice: i64::from(signed(19)),
         start_time: unsigned(22),
         start_code: unsigned(26),

@@ -3,7 +3,7 @@
 
 use crate::freeze::{BUSY, NESTED, Process, TRACED, Thread};
 use crate::ids::HostPid;
-use pod_runtime::proc::{self, status};
+use pod_runtime::proc::{self, stat, status};
 use pod_runtime::sys::kcmp::{Shared, compare};
 use pod_runtime::sys::{memory, pidfd, ptrace};
 use pod_runtime::{Problem, Result};
@@ -133,6 +133,14 @@ fn threads(pid: i32, status: &status::Status, alike: &BTreeSet<i32>) -> Option<P
         } else {
             continue;
         };
+        // Its tables go before it does.
+        let ends = |tid: i32| {
+            let text = proc::read(format!("/proc/{tid}/stat"));
+            text.ok().and_then(|text| stat::parse(&text)).is_none_or(|stat| stat.is_exiting())
+        };
+        if ends(tid) || ends(pid) {
+            continue;
+        }
         let what = format!("a thread of {} has its own {what}", name(pid, status));
         return Some(Problem::new(THREAD, what).fix("end the program, or start it without that"));
     }
@@ -205,4 +213,28 @@ fn names(pair: [i32; 2]) -> [String; 2] {
         let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
         name(pid, &status::parse(&String::from_utf8_lossy(&text)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    #[test]
+    fn a_thread_that_ends_has_nothing_of_its_own() {
+        let own = HostPid(std::process::id() as i32);
+        let (common, over) = (Common::of(own), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !over.load(Relaxed) {
+                        std::thread::spawn(|| ()).join().unwrap();
+                    }
+                });
+            }
+            let found = (0..5000).flat_map(|_| process(own, &common)).map(|it| it.chain()).next();
+            over.store(true, Relaxed);
+            assert_eq!(found, None);
+        });
+    }
 }
