@@ -20,18 +20,32 @@ fn script(bed: &Bed, name: &str) -> Result<String> {
     Ok(to.to_string_lossy().into_owned())
 }
 
-/// Writes every RST on the client's cable into a file, from when it says that it listens. The end of the bed ends it.
+const RESETS: &str = "(ip and tcp[tcpflags] & tcp-rst != 0) or (ip6 and ip6[6] = 6 and ip6[53] & 4 != 0)";
+
+/// Writes every RST on the client's cable into a file, and all else of connections that come and go, from when it says that
+/// it listens. The end of the bed ends it.
 fn watch(bed: &Bed, file: &str) -> Result<Child> {
-    let resets = "(ip and tcp[tcpflags] & tcp-rst != 0) or (ip6 and ip6[6] = 6 and ip6[53] & 4 != 0)";
     let mut command = bed.client().command("tcpdump");
     command
-        .args(["-i", "br0", "--immediate-mode", "-U", "-w", file, resets])
+        .args(["-i", "br0", "--immediate-mode", "-U", "-s", "128", "-w", file, &format!("tcp port 7002 or {RESETS}")])
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     let mut child = command.stderr(Stdio::piped()).spawn()?;
     let mut first = String::new();
     BufReader::new(child.stderr.as_mut().context("a pipe was asked for")?).read_line(&mut first)?;
     Ok(child)
+}
+
+/// What was said on the connections that were reset.
+fn conversations(all: &str, resets: &str) -> String {
+    let port = |line: &str| -> Option<String> {
+        let mut ends = [line.split(' ').nth(2)?, line.split(' ').nth(4)?.trim_end_matches(':')];
+        ends.sort();
+        Some(ends.concat())
+    };
+    let reset: Vec<String> = resets.lines().filter_map(port).collect();
+    let of_those = |line: &&str| port(line).is_some_and(|port| reset.contains(&port));
+    all.lines().filter(of_those).collect::<Vec<_>>().join("\n")
 }
 
 /// Greets and closes. The client keeps its own end open for as long as it likes.
@@ -92,7 +106,7 @@ fn what_the_pod_has_closed_and_its_clients_have_not_survives_a_move() -> Result<
     until_true("the client's end is acknowledged", SOON, || waiting().is_ok_and(|text| text.trim().is_empty()))?;
     // Refused with a reset: when that is in the file, all that came before it is.
     ensure!(!bed.client().reaches(ADDRESS, 7009), "somebody listens at port 7009");
-    let read = || bed.client().run(&["tcpdump", "-n", "-r", &resets]).unwrap_or_default();
+    let read = || bed.client().run(&["tcpdump", "-n", "-r", &resets, RESETS]).unwrap_or_default();
     until_true("the resets are written down", SOON, || read().contains(".7009 > "))?;
     let seen = read();
     watching.kill()?;
@@ -122,7 +136,8 @@ fn connections_survive_moves() -> Result<()> {
     let mut watching = watch(&bed, &resets)?;
     let times = move_around(&bed, "server", 2 * rounds())?;
     // A connection that a client ends with answers unread is reset by the client: only what came before counts.
-    let seen = bed.client().run(&["tcpdump", "-n", "-r", &resets])?;
+    let seen = bed.client().run(&["tcpdump", "-n", "-r", &resets, RESETS])?;
+    let all = bed.client().run(&["tcpdump", "-n", "-r", &resets])?;
     watching.kill()?;
     watching.wait()?;
 
@@ -132,7 +147,7 @@ fn connections_survive_moves() -> Result<()> {
     clients.wait()?;
     println!("moves took {times:.2?}; clients:\n{text}");
     ensure!(!text.contains("FAIL") && text.lines().count() == 10, "clients:\n{text}");
-    ensure!(seen.is_empty(), "somebody was told that a connection is gone:\n{seen}");
+    ensure!(seen.is_empty(), "somebody was told that a connection is gone:\n{seen}\n{}", conversations(&all, &seen));
     let log = bed.a().pod(&["logs", "server"])?;
     ensure!(!log.contains("FAIL"), "the server saw wrong bytes:\n{log}");
     bed.a().pod(&["rm", "-f", "server"]).map(drop)

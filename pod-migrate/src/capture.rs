@@ -29,7 +29,8 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::About;
 use pod_runtime::monitor::client::{self, Hold};
 use pod_runtime::monitor::log::History;
-use pod_runtime::spec::Spec;
+use pod_runtime::network::{cable, port};
+use pod_runtime::spec::{NetworkMode, Spec};
 use pod_runtime::status::{ProcessKey, State, now, wrong_state};
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
@@ -264,10 +265,20 @@ impl Capture {
             }
         };
         let since = frozen.since();
-        // Before anybody else draws the pod's frames: what they answer would draw them back here.
-        let counted = settling.as_ref().map_or(0, |settling| settling.last().closed);
-        let closed = Closed::ask(counted, &self.spec, self.init);
-        Ok(Still { frozen, hold, settling, closed, capture: self, since })
+        if let Some(settling) = &settling {
+            // Not later: when another host draws the pod's frames, it has the acknowledgements too.
+            settling.drain();
+            if let Some(Err(problem)) = self.link().map(|link| port::lock(&link)) {
+                tracing::debug!("{}", problem.chain());
+            }
+        }
+        Ok(Still { frozen, hold, settling, capture: self, since })
+    }
+
+    /// The outside end of the pod's cable, if it has one.
+    fn link(&self) -> Option<String> {
+        let has_none = matches!(self.spec.network.mode, NetworkMode::None | NetworkMode::Host);
+        (!has_none).then(|| cable::link_name(self.pod.id()))
     }
 
     /// The log from where it was sent to, up to `end`.
@@ -301,7 +312,6 @@ pub struct Still {
     hold: Hold,
     /// Of a pod that is to leave.
     settling: Option<Settling>,
-    closed: Closed,
     capture: Capture,
     since: Instant,
 }
@@ -354,16 +364,12 @@ impl Still {
         lap("file systems in memory");
         may_leave()?;
         lap("hold");
-        let mut unsaved = self.settling.as_ref().map(Settling::drain).unwrap_or_default();
-        lap("drain");
-        if unsaved.closed > self.closed.counted() {
-            // Some have got rid of their data since.
-            self.closed = Closed::ask(unsaved.closed, &self.capture.spec, self.capture.init);
-        }
+        let mut unsaved = self.settling.as_ref().map(Settling::unsaved).unwrap_or_default();
+        let closed = self.closed(unsaved.closed);
+        lap("closed connections");
         self.hold.cut()?;
         lap("cut");
-        let (closed, lost) = self.closed.settled();
-        lap("closed connections");
+        let (closed, lost) = closed.settled();
         unsaved.closing += lost;
         let (security, usual) = (&self.capture.spec.security, self.capture.usual_groups.as_ref());
         let groups = cgroups::dump(security, &self.capture.cgroup, usual, self.frozen.processes())?;
@@ -390,6 +396,20 @@ impl Still {
         };
         lap("downgrades");
         Ok(Captured { dump, files: self.capture.files.done(), connections })
+    }
+
+    /// Asks connections that are closed, of which there are so many, for what must be known of them. Nothing may come in
+    /// meanwhile that makes it wrong, and nobody else may hear them: a client that has ended its half in this very moment
+    /// knows nothing of the connection any more, and would answer with a reset.
+    fn closed(&self, counted: u32) -> Closed {
+        if let Some(link) = self.capture.link().filter(|_| counted > 0) {
+            match port::mute(&link) {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!("the bridge has a spanning tree: the pod's answers go out"),
+                Err(problem) => tracing::debug!("{}", problem.chain()),
+            }
+        }
+        Closed::ask(counted, &self.capture.spec, self.capture.init)
     }
 
     /// Mounts that were made inside, and what is in memory file systems: each mount before the contents that come into it,

@@ -22,7 +22,7 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::wire::inside;
 use pod_runtime::{Doing, Problem, Result, proc};
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -73,8 +73,6 @@ pub struct Settling {
     init: HostPid,
     diag: Option<OwnedFd>,
     end: OnceCell<Instant>,
-    /// What was there when it was last looked.
-    last: Cell<Unsaved>,
     _gate: Option<Gate>,
 }
 
@@ -83,7 +81,7 @@ impl Settling {
     pub fn begin(init: HostPid, cgroup: &Cgroup) -> Settling {
         let gate = Gate::close(cgroup);
         let diag = open(init).map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
-        let settling = Settling { init, diag, end: OnceCell::new(), last: Cell::default(), _gate: gate };
+        let settling = Settling { init, diag, end: OnceCell::new(), _gate: gate };
         settling.wait(Duration::from_millis(20), |unsaved| unsaved.half_open == 0);
         settling
     }
@@ -99,9 +97,10 @@ impl Settling {
         self.wait(end.saturating_duration_since(Instant::now()), Unsaved::is_accepted);
     }
 
-    /// Waits until closed connections are gone; the pod is frozen and still on the network. Returns what is left.
-    pub fn drain(&self) -> Unsaved {
-        self.wait(DRAIN, |unsaved| unsaved.closing == 0)
+    /// Waits until closed connections have no data any more that is not acknowledged; the pod is frozen, on the network, and
+    /// nobody else draws its frames.
+    pub fn drain(&self) {
+        self.wait(DRAIN, |unsaved| unsaved.closing == 0);
     }
 
     fn wait(&self, patience: Duration, done: impl Fn(&Unsaved) -> bool) -> Unsaved {
@@ -122,13 +121,7 @@ impl Settling {
         if let Err(problem) = ask(diag, &mut unsaved) {
             tracing::debug!("sock_diag: {}", problem.chain());
         }
-        self.last.set(unsaved);
         unsaved
-    }
-
-    /// What there was when it was last looked.
-    pub fn last(&self) -> Unsaved {
-        self.last.get()
     }
 }
 

@@ -3,7 +3,7 @@
 //! nextest runs each test in a process of its own; the namespace is that of the test's thread.
 
 use nix::sched::{CloneFlags, unshare};
-use pod_runtime::network::{self, Attachment, Claim, hold::Holder, leases, named};
+use pod_runtime::network::{self, Attachment, Claim, hold::Holder, leases, named, port};
 use pod_runtime::samples;
 use pod_runtime::spec::*;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
@@ -272,6 +272,86 @@ fn a_held_cable_is_silent_and_comes_back() {
     assert_eq!(server.read(&mut [0; 8]).unwrap(), 5);
     assert!(init.sh("ip -o addr").contains("fd77::100/64"));
     init.sh("ping -c1 -W2 fd77::1");
+}
+
+#[test]
+fn a_muted_cable_is_heard_inside_only() {
+    let dir = host();
+    let init = Init::new();
+    let mut pod = spec("aaaaaaaaaaaa", LAN(), &["10.77.0.100/24"]);
+    let attachment = plug(dir.path(), &mut pod, &init, false);
+    let inside = init.inside(|| UdpSocket::bind("10.77.0.100:80").unwrap());
+    let outside = UdpSocket::bind("10.77.0.1:80").unwrap();
+    for socket in [&inside, &outside] {
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    }
+    let mut buffer = [0; 8];
+    outside.send_to(b"1", "10.77.0.100:80").unwrap();
+    assert_eq!(inside.recv(&mut buffer).unwrap(), 1);
+    assert!(!attachment.is_held());
+    assert!(port::mute(attachment.host_link.as_deref().unwrap()).unwrap());
+    assert!(attachment.is_held());
+    let sent = || init.sh("cat /proc/net/dev").lines().find(|line| line.contains("eth0")).unwrap().to_owned();
+    let before = sent();
+    outside.send_to(b"2", "10.77.0.100:80").unwrap();
+    assert!(inside.recv(&mut buffer).is_err());
+    inside.send_to(b"3", "10.77.0.1:80").unwrap();
+    assert!(outside.recv(&mut buffer).is_err());
+    assert_ne!(before, sent(), "the pod has its carrier");
+    // Muted, or held as well.
+    for held in [false, true] {
+        if held {
+            port::mute(attachment.host_link.as_deref().unwrap()).unwrap();
+            attachment.hold().unwrap();
+        }
+        attachment.release().unwrap();
+        assert!(!attachment.is_held());
+        outside.send_to(b"4", "10.77.0.100:80").unwrap();
+        assert_eq!(inside.recv(&mut buffer).unwrap(), 1);
+        inside.send_to(b"5", "10.77.0.1:80").unwrap();
+        assert_eq!(outside.recv(&mut buffer).unwrap(), 1);
+    }
+    // A bridge with a spanning tree does not let us.
+    sh("ip link set lan0 type bridge stp_state 1");
+    assert!(!port::mute(attachment.host_link.as_deref().unwrap()).unwrap());
+}
+
+/// Of a pod whose frames another host draws: what still comes reaches it, and its answers go nowhere.
+#[test]
+fn a_locked_cable_does_not_draw_the_frames_back() {
+    let dir = host();
+    let (init, there) = (Init::new(), Init::new());
+    let mut pod = spec("aaaaaaaaaaaa", LAN(), &["10.77.0.100/24"]);
+    let attachment = plug(dir.path(), &mut pod, &init, false);
+    let link = attachment.host_link.as_deref().unwrap();
+    let inside = init.inside(|| UdpSocket::bind("10.77.0.100:80").unwrap());
+    let outside = UdpSocket::bind("10.77.0.1:80").unwrap();
+    for socket in [&inside, &outside] {
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    }
+    let mut buffer = [0; 8];
+    let mut arrives = |from: &UdpSocket, to: &str, at: &UdpSocket| {
+        from.send_to(b"1", to).unwrap();
+        at.recv(&mut buffer).is_ok()
+    };
+    assert!(arrives(&outside, "10.77.0.100:80", &inside));
+    port::lock(link).unwrap();
+    assert!(attachment.is_held());
+    assert!(arrives(&inside, "10.77.0.1:80", &outside), "nobody else draws its frames yet");
+    // As the holding port of another host, behind another port of the bridge.
+    sh(&format!(
+        "ip link add cl0 type veth peer name eth0 netns {0}; ip link set cl0 up master lan0
+         nsenter -t {0} -n sh -ec 'ip link set eth0 address 02:aa:aa:aa:aa:aa up; ip addr add 10.77.0.9/24 dev eth0
+             ping -c1 -W2 10.77.0.1'",
+        there.pid()
+    ));
+    assert!(sh("bridge fdb").contains("02:aa:aa:aa:aa:aa dev cl0"), "{}", sh("bridge fdb"));
+    assert!(!arrives(&inside, "10.77.0.1:80", &outside));
+    assert!(sh("bridge fdb").contains("02:aa:aa:aa:aa:aa dev cl0"), "{}", sh("bridge fdb"));
+    attachment.release().unwrap();
+    assert!(!attachment.is_held());
+    assert!(sh("bridge fdb").contains("02:aa:aa:aa:aa:aa dev podaaaaaaaaaaaa"), "{}", sh("bridge fdb"));
+    assert!(arrives(&outside, "10.77.0.100:80", &inside));
 }
 
 /// A pod that is not there yet: what is sent to it waits in the holding port and reaches it in order.

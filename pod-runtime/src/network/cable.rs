@@ -7,10 +7,11 @@
 //! * *quiet*: the outside end is up but in no bridge, so that the inside has carrier and nobody hears it; [`Attachment::join`]
 //!   plugs it in by one ioctl. (An end that is brought up late does not forward at once and loses the first segments.)
 //! * *hold*: the outside end goes down (0.2 ms): nothing of the pod enters or leaves, no FIN, no RST; the pod's side
-//!   loses only its carrier. [`Attachment::release`] undoes it.
+//!   loses only its carrier. [`Attachment::release`] undoes it, and what was done before it to its [`port`] in the bridge.
 
 use super::announce::{self, Mac, link_local, parse_mac};
 use super::named;
+use super::port;
 use super::wire::{Request, Wire, inside};
 use crate::spec::{Address, NetworkMode, Spec};
 use crate::sys::netdev::{self, Receive};
@@ -265,16 +266,20 @@ impl Attachment {
         self.set_up(false)
     }
 
-    /// Undoes [`Attachment::hold`] and tells the neighbours, who may have been told otherwise meanwhile.
+    /// Undoes [`Attachment::hold`], [`port::lock`] and [`port::mute`], and tells the neighbours, who may have been told otherwise
+    /// meanwhile.
     pub fn release(&self) -> Result<()> {
         self.set_up(true)?;
+        if let Some(link) = self.host_link.as_deref().filter(|link| !port::is_open(link)) {
+            port::open(link)?;
+        }
         self.announce()
     }
 
-    /// Whether the pod was left as [`Attachment::hold`] leaves it. One without a cable is not held.
+    /// Whether the pod was left as a move holds it. One without a cable is not held.
     pub fn is_held(&self) -> bool {
-        let up = |link| netdev::is_up(self.control.as_fd(), link).unwrap_or(true);
-        !self.host_link.as_deref().is_none_or(up)
+        let Some(link) = self.host_link.as_deref() else { return false };
+        !netdev::is_up(self.control.as_fd(), link).unwrap_or(true) || !port::is_open(link)
     }
 
     fn set_up(&self, up: bool) -> Result<()> {

@@ -26,6 +26,7 @@ pub mod hold;
 pub mod leases;
 pub mod named;
 pub mod nat;
+pub mod port;
 pub mod repair;
 pub mod wire;
 

@@ -100,6 +100,28 @@ impl Wire {
         self.batch(vec![request])
     }
 
+    /// The one object that a GET request names.
+    pub fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
+        let mut bytes = Vec::new();
+        self.put(&mut bytes, message, NLM_F_REQUEST);
+        self.send(&bytes)?;
+        loop {
+            for answer in self.receive()? {
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => return Ok(message),
+                    NetlinkPayload::Error(error) => {
+                        let errno = error.code.map_or(0, |code| -code.get());
+                        return Err(io::Error::from_raw_os_error(errno)).doing(|| "look a network object up".into());
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Everything that the kernel lists for a GET request.
     pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
         let mut bytes = Vec::new();

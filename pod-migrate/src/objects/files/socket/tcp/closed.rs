@@ -4,7 +4,9 @@
 //!
 //! They have no descriptor, so nobody can be asked for their numbers but they themselves: a segment that does not fit a
 //! connection is answered with what it has got and what it sends next (RFC 9293, 3.10.7.4). That changes nothing in it. The
-//! answer leaves through the pod's cable, where we listen.
+//! answer leaves through the pod's cable, where we listen, and the bridge takes nothing from ([`port::mute`]).
+//!
+//! [`port::mute`]: pod_runtime::network::port::mute
 //!
 //! In the image each is a file that no process has. The opener restores it like any other connection, and closes it with
 //! everything else that it holds when it ends: then it is again what it was.
@@ -64,7 +66,7 @@ struct Asked {
 }
 
 impl Closed {
-    /// Asks them, of which there are so many. The pod stands still and is on its network.
+    /// Asks them, of which there are so many. The pod stands still, and its cable has not been cut.
     pub fn ask(counted: u32, spec: &Spec, init: HostPid) -> Closed {
         // On the host's own network they may be anybody's.
         let counted = if spec.network.mode == NetworkMode::Host { 0 } else { counted };
@@ -76,11 +78,6 @@ impl Closed {
     pub fn settled(&self) -> (Vec<State>, u32) {
         let settled = self.asked.as_ref().map(Asked::settled).and_then(said);
         settled.unwrap_or_else(|| (Vec::new(), self.counted))
-    }
-
-    /// How many there were to be asked.
-    pub fn counted(&self) -> u32 {
-        self.counted
     }
 }
 

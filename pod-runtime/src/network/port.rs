@@ -1,0 +1,81 @@
+//! The port of a pod's cable in its bridge, while the pod leaves.
+//!
+//! * *lock*: the bridge takes from the pod only what comes from where it knows the pod to be. From the moment at which another host
+//!   draws the pod's frames, the pod's last words (its kernel goes on acknowledging) get no further than here, and draw nothing
+//!   back. What still comes for it reaches it.
+//! * *mute*: the bridge takes nothing from the cable and gives it nothing. The pod's side keeps its carrier and sends: who listens
+//!   on the cable hears what the pod says, and nobody else does.
+//!
+//! Both go with [`open`], and with the cable.
+
+use super::cable::index_of;
+use super::wire::{Request, Wire};
+use crate::{Doing, Result};
+use netlink_packet_core::DefaultNla;
+use netlink_packet_route::link::{
+    BridgePortState, InfoBridgePort, InfoPortData, LinkAttribute, LinkInfo, LinkProtoInfoBridge,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::LinkUnspec;
+use std::io;
+
+// Of linux/if_link.h.
+const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_LOCKED: u16 = 39;
+
+/// Kernels before 5.16 do not know it, and take no notice.
+pub fn lock(link: &str) -> Result<()> {
+    Wire::open()?.ask(set(link, IFLA_BRPORT_LOCKED, 1)?)
+}
+
+/// `false` where that cannot be done: a bridge that keeps a spanning tree (STP) sets its ports itself.
+pub fn mute(link: &str) -> Result<bool> {
+    let request = set(link, IFLA_BRPORT_STATE, BridgePortState::Disabled.into())?;
+    Wire::open()?.ask(request.tolerate(&[libc::EBUSY, libc::EOPNOTSUPP]))?;
+    Ok(state(link).0 == Some(BridgePortState::Disabled))
+}
+
+/// Undoes [`lock`] and [`mute`].
+pub fn open(link: &str) -> Result<()> {
+    // One whose device has just come up is not ready to be told so, and needs not be.
+    let forwarding = set(link, IFLA_BRPORT_STATE, BridgePortState::Forwarding.into())?;
+    let forwarding = forwarding.tolerate(&[libc::ENETDOWN, libc::EBUSY]);
+    Wire::open()?.batch(vec![forwarding, set(link, IFLA_BRPORT_LOCKED, 0)?])
+}
+
+/// Whether it is neither locked nor muted. What is in no bridge is neither.
+pub fn is_open(link: &str) -> bool {
+    let (state, locked) = state(link);
+    state != Some(BridgePortState::Disabled) && !locked
+}
+
+/// As `bridge link set` does it: what `ip link set type bridge_slave` sets, the bridge sets back at once.
+fn set(link: &str, attribute: u16, value: u8) -> Result<Request> {
+    let index = index_of(link).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV));
+    let index = index.doing(|| format!("find the pod's cable {link}"))?;
+    let mut message = LinkUnspec::new_with_index(index).build();
+    message.header.interface_family = AddressFamily::Bridge;
+    let setting = LinkProtoInfoBridge::Other(DefaultNla::new(attribute, vec![value]));
+    message.attributes.push(LinkAttribute::ProtoInfoBridge(vec![setting]));
+    Ok(Request::new(format!("set the port {link}"), RouteNetlinkMessage::SetLink(message)))
+}
+
+/// What its bridge does with a device, and whether it is locked; neither of one that is in no bridge.
+fn state(link: &str) -> (Option<BridgePortState>, bool) {
+    let message = LinkUnspec::new_with_name(link).build();
+    let found = Wire::open().and_then(|mut wire| wire.get(RouteNetlinkMessage::GetLink(message)));
+    let Ok(RouteNetlinkMessage::NewLink(found)) = found else { return (None, false) };
+    let infos = found.attributes.into_iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let settings = infos.flatten().filter_map(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(settings)) => Some(settings),
+        _ => None,
+    });
+    settings.flatten().fold((None, false), |(state, locked), setting| match setting {
+        InfoBridgePort::State(state) => (Some(state), locked),
+        InfoBridgePort::Locked(locked) => (state, locked),
+        _ => (state, locked),
+    })
+}
