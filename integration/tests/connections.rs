@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 const ADDRESS6: &str = "fd77::100";
 
@@ -34,6 +35,13 @@ fn watch(bed: &Bed, file: &str) -> Result<Child> {
     let mut first = String::new();
     BufReader::new(child.stderr.as_mut().context("a pipe was asked for")?).read_line(&mut first)?;
     Ok(child)
+}
+
+/// Of the clients of that sort.
+fn longest_pause(clients: &str, sort: &str) -> Duration {
+    let of_those = clients.lines().filter(|line| line.starts_with(&format!("ok {sort}")));
+    let pauses = of_those.filter_map(|line| line.trim_end_matches(" ms").rsplit(' ').next()?.parse().ok());
+    pauses.max().map_or(Duration::MAX, Duration::from_millis)
 }
 
 /// What was said on the connections that were reset.
@@ -147,6 +155,9 @@ fn connections_survive_moves() -> Result<()> {
     clients.wait()?;
     println!("moves took {times:.2?}; clients:\n{text}");
     ensure!(!text.contains("FAIL") && text.lines().count() == 10, "clients:\n{text}");
+    // Whoever connects waits no longer than a datagram does: a SYN that gets lost is repeated after a second.
+    let (connecting, datagrams) = (longest_pause(&text, "requests"), longest_pause(&text, "echo"));
+    ensure!(connecting < datagrams + Duration::from_millis(700), "who connected waited for {connecting:?}:\n{text}");
     ensure!(seen.is_empty(), "somebody was told that a connection is gone:\n{seen}\n{}", conversations(&all, &seen));
     let log = bed.a().pod(&["logs", "server"])?;
     ensure!(!log.contains("FAIL"), "the server saw wrong bytes:\n{log}");

@@ -215,7 +215,7 @@ pub fn restore<R: Read>(
     newborn: &mut Newborn,
     mut ahead: Ahead,
     manner: Manner,
-    until: impl Fn(&Record) -> Result<bool>,
+    mut until: impl FnMut(&Record) -> Result<bool>,
 ) -> Result<Restored> {
     let foreign = |record: &Record| damaged(format!("a {} record among the pod's own", record.kind));
     let image = Image::collect(reader, |record, reader| match record.run {

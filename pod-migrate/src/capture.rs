@@ -15,6 +15,7 @@ use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::socket::tcp::closed::Closed;
 use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
+use crate::objects::memory::areas::Areas;
 use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::namespaces::{cgroups, ipc, mounts, network, settings, uts};
 use crate::objects::task::glance::Glance;
@@ -35,6 +36,7 @@ use pod_runtime::status::{ProcessKey, State, now, wrong_state};
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -231,10 +233,11 @@ impl Capture {
     pub fn freeze(mut self, leaving: bool) -> Result<Still> {
         self.usual_groups = cgroups::usual(&self.spec.security, &self.cgroup)?;
         self.usual_settings = settings::usual(&self.spec)?;
-        let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup));
+        let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup, self.link()));
         let unwritten = Unwritten::begin(self.init);
         let cgroup = self.cgroup.clone();
         let processes = cgroup.procs()?;
+        Areas::prepare(&processes);
         Glance::prepare(&processes);
         Survey::prepare(&processes);
         ipc::prepare(self.init.0);
@@ -412,6 +415,11 @@ impl Still {
         Closed::ask(counted, &self.capture.spec, self.capture.init)
     }
 
+    /// What wanted to begin a connection since the gate was closed: to be handed to the pod where it runs on.
+    pub fn knocks(&self) -> Vec<ByteBuf> {
+        self.settling.as_ref().map(Settling::knocks).unwrap_or_default()
+    }
+
     /// Mounts that were made inside, and what is in memory file systems: each mount before the contents that come into it,
     /// and after those of the one that it lies in.
     fn in_memory<W: Write>(&mut self, w: &mut Writer<W>) -> Result<()> {
@@ -452,10 +460,11 @@ impl Still {
     /// The pod runs elsewhere: lets go of the tasks, which the cgroup keeps frozen, and has the monitor bury them. The job
     /// began at that second.
     pub fn moved(self, job: &str, began: u64, to: &str) -> Result<()> {
-        let Still { frozen, hold, capture, .. } = self;
+        let Still { frozen, hold, settling, capture, .. } = self;
         let silence = silence(&frozen);
         drop(frozen);
         let moved = hold.moved(to);
+        settling.into_iter().for_each(|mut settling| settling.moved());
         // The tasks are gone: the last reference to each connection is ours.
         drop(silence);
         match moved {

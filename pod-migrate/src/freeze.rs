@@ -8,11 +8,12 @@
 
 use crate::crew;
 use crate::ids::{HostPid, PodPid, TaskFd};
+use crate::objects::memory::areas;
 use crate::objects::task::glance::{self, Glance, Seen, Spokesmen};
 use crate::objects::task::interrupted::{self, Healed, Interrupted};
 use crate::objects::task::waits::Waits;
 use crate::objects::task::{Life, check};
-use pod_runtime::proc::maps::{self, Map};
+use pod_runtime::proc::maps::Map;
 use pod_runtime::proc::{self, stat, status};
 use pod_runtime::sys::pidfd;
 use pod_runtime::sys::ptrace::{self, Regs, RseqConfiguration, Wait};
@@ -272,7 +273,7 @@ impl Frozen {
         let seen = crew::share(processes.len() * 2, |piece| {
             let process = &processes[piece / 2];
             if piece % 2 == 0 {
-                return Ok(Seen::Maps(maps::parse(&process.text("smaps")?)));
+                return areas::of(process.host.0, |file| process.text(file)).map(Seen::Maps);
             }
             let others = process.like_others();
             match check::frozen(process.host, &process.status, &common, &others).into_iter().next() {

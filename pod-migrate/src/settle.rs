@@ -3,7 +3,7 @@
 //! * A handshake that is half done, or complete but not accepted by the program, has no descriptor. The
 //!   [`Gate`] keeps new ones out; the others end within a round trip, then the program accepts them, which it can only
 //!   while it runs. So [`Settling::ready`] is asked right after the freeze, and if it says no, the pod is let go until it
-//!   has accepted them ([`Settling::accept`]) and frozen again.
+//!   has accepted them ([`Settling::accept`]) and frozen again. Whom the gate kept out goes along ([`Settling::knocks`]).
 //! * A connection that the program has closed but whose last bytes are not acknowledged has no descriptor either. The
 //!   kernel finishes it alone, as long as the pod is on the network: [`Settling::drain`] waits for that. Where no bytes but
 //!   the FIN are left, it is saved instead ([`crate::objects::files::socket::tcp::closed`]).
@@ -20,8 +20,10 @@ use nix::sys::socket::{
 };
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::gate::Gate;
+use pod_runtime::network::knocks::Knocks;
 use pod_runtime::network::wire::inside;
 use pod_runtime::{Doing, Problem, Result, proc};
+use serde_bytes::ByteBuf;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -74,14 +76,25 @@ pub struct Settling {
     diag: Option<OwnedFd>,
     end: OnceCell<Instant>,
     _gate: Option<Gate>,
+    /// Whom the gate has kept out; after it, because they are let in when it is open.
+    knocks: Option<Knocks>,
 }
 
 impl Settling {
-    /// Closes the gate, and gives handshakes that are on their way a round trip to finish. The pod runs.
-    pub fn begin(init: HostPid, cgroup: &Cgroup) -> Settling {
+    /// Closes the gate, and gives handshakes that are on their way a round trip to finish. The pod runs. `link` is the
+    /// outside end of its cable.
+    pub fn begin(init: HostPid, cgroup: &Cgroup, link: Option<String>) -> Settling {
+        let knocks = link.and_then(|link| {
+            let listening = Knocks::listen(init.0, link);
+            listening.map_err(|problem| tracing::debug!("{}", problem.chain())).ok()
+        });
         let gate = Gate::close(cgroup);
+        let knocks = knocks.filter(|knocks| {
+            knocks.forget();
+            gate.is_some()
+        });
         let diag = open(init).map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
-        let settling = Settling { init, diag, end: OnceCell::new(), _gate: gate };
+        let settling = Settling { init, diag, end: OnceCell::new(), _gate: gate, knocks };
         settling.wait(Duration::from_millis(20), |unsaved| unsaved.half_open == 0);
         settling
     }
@@ -112,6 +125,17 @@ impl Settling {
             }
             std::thread::sleep(Duration::from_micros(200));
         }
+    }
+
+    /// Whom the gate has kept out until now.
+    pub fn knocks(&self) -> Vec<ByteBuf> {
+        let heard = self.knocks.as_ref().map(Knocks::heard).unwrap_or_default();
+        heard.into_iter().map(ByteBuf::from).collect()
+    }
+
+    /// The pod runs elsewhere, and so does whoever knocked.
+    pub fn moved(&mut self) {
+        self.knocks.iter_mut().for_each(Knocks::moved);
     }
 
     /// Nothing, where the kernel does not tell.

@@ -408,7 +408,9 @@ fn held_frames_reach_the_pod() {
 #[test]
 fn a_gate_keeps_new_connections_out() {
     use pod_runtime::cgroup::Cgroup;
+    use pod_runtime::network::cable::link_name;
     use pod_runtime::network::gate::Gate;
+    use pod_runtime::network::knocks::Knocks;
     let dir = host();
     let init = Init::new();
     let mut pod = spec("aaaaaaaaaaaa", LAN(), &["10.77.0.100/24", "fd77::100/64"]);
@@ -431,7 +433,24 @@ fn a_gate_keeps_new_connections_out() {
     use std::io::{Read, Write};
     client.write_all(b"on").unwrap();
     server.read_exact(&mut [0; 2]).unwrap();
+    // Who knocks meanwhile is let in when it opens, and need not knock again, which would take a second.
+    let knocks = Knocks::listen(init.pid(), link_name(&pod.id)).unwrap();
+    let knock = |to: &'static str| {
+        std::thread::spawn(move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(10)).unwrap())
+    };
+    let knocking = outside.map(knock);
+    let until = Instant::now() + Duration::from_secs(5);
+    while knocks.heard().len() < 2 {
+        assert!(Instant::now() < until, "nobody is heard");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    init.inside(|| connect("127.0.0.1:81")).expect("inside the pod");
+    assert_eq!(knocks.heard().len(), 2, "only who comes from outside");
     drop(gate);
+    let opened = Instant::now();
+    drop(knocks);
+    knocking.into_iter().for_each(|client| drop(client.join().unwrap()));
+    assert!(opened.elapsed() < Duration::from_millis(500), "{:?}", opened.elapsed());
     for to in outside {
         connect(to).unwrap();
     }

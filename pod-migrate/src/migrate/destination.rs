@@ -22,12 +22,14 @@ use crate::restore::{Ahead, Manner, Restored, Running};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::hold::Holder;
+use pod_runtime::network::knocks::{LONGEST, MOST};
 use pod_runtime::network::{self, Attachment, Claim};
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{ProcessKey, State, now};
 use pod_runtime::store::{Pod, Store};
 use pod_runtime::usher::Inside;
 use pod_runtime::{Problem, Result};
+use serde_bytes::ByteBuf;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -205,6 +207,8 @@ fn ready(
     if let Some(holder) = &holder {
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
+    let mut knocks = Vec::new();
+    let is_sent = |record: &Record| is_sent(record, &mut knocks);
     let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::Outliving, is_sent)?;
     lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
@@ -212,7 +216,7 @@ fn ready(
     arrival.laps = laps::take();
     await_commit(link, journal, &arrival)?;
     lap("decide");
-    Ok(let_go(link, arrival, newborn, &mut restored, holder.as_ref()))
+    Ok(let_go(link, arrival, newborn, &mut restored, (holder.as_ref(), &knocks)))
 }
 
 /// The pod is ours: from here on nothing may end it but itself. So nothing here fails: what can be done without is
@@ -222,7 +226,7 @@ fn let_go(
     arrival: Arrival,
     newborn: &Newborn,
     restored: &mut Restored,
-    holder: Option<&Holder>,
+    (holder, knocks): (Option<&Holder>, &[ByteBuf]),
 ) -> Running {
     if let Some(attachment) = &newborn.attachment {
         logged("the pod is not on the network", attachment.join());
@@ -231,6 +235,7 @@ fn let_go(
     lap("join");
     let running = restored.go(Some(&newborn.born.cgroup)).unwrap_or_else(|problem| monitor::abandon(&problem));
     if let Some(holder) = holder {
+        holder.hand(knocks);
         holder.inject();
     }
     lap("go");
@@ -279,13 +284,20 @@ fn draw(writer: &mut Writer<Outgoing>, holder: Option<&Holder>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the source says that it has sent everything.
-fn is_sent(record: &Record) -> Result<bool> {
+/// Whether the source says that it has sent everything. It may say before whom it has kept out.
+fn is_sent(record: &Record, knocks: &mut Vec<ByteBuf>) -> Result<bool> {
     if record.kind != Kind::MESSAGE {
         return Err(damaged(format!("a {} record where SENT was due", record.kind)));
     }
     match record.state()? {
         Say::Sent => Ok(true),
+        Say::Knocks(frames) => {
+            if !knocks.is_empty() || frames.len() > MOST || frames.iter().any(|frame| frame.len() > LONGEST) {
+                return Err(damaged("more of KNOCKS than there can be"));
+            }
+            *knocks = frames;
+            Ok(false)
+        }
         Say::Abort(report) => Err(report.into()),
         _ => Err(out_of_order("SENT")),
     }

@@ -9,6 +9,7 @@ use pod_runtime::Problem;
 use pod_runtime::problem::Report;
 use pod_runtime::spec::Spec;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
 /// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
@@ -23,6 +24,8 @@ pub const STOPS: u32 = 4;
 pub const CHANGES: u32 = 5;
 /// From here on HELLO has jobs that are settled.
 pub const SETTLED: u32 = 5;
+/// From here on the source says KNOCKS.
+pub const KNOCKS: u32 = 5;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +35,9 @@ pub enum Say {
     Offer(Box<Offer>),
     /// The pod stands still; frames that come for it are to be held at the destination from now on. From protocol 4 on.
     Stopped,
+    /// Frames that wanted to begin connections and were kept out until the pod was off the network: for its stack, when it
+    /// runs. From protocol 5 on.
+    Knocks(Vec<ByteBuf>),
     /// Everything was sent.
     Sent,
     /// Run. Said once, after READY.

@@ -12,9 +12,10 @@ use super::inquiry::{Met, connect_as};
 use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, CHANGES, Hello, Purpose, SETTLED, STOPS, Say};
+use super::protocol::{Answer, CHANGES, Hello, KNOCKS, Purpose, SETTLED, STOPS, Say};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
+use crate::image::Kind;
 use crate::laps::{self, lap};
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{ABORTED, Interrupt, LINK, Link, PROTOCOL, TIMEOUT, hear};
@@ -355,7 +356,10 @@ impl Frozen {
             }
         };
         parts.end("dump");
-        let ready = self.link.say(&Say::Sent).and_then(|()| self.link.hear());
+        let knocks = if self.link.protocol >= KNOCKS { self.still.knocks() } else { Vec::new() };
+        let told =
+            if knocks.is_empty() { Ok(()) } else { self.link.writer.put(Kind::MESSAGE, 0, &Say::Knocks(knocks)) };
+        let ready = told.and_then(|()| self.link.say(&Say::Sent)).and_then(|()| self.link.hear());
         parts.end("restore");
         lap("wait for the restore");
         let arrival = match ready {

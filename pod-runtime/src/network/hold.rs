@@ -95,6 +95,15 @@ impl Holder {
         Ok(())
     }
 
+    /// Hands to the pod what the source heard before anybody held anything ([`super::knocks`]).
+    pub fn hand(&self, frames: &[impl AsRef<[u8]>]) {
+        for frame in frames {
+            if let Err(error) = send(self.injector.as_raw_fd(), frame.as_ref(), MsgFlags::empty()) {
+                tracing::debug!("a frame of the source's was lost: {error}");
+            }
+        }
+    }
+
     /// Hands everything that was held to the pod. Returns the number of frames. Call it after the pod's port has joined
     /// the bridge and its sockets have left repair mode. Drop the holder when the pod runs: unregistering a device
     /// waits for the whole kernel (10–40 ms), and the pod should not wait with it. What strays in until then can be

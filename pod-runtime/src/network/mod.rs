@@ -23,6 +23,7 @@ pub mod announce;
 pub mod cable;
 pub mod gate;
 pub mod hold;
+pub mod knocks;
 pub mod leases;
 pub mod named;
 pub mod nat;

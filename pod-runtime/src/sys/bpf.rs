@@ -117,9 +117,19 @@ impl EbpfInstruction {
 
     /// A walk over tasks that does this for each: it finds the output in register 6 and the task in 7.
     pub fn for_each_task(body: Vec<EbpfInstruction>) -> Vec<EbpfInstruction> {
+        EbpfInstruction::for_each(8, body)
+    }
+
+    /// A walk over the mappings of tasks: the mapping is in register 7.
+    pub fn for_each_mapping(body: Vec<EbpfInstruction>) -> Vec<EbpfInstruction> {
+        EbpfInstruction::for_each(16, body)
+    }
+
+    fn for_each(argument: i32, body: Vec<EbpfInstruction>) -> Vec<EbpfInstruction> {
         let (load, set) = (EbpfInstruction::load, EbpfInstruction::set);
-        // What it is called with: where the output is, and the task, which is none at the end.
-        let mut all = vec![load(6, 1, 0), load(7, 1, 8), EbpfInstruction::skip_if(7, 0, body.len() + 1), load(6, 6, 0)];
+        // What it is called with: where the output is, and the object, which is none at the end.
+        let end = EbpfInstruction::skip_if(7, 0, body.len() + 1);
+        let mut all = vec![load(6, 1, 0), load(7, 1, argument), end, load(6, 6, 0)];
         all.extend(body);
         all.extend([set(0, 0), EbpfInstruction::exit()]);
         all
@@ -241,7 +251,8 @@ pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
     bpf(PROG_ATTACH, &attributes).map(drop)
 }
 
-/// The program that a walk over tasks runs for each; `function` is the BTF type of `bpf_iter_task` in this kernel.
+/// The program that a walk over tasks, or their mappings, runs for each; `function` is the BTF type of `bpf_iter_task`, or
+/// `bpf_iter_task_vma`, in this kernel.
 ///
 /// The helpers that read kernel memory and write to the walk's output are lent to programs under the GPL only: the few
 /// instructions that are loaded here may be had under it as well as under the MIT licence.

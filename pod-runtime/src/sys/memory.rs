@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+const PAGE: usize = 4096;
+
 /// Reads `remote` (address, bytes) into `local` one after the other. Returns the bytes read: fewer when a page is not
 /// there.
 pub fn read(pid: pid_t, local: &mut [u8], remote: &[(u64, usize)]) -> io::Result<usize> {
@@ -40,6 +42,89 @@ pub fn write(pid: pid_t, local: &[u8], remote: &[(u64, usize)]) -> io::Result<()
         -1 => Err(io::Error::last_os_error()),
         count if count as usize == local.len() => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
+}
+
+/// Mappings of this process, a page each, of every sort that a program can have without special rights: they show what a
+/// kernel says of each. Gone with it.
+#[derive(Debug)]
+pub struct Samples {
+    pages: Vec<*mut c_void>,
+    _writes: Option<super::userfault::Userfault>,
+}
+
+impl Samples {
+    pub fn make() -> Samples {
+        const MADV_GUARD_INSTALL: i32 = 102;
+        const MAP_DROPPABLE: i32 = 0x08;
+        const MLOCK_ONFAULT: i64 = 1;
+        let mut samples = Samples { pages: Vec::new(), _writes: None };
+        let (read, write) = (libc::PROT_READ, libc::PROT_WRITE);
+        let (private, shared) = (libc::MAP_PRIVATE, libc::MAP_SHARED);
+        for (protection, flags) in [
+            (read, private),
+            (libc::PROT_NONE, private),
+            (read | libc::PROT_EXEC, private),
+            (read | write, shared),
+            (read, shared),
+            (read | write, private | libc::MAP_GROWSDOWN),
+            (read | write, private | libc::MAP_NORESERVE),
+            (read | write, MAP_DROPPABLE),
+        ] {
+            samples.page(protection, flags);
+        }
+        for advice in [
+            libc::MADV_SEQUENTIAL,
+            libc::MADV_RANDOM,
+            libc::MADV_DONTFORK,
+            libc::MADV_DONTDUMP,
+            libc::MADV_WIPEONFORK,
+            libc::MADV_HUGEPAGE,
+            libc::MADV_NOHUGEPAGE,
+            libc::MADV_MERGEABLE,
+            MADV_GUARD_INSTALL,
+        ] {
+            if let Some(page) = samples.page(read | write, private) {
+                // SAFETY: a page of ours that nothing refers to. A kernel that does not know the advice refuses it.
+                unsafe { libc::madvise(page, PAGE, advice) };
+            }
+        }
+        for flags in [0, MLOCK_ONFAULT] {
+            if let Some(page) = samples.page(read | write, private) {
+                // SAFETY: as above.
+                unsafe { libc::syscall(libc::SYS_mlock2, page, PAGE, flags) };
+            }
+        }
+        if let Some(page) = samples.page(read | write, private) {
+            let noticing = super::userfault::make().and_then(super::userfault::Userfault::noticing);
+            samples._writes = noticing.and_then(|it| it.notice(page as u64, PAGE as u64).map(|()| it)).ok();
+        }
+        samples
+    }
+
+    /// Two pages apart from any other: mappings that are alike and touch each other are one.
+    fn page(&mut self, protection: i32, flags: i32) -> Option<*mut c_void> {
+        let room = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let fixed = flags | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: new memory that nothing refers to; the second call replaces its middle.
+        unsafe {
+            let place = libc::mmap(std::ptr::null_mut(), 3 * PAGE, libc::PROT_NONE, room, -1, 0);
+            if place == libc::MAP_FAILED {
+                return None;
+            }
+            self.pages.push(place);
+            let page = libc::mmap(place.byte_add(PAGE), PAGE, protection, fixed, -1, 0);
+            (page != libc::MAP_FAILED).then_some(page)
+        }
+    }
+}
+
+impl Drop for Samples {
+    fn drop(&mut self) {
+        for place in &self.pages {
+            // SAFETY: it was mapped by us, and nothing refers to it.
+            unsafe { libc::munmap(*place, 3 * PAGE) };
+        }
     }
 }
 

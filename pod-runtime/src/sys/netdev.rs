@@ -14,6 +14,7 @@ pub const VNET_HEADER: usize = 10;
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 const SIOCBRDELIF: libc::c_ulong = 0x89a3;
 const PACKET_VNET_HDR: c_int = 15;
+const PACKET_IGNORE_OUTGOING: c_int = 23;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETTXFILTER: libc::c_ulong = 0x4004_54d1;
@@ -133,6 +134,44 @@ pub enum Receive {
     Nothing,
     /// One EtherType.
     Protocol(u16),
+    /// What begins a TCP connection (SYN without ACK), of what comes in.
+    NewConnections,
+}
+
+/// A classic filter of Ethernet frames: those that have SYN and not ACK, of IPv4 and of IPv6 without extension headers.
+fn new_connections() -> [libc::sock_filter; 17] {
+    const LOAD_SHORT: u16 = 0x28;
+    const LOAD: u16 = 0x30;
+    const LOAD_FROM_X: u16 = 0x50;
+    /// X = the length of the IPv4 header there.
+    const X_HEADER: u16 = 0xb1;
+    const JUMP: u16 = 0x05;
+    const JUMP_SAME: u16 = 0x15;
+    const JUMP_ANY: u16 = 0x45;
+    const AND: u16 = 0x54;
+    const RESULT: u16 = 0x06;
+    let step = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let jump = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    [
+        step(LOAD_SHORT, 12),
+        jump(JUMP_SAME, 0x0800, 0, 7),
+        step(LOAD, 23),
+        jump(JUMP_SAME, 6, 0, 12),
+        step(LOAD_SHORT, 20),
+        // A later fragment has no header.
+        jump(JUMP_ANY, 0x1fff, 10, 0),
+        step(X_HEADER, 14),
+        step(LOAD_FROM_X, 14 + 13),
+        step(JUMP, 4),
+        jump(JUMP_SAME, 0x86dd, 0, 6),
+        step(LOAD, 20),
+        jump(JUMP_SAME, 6, 0, 4),
+        step(LOAD, 14 + 40 + 13),
+        step(AND, 0x12),
+        jump(JUMP_SAME, 0x02, 0, 1),
+        step(RESULT, 0xffff),
+        step(RESULT, 0),
+    ]
 }
 
 /// A raw packet socket bound to a device of the calling thread's namespace. The device must be up before frames are
@@ -141,6 +180,7 @@ pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Re
     let protocol = match receive {
         Receive::Nothing => 0,
         Receive::Protocol(ether_type) => ether_type.to_be(),
+        Receive::NewConnections => (libc::ETH_P_ALL as u16).to_be(),
     };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers; the result is a new fd that nobody else owns.
@@ -152,6 +192,19 @@ pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Re
             let value = (&raw const on).cast();
             libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, value, size_of::<c_int>() as u32)
         })?;
+    }
+    if receive == Receive::NewConnections {
+        let mut filter = new_connections();
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the option values outlive the calls, and their sizes are given; the filter is as long as said.
+        unsafe {
+            let value = (&raw const on).cast();
+            let fd = socket.as_raw_fd();
+            check(libc::setsockopt(fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, value, size_of::<c_int>() as u32))?;
+            let value = (&raw const program).cast();
+            let bytes = size_of::<libc::sock_fprog>() as u32;
+            check(libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, bytes))?;
+        }
     }
     // SAFETY: sockaddr_ll is plain data for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };

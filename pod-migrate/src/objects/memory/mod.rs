@@ -6,6 +6,7 @@
 //! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold. Pages
 //! that processes share since a fork come once ([`forked`]), before all others; an [`Inherited`] record says who has them too.
 
+pub mod areas;
 pub mod dump;
 pub mod forked;
 mod pages;

@@ -1,0 +1,277 @@
+//! What kind of mappings a process has, without a look at their pages.
+//!
+//! The flags of a mapping are in smaps only, and smaps counts the pages of each, which takes 30 ms for a GiB while a pod
+//! stands still. A walk over the mappings that is run in the kernel (a BPF iterator) reads them as they are.
+//!
+//! * The kernel keeps flags as bits, and which bit is which is its own affair. It is learned from mappings of our own
+//!   ([`Samples`]), of which smaps says the two letters in the order of the bits. Of a process with a bit that was not met there
+//!   smaps is read.
+//! * The other thing that smaps is read for is what has been shared since a fork. A process whose anonymous memory nobody
+//!   else was ever forked with (the root of its `anon_vma` is its own and has no other child) shares none; of another one
+//!   smaps is read.
+//!
+//! It fails by not knowing, as [`crate::objects::task::glance`] does.
+
+use pod_runtime::proc;
+use pod_runtime::proc::btf::Btf;
+use pod_runtime::proc::maps::{self, Map};
+use pod_runtime::sys::bpf::{self, EbpfInstruction};
+use pod_runtime::sys::memory::Samples;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+/// From so many pages in memory on (64 MiB) the walk pays for its loading, some milliseconds.
+const MANY: u64 = 16 << 10;
+/// Of a page that is not huge.
+const PAGE: u64 = 4096;
+/// Flags that a 64-bit kernel has room for.
+const BITS: usize = 64;
+
+const MEMBERS: [(&str, &str); 6] = [
+    ("vm_area_struct", "vm_start"),
+    ("vm_area_struct", "vm_end"),
+    ("vm_area_struct", "vm_flags"),
+    ("vm_area_struct", "anon_vma"),
+    ("anon_vma", "root"),
+    ("anon_vma", "num_children"),
+];
+/// Words that are written of each mapping.
+const WORDS: usize = MEMBERS.len();
+
+/// The loaded walk, and what its bits mean.
+pub struct Areas {
+    program: OwnedFd,
+    letters: [Option<[u8; 2]>; BITS],
+}
+
+/// One mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Area {
+    start: u64,
+    end: u64,
+    flags: u64,
+    /// Its anonymous pages are nobody else's.
+    is_alone: bool,
+}
+
+static AREAS: OnceLock<Option<Areas>> = OnceLock::new();
+
+/// How much of a process is in memory, in pages.
+fn resident(process: i32) -> u64 {
+    let text = proc::read(format!("/proc/{process}/statm")).unwrap_or_default();
+    text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0)
+}
+
+impl Areas {
+    /// Loads the walk while the pod still runs, when it will be asked for.
+    pub fn prepare(processes: &[i32]) {
+        if processes.iter().any(|process| resident(*process) >= MANY) {
+            let load = || Areas::load().inspect_err(|why| tracing::debug!(%why, "smaps is read of each process")).ok();
+            AREAS.get_or_init(load);
+        }
+    }
+
+    fn load() -> io::Result<Areas> {
+        let (places, function) = Btf::of_this_kernel()?.places(&MEMBERS, "bpf_iter_task_vma");
+        let at = |member: usize| places[member].filter(|place| place.bits == 64).map(|place| place.byte() as i32);
+        let at: Vec<i32> = (0..WORDS).map_while(at).collect();
+        let unknown = || io::Error::other("the kernel does not say where it keeps mappings");
+        let (at, function) = <[i32; WORDS]>::try_from(at).ok().zip(function).ok_or_else(unknown)?;
+        let program = bpf::load_task_walk(&program(&at), function)?;
+        let mut areas = Areas { program, letters: [None; BITS] };
+        let _samples = Samples::make();
+        let own = std::process::id() as i32;
+        let (told, seen) = (maps::parse(&proc::read("/proc/self/smaps")?), areas.walk(own)?);
+        areas.learn(&told, &seen).then_some(areas).ok_or_else(|| io::Error::other("mappings are not as smaps says"))
+    }
+
+    /// From mappings of which both were said, as far as they were the same then; whether one never contradicts another.
+    fn learn(&mut self, told: &[Map], seen: &[Area]) -> bool {
+        let mut met = 0;
+        for map in told {
+            let Some(area) = seen.iter().find(|area| (area.start, area.end) == (map.start, map.end)) else { continue };
+            let bits: Vec<usize> = (0..BITS).filter(|bit| area.flags >> bit & 1 != 0).collect();
+            if bits.len() != map.flags.len() {
+                // It has a key, which is no flag, or has changed meanwhile.
+                continue;
+            }
+            met += 1;
+            for (bit, letters) in bits.into_iter().zip(&map.flags) {
+                if *self.letters[bit].get_or_insert(*letters) != *letters {
+                    return false;
+                }
+            }
+        }
+        met > 0
+    }
+
+    fn walk(&self, process: i32) -> io::Result<Vec<Area>> {
+        let bytes = bpf::walk_task(self.program.as_fd(), process)?;
+        let words = bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
+        let words: Vec<u64> = words.collect();
+        let area = |words: &[u64]| {
+            let [start, end, flags, anonymous, root, children] = words.try_into().expect("as many as are written");
+            Area { start, end, flags, is_alone: anonymous == 0 || (root == anonymous && children == 1) }
+        };
+        Ok(words.chunks_exact(WORDS).map(area).collect())
+    }
+
+    /// `None` if smaps has to be asked.
+    fn maps(&self, process: i32, text: &str) -> Option<Vec<Map>> {
+        let mut maps = maps::parse(text);
+        let seen = self.walk(process).ok()?;
+        // That one is no mapping.
+        let mut told: Vec<&mut Map> = maps.iter_mut().filter(|map| map.name != "[vsyscall]").collect();
+        if told.len() != seen.len() {
+            return None;
+        }
+        for (map, area) in told.iter_mut().zip(&seen) {
+            if (map.start, map.end) != (area.start, area.end) || !area.is_alone {
+                return None;
+            }
+            let bits = (0..BITS).filter(|bit| area.flags >> bit & 1 != 0);
+            map.flags = bits.map(|bit| self.letters[bit]).collect::<Option<_>>()?;
+            map.page_bytes = PAGE;
+            // The size of huge pages is in smaps; the rest says both.
+            let same = (map.has(b"rd"), map.has(b"wr"), map.has(b"ex")) == (map.read, map.write, map.execute);
+            if map.has(b"ht") || !same {
+                return None;
+            }
+        }
+        Some(maps)
+    }
+}
+
+/// The mappings of a process that stands still, with their flags. What is in memory of them, and how much of it others have
+/// too, is said only where that is something since a fork.
+pub fn of(process: i32, read: impl Fn(&str) -> pod_runtime::Result<String>) -> pod_runtime::Result<Vec<Map>> {
+    let areas = AREAS.get().and_then(Option::as_ref).filter(|_| resident(process) >= MANY);
+    if let Some(areas) = areas
+        && let Some(maps) = areas.maps(process, &read("maps")?)
+    {
+        return Ok(maps);
+    }
+    Ok(maps::parse(&read("smaps")?))
+}
+
+/// For each mapping its words.
+fn program(at: &[i32; WORDS]) -> Vec<EbpfInstruction> {
+    const RECORD: i32 = -((WORDS * 8) as i32);
+    let read = EbpfInstruction::read_kernel;
+    // r6: the output, r7: the mapping, r8: its anon_vma; where there is none, zeros are read.
+    let mut body = Vec::new();
+    for (word, at) in at.iter().enumerate() {
+        let from = if MEMBERS[word].0 == "anon_vma" { 8 } else { 7 };
+        body.extend(read(RECORD + word as i32 * 8, 8, from, *at));
+        if MEMBERS[word].1 == "anon_vma" {
+            body.push(EbpfInstruction::load(8, 10, RECORD + word as i32 * 8));
+        }
+    }
+    body.extend(EbpfInstruction::write_out(6, RECORD, WORDS as i32 * 8));
+    EbpfInstruction::for_each_mapping(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded() -> Option<Areas> {
+        match Areas::load() {
+            Ok(areas) => Some(areas),
+            Err(why) if bpf::is_not_there(&why) => {
+                pod_runtime::untested::here(format!("no BPF, or no BTF: {why}"));
+                None
+            }
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    #[test]
+    fn flags_are_as_smaps_says() {
+        let Some(areas) = loaded() else { return };
+        let _samples = Samples::make();
+        let own = std::process::id() as i32;
+        let read = |file: &str| proc::read(format!("/proc/self/{file}")).unwrap();
+        let maps = areas.maps(own, &read("maps")).expect("nobody has our memory");
+        let told = maps::parse(&read("smaps"));
+        let mut met = std::collections::BTreeSet::new();
+        for map in maps.iter().filter(|map| map.name != "[vsyscall]") {
+            // Whoever allocates meanwhile changes some.
+            if let Some(told) = told.iter().find(|told| (told.start, told.end) == (map.start, map.end)) {
+                assert_eq!(map.flags, told.flags, "{map:?}");
+                met.extend(map.flags.iter().map(|flag| String::from_utf8_lossy(flag).into_owned()));
+            }
+        }
+        for flag in ["rd", "wr", "ex", "sh", "gd", "nr", "lo", "dc", "dd", "wf", "sr", "rr", "nh"] {
+            assert!(met.contains(flag), "{flag} is not among {met:?}");
+        }
+    }
+
+    #[test]
+    fn memory_that_a_child_has_too_is_left_to_smaps() {
+        let Some(areas) = loaded() else { return };
+        let program = "
+import os, signal, sys
+held = bytearray(1 << 20)
+child = os.fork()
+if child == 0:
+    signal.pause()
+print(child, flush=True)
+sys.stdin.readline()
+os.kill(child, 9)
+os.waitpid(child, 0)
+print('gone', flush=True)
+sys.stdin.read()
+";
+        let mut parent = std::process::Command::new("python3")
+            .args(["-c", program])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = parent.stdin.take().unwrap();
+        let mut output = io::BufReader::new(parent.stdout.take().unwrap());
+        let mut line = || {
+            let mut line = String::new();
+            io::BufRead::read_line(&mut output, &mut line).unwrap();
+            line.trim().to_owned()
+        };
+        let child: i32 = line().parse().unwrap();
+        let of = |process: i32| areas.maps(process, &proc::read(format!("/proc/{process}/maps")).unwrap());
+        assert!(of(parent.id() as i32).is_none() && of(child).is_none());
+        io::Write::write_all(&mut input, b"\n").unwrap();
+        assert_eq!(line(), "gone");
+        let alone = of(parent.id() as i32).expect("the child is gone");
+        let told = maps::parse(&proc::read(format!("/proc/{}/smaps", parent.id())).unwrap());
+        assert_eq!(alone.len(), told.len());
+        for (map, told) in alone.iter().zip(&told) {
+            if told.name.starts_with("[v") {
+                continue;
+            }
+            assert_eq!((map.start, &map.flags, &map.name), (told.start, &told.flags, &told.name));
+            assert_eq!(told.shared_since_fork(), 0);
+        }
+        drop(input);
+        parent.wait().unwrap();
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_not_believed() {
+        let Some(mut areas) = loaded() else { return };
+        areas.letters = [None; BITS];
+        let map = |start, flags: &[&[u8; 2]]| Map {
+            start,
+            end: start + PAGE,
+            flags: flags.iter().map(|flag| **flag).collect(),
+            ..Map::default()
+        };
+        let area = |start, flags| Area { start, end: start + PAGE, flags, is_alone: true };
+        let told = [map(0x1000, &[b"rd", b"wr"]), map(0x2000, &[b"rd", b"gd"])];
+        assert!(areas.learn(&told, &[area(0x1000, 0b11), area(0x2000, 0b101)]));
+        assert_eq!(areas.letters[..4], [Some(*b"rd"), Some(*b"wr"), Some(*b"gd"), None]);
+        assert!(!areas.learn(&told, &[area(0x1000, 0b101)]));
+        areas.letters = [None; BITS];
+        assert!(!areas.learn(&told, &[area(0x5000, 0b11)]), "nothing was learned");
+    }
+}
