@@ -367,7 +367,7 @@ impl Still {
         lap("file systems in memory");
         may_leave()?;
         lap("hold");
-        let mut unsaved = self.settling.as_ref().map(Settling::unsaved).unwrap_or_default();
+        let mut unsaved = self.settling.as_ref().map(Settling::still_unsaved).unwrap_or_default();
         let closed = self.closed(unsaved.closed);
         lap("closed connections");
         self.hold.cut()?;

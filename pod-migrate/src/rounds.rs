@@ -1,7 +1,7 @@
 //! How often memory goes ahead of a pod that runs, and what is done when that leads nowhere.
 //!
 //! Each round sends what was written during the one before. While rounds become shorter they are worth it. When what is
-//! left can be sent in a part of the time for which the pod may stand still, that is enough; when a program writes as
+//! left can be sent in a small part of the time for which the pod may stand still, that is enough; when a program writes as
 //! fast as its memory is sent, more rounds help nobody, and somebody has to decide: [`OnStall`].
 
 use crate::objects::memory::tracking::Pass;
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// How long a pod should stand still at most, if it lets itself be had.
 pub const DOWNTIME: Duration = Duration::from_millis(30);
-/// Memory may take one part in so many of the time that the pod may stand still.
-const SHARE_OF_DOWNTIME: f64 = 4.0;
+/// As long as rounds become shorter, memory is to take one part in so many of the time that the pod may stand still.
+const SHARE_OF_DOWNTIME: f64 = 16.0;
 /// More rounds than that are none that become shorter.
 const MOST: u32 = 30;
 
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn as_long_as_they_become_shorter() {
-        // At 1000 MiB a second ten milliseconds, a quarter of what it may take, are 10 MiB.
-        let judged = rounds(OnStall::Abort, &[pass(1000, 1000), pass(100, 120), pass(11, 15), pass(9, 12)]);
+        // At 1000 MiB a second a sixteenth of what it may take is 2.5 MiB.
+        let judged = rounds(OnStall::Abort, &[pass(1000, 1000), pass(100, 120), pass(11, 15), pass(2, 4)]);
         let judged: Vec<Next> = judged.into_iter().map(|next| next.unwrap()).collect();
         assert_eq!(judged, [Next::Again, Next::Again, Next::Again, Next::Enough]);
     }

@@ -286,11 +286,41 @@ pub fn walk_task(program: BorrowedFd<'_>, thread: i32) -> std::io::Result<Vec<u8
     walk(program, [thread as u32, 0, 0, 0])
 }
 
-/// `info` is `union bpf_iter_link_info` of tasks: tid, pid, pidfd.
+/// Runs such a program for every mapping of a process. It writes records of so many bytes, which begin with the address. A
+/// walk may come to the last one again and again: it ends where addresses do not rise any more.
+pub fn walk_mappings(program: BorrowedFd<'_>, process: i32, bytes: usize) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut walk = begin(program, [process as u32, 0, 0, 0])?;
+    let (mut all, mut buffer, mut before) = (Vec::new(), vec![0; ROOM], None);
+    loop {
+        // The kernel hands out whole records as long as there is room for all that it has made.
+        let read = walk.read(&mut buffer)?;
+        for record in buffer[..read].chunks(bytes) {
+            let start = record.first_chunk().map(|start| u64::from_ne_bytes(*start));
+            if record.len() < bytes || start <= before {
+                return Ok(all);
+            }
+            before = start;
+            all.extend_from_slice(record);
+        }
+        if read == 0 {
+            return Ok(all);
+        }
+    }
+}
+
+/// Bytes that the kernel makes at a time.
+const ROOM: usize = 32 << 10;
+
 fn walk(program: BorrowedFd<'_>, info: [u32; 4]) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
-    /// The kernel makes as much at a time.
-    const ROOM: usize = 32 << 10;
+    let mut bytes = Vec::with_capacity(ROOM);
+    begin(program, info)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// `info` is `union bpf_iter_link_info` of tasks: tid, pid, pidfd.
+fn begin(program: BorrowedFd<'_>, info: [u32; 4]) -> std::io::Result<std::fs::File> {
     let attributes = WalkLinkAttributes {
         program: program.as_raw_fd() as u32,
         kind: TRACE_ITERATOR,
@@ -303,8 +333,5 @@ fn walk(program: BorrowedFd<'_>, info: [u32; 4]) -> std::io::Result<Vec<u8>> {
     let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
     let fd = bpf(ITER_CREATE, &[link.as_raw_fd() as u32, 0])?;
     // SAFETY: as above.
-    let mut walk = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    let mut bytes = Vec::with_capacity(ROOM);
-    walk.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }

@@ -107,7 +107,7 @@ impl Areas {
     }
 
     fn walk(&self, process: i32) -> io::Result<Vec<Area>> {
-        let bytes = bpf::walk_task(self.program.as_fd(), process)?;
+        let bytes = bpf::walk_mappings(self.program.as_fd(), process, WORDS * 8)?;
         let words = bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
         let words: Vec<u64> = words.collect();
         let area = |words: &[u64]| {
@@ -205,6 +205,38 @@ mod tests {
         }
         for flag in ["rd", "wr", "ex", "sh", "gd", "nr", "lo", "dc", "dd", "wf", "sr", "rr", "nh"] {
             assert!(met.contains(flag), "{flag} is not among {met:?}");
+        }
+    }
+
+    /// More than the kernel says at a time, and one that is at the end of what it says.
+    #[test]
+    fn all_of_many_are_seen() {
+        let Some(areas) = loaded() else { return };
+        let program = "
+import mmap, sys
+held = [mmap.mmap(-1, 4096, prot=mmap.PROT_READ | (index % 2) * mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for index in range(int(sys.argv[1]))]
+print('ready', flush=True)
+sys.stdin.read()
+";
+        for many in [150, 700, 3000] {
+            let mut process = std::process::Command::new("python3")
+                .args(["-c", program, &many.to_string()])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut line = String::new();
+            io::BufRead::read_line(&mut io::BufReader::new(process.stdout.as_mut().unwrap()), &mut line).unwrap();
+            let read = |file: &str| proc::read(format!("/proc/{}/{file}", process.id())).unwrap();
+            let maps = areas.maps(process.id() as i32, &read("maps")).expect("all are seen");
+            assert!(maps.len() > many, "{}", maps.len());
+            for (map, told) in maps.iter().zip(&maps::parse(&read("smaps"))) {
+                let same = (map.start, &map.flags) == (told.start, &told.flags);
+                assert!(same || map.name == "[vsyscall]", "{map:?}");
+            }
+            drop(process.stdin.take());
+            process.wait().unwrap();
         }
     }
 
