@@ -19,6 +19,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
 use pod_runtime::cgroup::Cgroup;
+use pod_runtime::network::announce::Mac;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::knocks::Knocks;
 use pod_runtime::network::wire::inside;
@@ -75,28 +76,26 @@ pub struct Settling {
     init: HostPid,
     diag: Option<OwnedFd>,
     end: OnceCell<Instant>,
-    /// What there was when it was last looked, which walks through all connections of the host (2 ms).
-    last: Cell<Unsaved>,
-    _gate: Option<Gate>,
+    /// What there was when it was last looked, which walks through all connections of the host (2 ms); none if that failed.
+    last: Cell<Option<Unsaved>>,
+    gate: Option<Gate>,
     /// Whom the gate has kept out; after it, because they are let in when it is open.
     knocks: Option<Knocks>,
 }
 
 impl Settling {
     /// Closes the gate, and gives handshakes that are on their way a round trip to finish. The pod runs. `link` is the
-    /// outside end of its cable.
-    pub fn begin(init: HostPid, cgroup: &Cgroup, link: Option<String>) -> Settling {
-        let knocks = link.and_then(|link| {
-            let listening = Knocks::listen(init.0, link);
+    /// outside end of its cable, with the MAC of the inside one.
+    pub fn begin(init: HostPid, cgroup: &Cgroup, link: Option<(String, Mac)>) -> Settling {
+        // Before the gate: nothing that it keeps out is missed, and what it lets in is answered, which is heard too.
+        let knocks = link.and_then(|(link, mac)| {
+            let listening = Knocks::listen(init.0, mac, link);
             listening.map_err(|problem| tracing::debug!("{}", problem.chain())).ok()
         });
         let gate = Gate::close(cgroup);
-        let knocks = knocks.filter(|knocks| {
-            knocks.forget();
-            gate.is_some()
-        });
+        let knocks = knocks.filter(|_| gate.is_some());
         let diag = open(init).map_err(|problem| tracing::debug!("sock_diag: {}", problem.chain())).ok();
-        let settling = Settling { init, diag, end: OnceCell::new(), last: Cell::default(), _gate: gate, knocks };
+        let settling = Settling { init, diag, end: OnceCell::new(), last: Cell::default(), gate, knocks };
         settling.wait(Duration::from_millis(20), |unsaved| unsaved.half_open == 0);
         settling
     }
@@ -115,7 +114,7 @@ impl Settling {
     /// Waits until closed connections have no data any more that is not acknowledged; the pod is frozen, on the network, and
     /// nobody else draws its frames.
     pub fn drain(&self) {
-        if self.last.get().closing == 0 {
+        if self.last.get().is_some_and(|last| last.closing == 0) {
             return;
         }
         self.wait(DRAIN, |unsaved| unsaved.closing == 0);
@@ -146,18 +145,21 @@ impl Settling {
     /// Nothing, where the kernel does not tell.
     pub fn unsaved(&self) -> Unsaved {
         let mut unsaved = Unsaved::default();
-        let Some(diag) = self.diag.as_ref().filter(|_| has_tcp(self.init)) else { return unsaved };
-        if let Err(problem) = ask(diag, &mut unsaved) {
+        let asked = match self.diag.as_ref().filter(|_| has_tcp(self.init)) {
+            Some(diag) => ask(diag, &mut unsaved),
+            None => Ok(()),
+        };
+        if let Err(problem) = &asked {
             tracing::debug!("sock_diag: {}", problem.chain());
         }
-        self.last.set(unsaved);
+        self.last.set(asked.ok().map(|()| unsaved));
         unsaved
     }
 
-    /// The same of a pod that has stood still since it was last looked: of nothing it makes nothing.
+    /// The same of a pod that has stood still since it was last looked, with the gate closed: of nothing it makes nothing.
     pub fn still_unsaved(&self) -> Unsaved {
         match self.last.get() {
-            none if none == Unsaved::default() => none,
+            Some(none) if none == Unsaved::default() && self.gate.is_some() => none,
             _ => self.unsaved(),
         }
     }

@@ -21,8 +21,9 @@ use crate::objects::files::opener;
 use crate::restore::{Ahead, Manner, Restored, Running};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
+use pod_runtime::network::announce::{Mac, parse_mac};
 use pod_runtime::network::hold::Holder;
-use pod_runtime::network::knocks::{LONGEST, MOST};
+use pod_runtime::network::knocks::{MOST, is_knock};
 use pod_runtime::network::{self, Attachment, Claim};
 use pod_runtime::spec::Spec;
 use pod_runtime::status::{ProcessKey, State, now};
@@ -208,7 +209,8 @@ fn ready(
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
     let mut knocks = Vec::new();
-    let is_sent = |record: &Record| is_sent(record, &mut knocks);
+    let mac = newborn.spec.network.mac.as_deref().and_then(parse_mac);
+    let is_sent = |record: &Record| is_sent(record, mac, &mut knocks);
     let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::Outliving, is_sent)?;
     lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
@@ -285,15 +287,16 @@ fn draw(writer: &mut Writer<Outgoing>, holder: Option<&Holder>) -> Result<()> {
 }
 
 /// Whether the source says that it has sent everything. It may say before whom it has kept out.
-fn is_sent(record: &Record, knocks: &mut Vec<ByteBuf>) -> Result<bool> {
+fn is_sent(record: &Record, mac: Option<Mac>, knocks: &mut Vec<ByteBuf>) -> Result<bool> {
     if record.kind != Kind::MESSAGE {
         return Err(damaged(format!("a {} record where SENT was due", record.kind)));
     }
     match record.state()? {
         Say::Sent => Ok(true),
         Say::Knocks(frames) => {
-            if !knocks.is_empty() || frames.len() > MOST || frames.iter().any(|frame| frame.len() > LONGEST) {
-                return Err(damaged("more of KNOCKS than there can be"));
+            let ours = |frame: &ByteBuf| mac.is_some_and(|mac| is_knock(frame, &mac));
+            if !knocks.is_empty() || frames.len() > MOST || !frames.iter().all(ours) {
+                return Err(damaged("KNOCKS that nobody can have heard of this pod"));
             }
             *knocks = frames;
             Ok(false)

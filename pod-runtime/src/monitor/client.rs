@@ -144,6 +144,9 @@ pub struct Hold {
     pub log: u64,
     /// The monitor.
     pub monitor: i32,
+    /// It opens the pod's port in the bridge when it puts the pod back: one of an older release does not, and what it would not
+    /// undo must not be done ([`crate::network::port`]).
+    pub opens_port: bool,
     /// Numbers of its descriptors that the pod's processes talk to.
     pub ends: Ends,
 }
@@ -224,14 +227,22 @@ pub fn hold_leaving(pod: &Pod) -> Result<Hold> {
 }
 
 fn begin(pod: &Pod, link: bool, leaving: bool) -> Result<Hold> {
-    let mut hold =
-        Hold { stream: connect(pod)?, pod: pod.clone(), cut: false, log: 0, monitor: 0, ends: Ends::default() };
+    let mut hold = Hold {
+        stream: connect(pod)?,
+        pod: pod.clone(),
+        cut: false,
+        log: 0,
+        monitor: 0,
+        opens_port: false,
+        ends: Ends::default(),
+    };
     let asked = ask(&mut hold.stream, &Request::Hold { link, leaving });
     // A monitor that hung up may have done it; one that refuses has not.
     hold.cut = (link || leaving) && asked.as_ref().err().is_none_or(|problem| problem.code() == "E-MONITOR");
     let reply = asked?;
     (hold.log, hold.ends) = (reply.log.unwrap_or_default(), reply.ends.unwrap_or_default());
     hold.monitor = reply.pid.unwrap_or_default();
+    hold.opens_port = reply.opens_port;
     Ok(hold)
 }
 

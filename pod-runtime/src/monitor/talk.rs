@@ -243,6 +243,7 @@ impl Monitor {
             log: Some(self.log.length()),
             ends: Some(self.ends()),
             terminal: self.spec.process.terminal,
+            opens_port: true,
             ..Reply::default()
         };
         self.answer(id, Role::Holding { link }, &reply);

@@ -99,6 +99,9 @@ pub struct Reply {
     /// Hold: the monitor's descriptors that the pod's stdio ends in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<Ends>,
+    /// Hold: the end of it opens the pod's port in the bridge, if it was locked or muted meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opens_port: bool,
     /// Attach: whether the program has a terminal, and reads what is typed.
     #[serde(default)]
     pub terminal: bool,

@@ -270,9 +270,7 @@ impl Attachment {
     /// meanwhile.
     pub fn release(&self) -> Result<()> {
         self.set_up(true)?;
-        if let Some(link) = self.host_link.as_deref().filter(|link| !port::is_open(link)) {
-            port::open(link)?;
-        }
+        self.host_link.as_deref().map_or(Ok(()), port::open)?;
         self.announce()
     }
 

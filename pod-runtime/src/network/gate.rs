@@ -1,8 +1,8 @@
 //! The gate before a pod's listeners: while it is closed, new TCP connections from outside the pod are not begun.
 //!
 //! A connection that the kernel has accepted and no program yet has no descriptor, so nobody can save it. Before a move
-//! the gate keeps new ones out, the programs accept those that are there, and nothing is lost: the client's SYN finds
-//! no answer and is repeated by its kernel, to whoever holds the pod's address then.
+//! the gate keeps new ones out, the programs accept those that are there, and nothing is lost: who was kept out is heard
+//! ([`super::knocks`]) and answered where the pod runs on, or else repeats its SYN after a second.
 //!
 //! It is a BPF program on the pod's cgroup, tied to a descriptor: it opens when [`Gate`] is dropped or its owner killed.
 //! Hosts without cgroup v2 or without BPF have no gate; there a handshake in the moment of the move may be lost.

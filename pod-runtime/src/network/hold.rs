@@ -12,11 +12,14 @@
 //!
 //! The order that loses nothing:
 //! 1. destination, before the freeze: [`Holder::start`] (silent).
-//! 2. source: freezes the pod's tasks. Its link is still up: what arrives is acknowledged and lands in socket buffers.
+//! 2. source: freezes the pod's tasks and locks its port ([`super::port`]). Its link is still up: what arrives is acknowledged and
+//!    lands in socket buffers.
 //! 3. destination: [`Holder::announce`]. New frames come here.
-//! 4. source: [`Attachment::hold`], then dumps the sockets. Its last words may have drawn the switches back to it:
+//! 4. source: [`Attachment::hold`], then dumps the sockets. Where ports cannot be locked (before Linux 5.16), its last words may
+//!    have drawn the switches back to it:
 //! 5. destination: [`Holder::announce`] again, whenever it hears from the source, until the sockets are here.
-//! 6. destination: [`Attachment::join`] and [`Attachment::announce`], sockets leave repair mode, [`Holder::inject`].
+//! 6. destination: [`Attachment::join`] and [`Attachment::announce`], sockets leave repair mode, [`Holder::hand`]
+//!    (who knocked at the source), [`Holder::inject`].
 
 use super::announce::{self, Mac, link_local};
 use super::cable::{Attachment, silent_up};

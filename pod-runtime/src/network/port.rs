@@ -18,6 +18,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::LinkUnspec;
 use std::io;
+use std::time::{Duration, Instant};
 
 // Of linux/if_link.h.
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -28,25 +29,43 @@ pub fn lock(link: &str) -> Result<()> {
     Wire::open()?.ask(set(link, IFLA_BRPORT_LOCKED, 1)?)
 }
 
-/// `false` where that cannot be done: a bridge that keeps a spanning tree (STP) sets its ports itself.
+/// `false` where that cannot be done, or not be undone: a spanning tree (STP), of the kernel or of a daemon, sets the states of
+/// ports itself.
 pub fn mute(link: &str) -> Result<bool> {
+    if state(link)?.0 != Some(BridgePortState::Forwarding) {
+        return Ok(false);
+    }
     let request = set(link, IFLA_BRPORT_STATE, BridgePortState::Disabled.into())?;
     Wire::open()?.ask(request.tolerate(&[libc::EBUSY, libc::EOPNOTSUPP]))?;
-    Ok(state(link).0 == Some(BridgePortState::Disabled))
+    Ok(state(link)?.0 == Some(BridgePortState::Disabled))
 }
 
-/// Undoes [`lock`] and [`mute`].
+/// Undoes [`lock`] and [`mute`], and waits (20 ms at most) until the bridge takes frames from the port. Of a device that has just
+/// come up it does so a moment later, by itself.
 pub fn open(link: &str) -> Result<()> {
-    // One whose device has just come up is not ready to be told so, and needs not be.
-    let forwarding = set(link, IFLA_BRPORT_STATE, BridgePortState::Forwarding.into())?;
-    let forwarding = forwarding.tolerate(&[libc::ENETDOWN, libc::EBUSY]);
-    Wire::open()?.batch(vec![forwarding, set(link, IFLA_BRPORT_LOCKED, 0)?])
+    const IN_NO_BRIDGE: &[i32] = &[libc::EOPNOTSUPP];
+    const NOT_YET: &[i32] = &[libc::EOPNOTSUPP, libc::ENETDOWN, libc::EBUSY];
+    let mut wire = Wire::open()?;
+    wire.ask(set(link, IFLA_BRPORT_LOCKED, 0)?.tolerate(IN_NO_BRIDGE))?;
+    let until = Instant::now() + Duration::from_millis(20);
+    // One that cannot be looked at is told all the same.
+    while state(link).map_or(true, |(state, _)| state == Some(BridgePortState::Disabled)) {
+        let forwarding = set(link, IFLA_BRPORT_STATE, BridgePortState::Forwarding.into())?;
+        wire.ask(forwarding.tolerate(NOT_YET))?;
+        if Instant::now() > until {
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
-/// Whether it is neither locked nor muted. What is in no bridge is neither.
+/// Whether it is neither locked nor muted, for all that can be seen. What is in no bridge is neither.
 pub fn is_open(link: &str) -> bool {
-    let (state, locked) = state(link);
-    state != Some(BridgePortState::Disabled) && !locked
+    match state(link) {
+        Ok((state, locked)) => state != Some(BridgePortState::Disabled) && !locked,
+        Err(_) => index_of(link).is_none(),
+    }
 }
 
 /// As `bridge link set` does it: what `ip link set type bridge_slave` sets, the bridge sets back at once.
@@ -61,10 +80,10 @@ fn set(link: &str, attribute: u16, value: u8) -> Result<Request> {
 }
 
 /// What its bridge does with a device, and whether it is locked; neither of one that is in no bridge.
-fn state(link: &str) -> (Option<BridgePortState>, bool) {
+fn state(link: &str) -> Result<(Option<BridgePortState>, bool)> {
     let message = LinkUnspec::new_with_name(link).build();
-    let found = Wire::open().and_then(|mut wire| wire.get(RouteNetlinkMessage::GetLink(message)));
-    let Ok(RouteNetlinkMessage::NewLink(found)) = found else { return (None, false) };
+    let found = Wire::open()?.get(RouteNetlinkMessage::GetLink(message))?;
+    let RouteNetlinkMessage::NewLink(found) = found else { return Ok((None, false)) };
     let infos = found.attributes.into_iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
@@ -73,9 +92,9 @@ fn state(link: &str) -> (Option<BridgePortState>, bool) {
         LinkInfo::PortData(InfoPortData::BridgePort(settings)) => Some(settings),
         _ => None,
     });
-    settings.flatten().fold((None, false), |(state, locked), setting| match setting {
+    Ok(settings.flatten().fold((None, false), |(state, locked), setting| match setting {
         InfoBridgePort::State(state) => (Some(state), locked),
         InfoBridgePort::Locked(locked) => (state, locked),
         _ => (state, locked),
-    })
+    }))
 }

@@ -14,7 +14,6 @@ pub const VNET_HEADER: usize = 10;
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 const SIOCBRDELIF: libc::c_ulong = 0x89a3;
 const PACKET_VNET_HDR: c_int = 15;
-const PACKET_IGNORE_OUTGOING: c_int = 23;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETTXFILTER: libc::c_ulong = 0x4004_54d1;
@@ -134,12 +133,12 @@ pub enum Receive {
     Nothing,
     /// One EtherType.
     Protocol(u16),
-    /// What begins a TCP connection (SYN without ACK), of what comes in.
-    NewConnections,
+    /// What begins TCP connections, and what answers that: all with SYN, in both directions.
+    Handshakes,
 }
 
-/// A classic filter of Ethernet frames: those that have SYN and not ACK, of IPv4 and of IPv6 without extension headers.
-fn new_connections() -> [libc::sock_filter; 17] {
+/// A classic filter of Ethernet frames: those that have SYN, of IPv4 and of IPv6 without extension headers.
+fn handshakes() -> [libc::sock_filter; 17] {
     const LOAD_SHORT: u16 = 0x28;
     const LOAD: u16 = 0x30;
     const LOAD_FROM_X: u16 = 0x50;
@@ -167,7 +166,7 @@ fn new_connections() -> [libc::sock_filter; 17] {
         step(LOAD, 20),
         jump(JUMP_SAME, 6, 0, 4),
         step(LOAD, 14 + 40 + 13),
-        step(AND, 0x12),
+        step(AND, 0x02),
         jump(JUMP_SAME, 0x02, 0, 1),
         step(RESULT, 0xffff),
         step(RESULT, 0),
@@ -180,7 +179,7 @@ pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Re
     let protocol = match receive {
         Receive::Nothing => 0,
         Receive::Protocol(ether_type) => ether_type.to_be(),
-        Receive::NewConnections => (libc::ETH_P_ALL as u16).to_be(),
+        Receive::Handshakes => (libc::ETH_P_ALL as u16).to_be(),
     };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers; the result is a new fd that nobody else owns.
@@ -193,17 +192,14 @@ pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Re
             libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, value, size_of::<c_int>() as u32)
         })?;
     }
-    if receive == Receive::NewConnections {
-        let mut filter = new_connections();
+    if receive == Receive::Handshakes {
+        let mut filter = handshakes();
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: the option values outlive the calls, and their sizes are given; the filter is as long as said.
+        // SAFETY: the option value outlives the call, and its size is given; the filter is as long as said.
         unsafe {
-            let value = (&raw const on).cast();
-            let fd = socket.as_raw_fd();
-            check(libc::setsockopt(fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, value, size_of::<c_int>() as u32))?;
             let value = (&raw const program).cast();
             let bytes = size_of::<libc::sock_fprog>() as u32;
-            check(libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, bytes))?;
+            check(libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, bytes))?;
         }
     }
     // SAFETY: sockaddr_ll is plain data for which all zeroes is a value.
