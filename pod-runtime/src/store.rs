@@ -555,7 +555,12 @@ fn write<T: Serialize>(path: &Path, value: &T, synced: bool) -> Result<()> {
         }
         fs::rename(&beside, path)
     };
-    replace().doing(|| format!("write {}", path.display()))
+    let replaced = replace();
+    if replaced.is_err() {
+        // On a full disk there may be nobody who comes after us.
+        let _ = fs::remove_file(&beside);
+    }
+    replaced.doing(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]

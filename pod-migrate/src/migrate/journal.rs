@@ -414,10 +414,13 @@ fn forget_old(dir: &Path) {
     known.iter().rev().skip(KNOWN).for_each(|(_, path)| forget(path));
 }
 
-/// What was to become an entry, if whoever wrote it was killed: it has its lock while it writes.
+/// What was to become an entry, if whoever wrote it was killed: it has its lock while it writes, and made that before.
 fn forget_unwritten(path: &Path, lock: &Path) {
-    let Ok(lock) = OpenOptions::new().write(true).open(lock) else { return };
-    if Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok() {
+    let is_held = match OpenOptions::new().write(true).open(lock) {
+        Ok(lock) => Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_err(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
+    if !is_held {
         let _ = fs::remove_file(path);
     }
 }
@@ -475,9 +478,11 @@ mod tests {
             fs::write(unwritten(id), "{").unwrap();
             fs::write(jobs.join(format!("{id}.lock")), "").unwrap();
         }
+        // On a full disk a lock may be all that could not be made.
+        fs::write(unwritten("eeee"), "").unwrap();
         let living = lock(&jobs.join("cccc.json")).unwrap();
         begin("dddd").unwrap();
-        assert!(!unwritten("bbbb").exists());
+        assert!(!unwritten("bbbb").exists() && !unwritten("eeee").exists());
         assert!(unwritten("cccc").exists(), "somebody writes it");
         drop(living);
     }

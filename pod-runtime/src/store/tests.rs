@@ -226,3 +226,15 @@ fn what_is_buried_is_not_what_came_back() {
         0
     );
 }
+
+#[test]
+fn what_could_not_be_written_leaves_nothing_beside() {
+    let dir = tempfile::tempdir().unwrap();
+    // A folder with something in it is not replaced by a file.
+    let path = dir.path().join("it.json");
+    fs::create_dir_all(path.join("in")).unwrap();
+    for written in [write_json(&path, &1), write_json_quickly(&path, &1)] {
+        written.unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
