@@ -30,9 +30,8 @@ use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::About;
 use pod_runtime::monitor::client::{self, Hold};
 use pod_runtime::monitor::log::History;
-use pod_runtime::network::announce::{Mac, parse_mac};
 use pod_runtime::network::{cable, port};
-use pod_runtime::spec::{NetworkMode, Spec};
+use pod_runtime::spec::Spec;
 use pod_runtime::status::{ProcessKey, State, now, wrong_state};
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
@@ -234,7 +233,7 @@ impl Capture {
     pub fn freeze(mut self, leaving: bool) -> Result<Still> {
         self.usual_groups = cgroups::usual(&self.spec.security, &self.cgroup)?;
         self.usual_settings = settings::usual(&self.spec)?;
-        let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup, self.link().zip(self.mac())));
+        let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup, &self.spec));
         let unwritten = Unwritten::begin(self.init);
         let cgroup = self.cgroup.clone();
         let processes = cgroup.procs()?;
@@ -272,22 +271,12 @@ impl Capture {
         if let Some(settling) = &settling {
             // Not later: when another host draws the pod's frames, it has the acknowledgements too.
             settling.drain();
-            let locked = self.link().filter(|_| hold.opens_port).map(|link| port::lock(&link));
+            let locked = cable::link_of(&self.spec).filter(|_| hold.opens_port).map(|link| port::lock(&link));
             if let Some(Err(problem)) = locked {
                 tracing::debug!("{}", problem.chain());
             }
         }
         Ok(Still { frozen, hold, settling, capture: self, since })
-    }
-
-    /// The outside end of the pod's cable, if it has one.
-    fn link(&self) -> Option<String> {
-        let has_none = matches!(self.spec.network.mode, NetworkMode::None | NetworkMode::Host);
-        (!has_none).then(|| cable::link_name(self.pod.id()))
-    }
-
-    fn mac(&self) -> Option<Mac> {
-        parse_mac(self.spec.network.mac.as_deref()?)
     }
 
     /// The log from where it was sent to, up to `end`.
@@ -411,7 +400,7 @@ impl Still {
     /// meanwhile that makes it wrong, and nobody else may hear them: a client that has ended its half in this very moment
     /// knows nothing of the connection any more, and would answer with a reset.
     fn closed(&self, counted: u32) -> Closed {
-        if let Some(link) = self.capture.link().filter(|_| counted > 0 && self.hold.opens_port) {
+        if let Some(link) = cable::link_of(&self.capture.spec).filter(|_| counted > 0 && self.hold.opens_port) {
             match port::mute(&link) {
                 Ok(true) => {}
                 Ok(false) => tracing::debug!("the states of the bridge's ports are not ours to set: answers go out"),

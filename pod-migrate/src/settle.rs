@@ -19,10 +19,12 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
 use pod_runtime::cgroup::Cgroup;
-use pod_runtime::network::announce::Mac;
+use pod_runtime::network::announce::mac_of;
+use pod_runtime::network::cable::link_of;
 use pod_runtime::network::gate::Gate;
 use pod_runtime::network::knocks::Knocks;
 use pod_runtime::network::wire::inside;
+use pod_runtime::spec::Spec;
 use pod_runtime::{Doing, Problem, Result, proc};
 use serde_bytes::ByteBuf;
 use std::cell::{Cell, OnceCell};
@@ -84,11 +86,10 @@ pub struct Settling {
 }
 
 impl Settling {
-    /// Closes the gate, and gives handshakes that are on their way a round trip to finish. The pod runs. `link` is the
-    /// outside end of its cable, with the MAC of the inside one.
-    pub fn begin(init: HostPid, cgroup: &Cgroup, link: Option<(String, Mac)>) -> Settling {
+    /// Closes the gate, and gives handshakes that are on their way a round trip to finish. The pod runs.
+    pub fn begin(init: HostPid, cgroup: &Cgroup, spec: &Spec) -> Settling {
         // Before the gate: nothing that it keeps out is missed, and what it lets in is answered, which is heard too.
-        let knocks = link.and_then(|(link, mac)| {
+        let knocks = link_of(spec).zip(mac_of(spec)).and_then(|(link, mac)| {
             let listening = Knocks::listen(init.0, mac, link);
             listening.map_err(|problem| tracing::debug!("{}", problem.chain())).ok()
         });

@@ -247,7 +247,7 @@ pub fn reconnect(pod: &Pod) -> Result<()> {
     }
     mend_connections(&Cgroup::open(pod.id())?);
     let init = status.init.map(|key| key.pid);
-    Attachment::open(&pod.store().network_dir()?, &pod.spec()?, pod.id(), init)?.release()
+    Attachment::open(&pod.store().network_dir()?, &pod.spec()?, init)?.release()
 }
 
 /// Whoever held the pod may have been killed while it read a connection.

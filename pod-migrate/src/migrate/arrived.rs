@@ -49,7 +49,7 @@ fn finish(pod: &Pod) -> Result<()> {
     let Some(init) = status.init.filter(ProcessKey::alive) else { return it_ended(pod) };
     let (spec, cgroup) = (pod.spec()?, Cgroup::open(pod.id())?);
     let dir = pod.store().network_dir()?;
-    match Attachment::open(&dir, &spec, pod.id(), Some(init.pid)) {
+    match Attachment::open(&dir, &spec, Some(init.pid)) {
         Ok(attachment) => {
             logged("the pod is not on the network", attachment.join());
             logged("the neighbours were not told of the pod", attachment.announce());

@@ -21,7 +21,7 @@ use crate::objects::files::opener;
 use crate::restore::{Ahead, Manner, Restored, Running};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
-use pod_runtime::network::announce::{Mac, parse_mac};
+use pod_runtime::network::announce::{Mac, mac_of};
 use pod_runtime::network::hold::Holder;
 use pod_runtime::network::knocks::{MOST, is_knock};
 use pod_runtime::network::{self, Attachment, Claim};
@@ -209,7 +209,7 @@ fn ready(
         holder.announce()?; // the source's last words may have drawn the switches back to it
     }
     let mut knocks = Vec::new();
-    let mac = newborn.spec.network.mac.as_deref().and_then(parse_mac);
+    let mac = mac_of(&newborn.spec);
     let is_sent = |record: &Record| is_sent(record, mac, &mut knocks);
     let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::Outliving, is_sent)?;
     lap("registers");

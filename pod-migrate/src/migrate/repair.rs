@@ -148,7 +148,7 @@ fn reconnect_lost(store: &Store) -> Result<()> {
         let spec = pod.spec()?;
         // Not while somebody holds it.
         let Ok(_lock) = capture::lock(pod, &spec.name) else { return Ok(()) };
-        if Attachment::open(&network, &spec, pod.id(), None)?.is_held() {
+        if Attachment::open(&network, &spec, None)?.is_held() {
             lifecycle::reconnect(pod)?;
         }
         Ok(())

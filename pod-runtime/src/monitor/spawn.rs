@@ -241,7 +241,7 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
     };
     let born = pod.store().network_dir().and_then(|dir| match beginning {
         Beginning::Run => {
-            let meanwhile = |init| Ok((network::attach(&dir, &spec, pod.id(), init, false)?, equip()?));
+            let meanwhile = |init| Ok((network::attach(&dir, &spec, init, false)?, equip()?));
             let clocks = Some(Clocks::default());
             let (conceived, (attachment, equipment)) =
                 birth::conceive(&spec, &pod, clocks, Purpose::Run, given, meanwhile)?;
@@ -250,7 +250,7 @@ fn bear(pod: Pod, spec: Spec, beginning: &mut Beginning, given: birth::Stdio) ->
         Beginning::Fill(filling) => {
             let purpose = Purpose::Fill(filling.inside());
             let meanwhile = |init| {
-                let attachment = network::attach(&dir, &spec, pod.id(), init, true)?;
+                let attachment = network::attach(&dir, &spec, init, true)?;
                 let equipment = equip()?;
                 write_who(&pod, init, State::Creating)?;
                 let clocks = filling.at_rest().then(|| filling.files(&pod, &spec, None, &attachment)).transpose()?;

@@ -262,7 +262,7 @@ impl Monitor {
 
     fn cable(&self) -> Result<Attachment> {
         let dir = self.pod.store().network_dir()?;
-        Attachment::open(&dir, &self.spec, self.pod.id(), Some(self.init))
+        Attachment::open(&dir, &self.spec, Some(self.init))
     }
 
     /// The pod runs elsewhere: the copy here goes, silently.

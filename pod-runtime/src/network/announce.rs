@@ -3,7 +3,7 @@
 //! A switch, a bridge and a neighbour's cache learn from any frame that carries the pod's MAC or address, so one
 //! gratuitous ARP (IPv4) or unsolicited neighbour advertisement (IPv6) moves all of them at once.
 
-use crate::spec::Address;
+use crate::spec::{Address, Spec};
 use crate::sys::netdev::{self, Receive};
 use crate::{Doing, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +17,11 @@ pub type Mac = [u8; 6];
 const BROADCAST: Mac = [0xff; 6];
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
+
+/// Of a pod that has its lease.
+pub fn mac_of(spec: &Spec) -> Option<Mac> {
+    parse_mac(spec.network.mac.as_deref()?)
+}
 
 /// `02:…` as six bytes.
 pub fn parse_mac(text: &str) -> Option<Mac> {

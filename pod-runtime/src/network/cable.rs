@@ -9,7 +9,7 @@
 //! * *hold*: the outside end goes down (0.2 ms): nothing of the pod enters or leaves, no FIN, no RST; the pod's side
 //!   loses only its carrier. [`Attachment::release`] undoes it, and what was done before it to its [`port`] in the bridge.
 
-use super::announce::{self, Mac, link_local, parse_mac};
+use super::announce::{self, Mac, link_local, mac_of};
 use super::named;
 use super::port;
 use super::wire::{Request, Wire, inside};
@@ -36,6 +36,12 @@ pub fn link_name(pod_id: &str) -> String {
     format!("pod{}", &pod_id[..pod_id.len().min(12)])
 }
 
+/// The outside end of a pod's cable, if it has one.
+pub fn link_of(spec: &Spec) -> Option<String> {
+    let has_none = matches!(spec.network.mode, NetworkMode::None | NetworkMode::Host);
+    (!has_none).then(|| link_name(&spec.id))
+}
+
 /// A pod's cable as it is plugged in.
 #[derive(Debug)]
 pub struct Attachment {
@@ -53,10 +59,10 @@ pub struct Attachment {
 
 /// Plugs a new pod in: `init_pid` is its first process, whose network namespace is still empty. `quiet` leaves the
 /// outside end up but in no bridge, see the module.
-pub fn attach(dir: &Path, spec: &Spec, pod_id: &str, init_pid: i32, quiet: bool) -> Result<Attachment> {
+pub fn attach(dir: &Path, spec: &Spec, init_pid: i32, quiet: bool) -> Result<Attachment> {
     let control = netdev::control_socket().doing(|| "open a socket".into())?;
     let bridge = named::bridge_of(dir, &spec.network.mode)?;
-    let mac = spec.network.mac.as_deref().and_then(parse_mac).unwrap_or_default();
+    let mac = mac_of(spec).unwrap_or_default();
     let addresses = spec.network.addresses.clone();
     if matches!(spec.network.mode, NetworkMode::Host) {
         return Ok(Attachment { host_link: None, bridge: None, mac, addresses, control, speaker: None });
@@ -65,7 +71,7 @@ pub fn attach(dir: &Path, spec: &Spec, pod_id: &str, init_pid: i32, quiet: bool)
         return Ok(Attachment { host_link: None, bridge: None, mac, addresses, control, speaker: None });
     };
     let netns = netns_of(init_pid)?;
-    let link = link_name(pod_id);
+    let link = link_name(&spec.id);
     let mtu = match spec.network.mtu {
         Some(mtu) => mtu,
         None => netdev::mtu(control.as_fd(), &bridge).doing(|| format!("read the MTU of {bridge}"))?,
@@ -222,19 +228,19 @@ fn configure(spec: &Spec, device: u32, mac: &Mac) -> Vec<Request> {
 
 impl Attachment {
     /// The cable of a pod that runs, found again by its id. `init_pid` may be gone: then nothing can be announced.
-    pub fn open(dir: &Path, spec: &Spec, pod_id: &str, init_pid: Option<i32>) -> Result<Attachment> {
+    pub fn open(dir: &Path, spec: &Spec, init_pid: Option<i32>) -> Result<Attachment> {
         let control = netdev::control_socket().doing(|| "open a socket".into())?;
         let bridge = match &spec.network.mode {
             NetworkMode::None | NetworkMode::Host => None,
             NetworkMode::Bridge(bridge) => Some(bridge.clone()),
             NetworkMode::Named(name) => Some(named::load(dir, name)?.bridge),
         };
-        let host_link = bridge.as_ref().map(|_| link_name(pod_id));
+        let host_link = link_of(spec);
         let speaker = match (&host_link, init_pid) {
             (Some(_), Some(pid)) => netns_of(pid).and_then(|netns| speaker(&netns)).ok(),
             _ => None,
         };
-        let mac = spec.network.mac.as_deref().and_then(parse_mac).unwrap_or_default();
+        let mac = mac_of(spec).unwrap_or_default();
         Ok(Attachment { host_link, bridge, mac, addresses: spec.network.addresses.clone(), control, speaker })
     }
 
@@ -270,8 +276,8 @@ impl Attachment {
     /// meanwhile.
     pub fn release(&self) -> Result<()> {
         self.set_up(true)?;
-        self.host_link.as_deref().map_or(Ok(()), port::open)?;
-        self.announce()
+        let opened = self.host_link.as_deref().map_or(Ok(()), port::open);
+        self.announce().and(opened)
     }
 
     /// Whether the pod was left as a move holds it. One without a cable is not held.

@@ -23,6 +23,7 @@
 
 use super::announce::{self, Mac, link_local};
 use super::cable::{Attachment, silent_up};
+use super::frame::{FIN, TcpFrame};
 use super::wire::Wire;
 use crate::spec::Address;
 use crate::sys::netdev::{self, Receive};
@@ -32,7 +33,7 @@ use nix::unistd::{read, write};
 use rtnetlink::LinkUnspec;
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Frames that wait at most. A frame is up to 64 KiB, so this bounds the memory at about 128 MiB in the worst case,
@@ -49,7 +50,7 @@ pub struct Holder {
     mac: Mac,
     addresses: Vec<Address>,
     /// What ends a connection and was handed on.
-    ends: RefCell<HashSet<Vec<u8>>>,
+    ends: RefCell<HashSet<End>>,
 }
 
 impl Holder {
@@ -139,21 +140,13 @@ impl Holder {
     }
 }
 
-/// What names a FIN without data: addresses, ports, number.
-fn end_of_connection(frame: &[u8]) -> Option<Vec<u8>> {
-    const TCP: u8 = 6;
-    const FIN: u8 = 0x01;
-    let packet = frame.get(14..)?;
-    let short = |at: usize| Some(usize::from(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?)));
-    let (addresses, tcp, end) = match (frame.get(12..14)?, packet.first()?) {
-        ([0x08, 0x00], first) if packet.get(9) == Some(&TCP) => (12..20, usize::from(first & 15) * 4, short(2)?),
-        ([0x86, 0xdd], _) if packet.get(6) == Some(&TCP) => (8..40, 40, 40 + short(4)?),
-        _ => return None,
-    };
-    let segment = packet.get(tcp..)?;
-    let header = usize::from(segment.get(12)? >> 4) * 4;
-    let is_end = segment.get(13)? & FIN != 0 && tcp + header == end;
-    is_end.then(|| Some([packet.get(addresses)?, segment.get(..8)?].concat())).flatten()
+/// From where to where, and the number.
+type End = (SocketAddr, SocketAddr, u32);
+
+/// What names a FIN without data.
+fn end_of_connection(frame: &[u8]) -> Option<End> {
+    let tcp = TcpFrame::parse(frame).filter(|tcp| tcp.flags & FIN != 0 && tcp.data == 0)?;
+    Some((tcp.source, tcp.destination, tcp.sequence))
 }
 
 /// The Ethernet address of the group that is asked for an IPv6 address's neighbour.
@@ -180,7 +173,7 @@ mod tests {
     #[test]
     fn an_end_is_known_by_its_number() {
         let end = end_of_connection(&frame(40, 7, 0x11)).unwrap();
-        assert_eq!(end, [10, 0, 0, 1, 10, 0, 0, 2, 1, 1, 2, 2, 0, 0, 0, 7]);
+        assert_eq!(end, ("10.0.0.1:257".parse().unwrap(), "10.0.0.2:514".parse().unwrap(), 7));
         assert_eq!(end_of_connection(&frame(40, 7, 0x19)).as_ref(), Some(&end));
         assert_ne!(end_of_connection(&frame(40, 8, 0x11)).as_ref(), Some(&end));
         // Data before it, no end, and what is cut short.

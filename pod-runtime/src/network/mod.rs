@@ -21,6 +21,7 @@ use std::path::Path;
 
 pub mod announce;
 pub mod cable;
+pub mod frame;
 pub mod gate;
 pub mod hold;
 pub mod knocks;

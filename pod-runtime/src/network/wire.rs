@@ -102,30 +102,18 @@ impl Wire {
 
     /// The one object that a GET request names.
     pub fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
-        let mut bytes = Vec::new();
-        self.put(&mut bytes, message, NLM_F_REQUEST);
-        self.send(&bytes)?;
-        loop {
-            for answer in self.receive()? {
-                if answer.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => return Ok(message),
-                    NetlinkPayload::Error(error) => {
-                        let errno = error.code.map_or(0, |code| -code.get());
-                        return Err(io::Error::from_raw_os_error(errno)).doing(|| "look a network object up".into());
-                    }
-                    _ => {}
-                }
-            }
-        }
+        let found = self.found(message, NLM_F_ACK)?.pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT));
+        found.doing(|| "look a network object up".into())
     }
 
     /// Everything that the kernel lists for a GET request.
     pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        self.found(message, NLM_F_DUMP)
+    }
+
+    fn found(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessage>> {
         let mut bytes = Vec::new();
-        self.put(&mut bytes, message, NLM_F_REQUEST | NLM_F_DUMP);
+        self.put(&mut bytes, message, NLM_F_REQUEST | flags);
         self.send(&bytes)?;
         let mut found = Vec::new();
         loop {
@@ -137,8 +125,12 @@ impl Wire {
                     NetlinkPayload::InnerMessage(message) => found.push(message),
                     NetlinkPayload::Done(DoneMessage { .. }) => return Ok(found),
                     NetlinkPayload::Error(error) => {
-                        let errno = error.code.map_or(0, |code| -code.get());
-                        return Err(io::Error::from_raw_os_error(errno)).doing(|| "list network objects".into());
+                        return match error.code {
+                            None => Ok(found),
+                            Some(code) => {
+                                Err(io::Error::from_raw_os_error(-code.get())).doing(|| "list network objects".into())
+                            }
+                        };
                     }
                     _ => {}
                 }

@@ -2,10 +2,11 @@
 //!
 //! Every function works on the network namespace of the socket that it is given, not of the calling thread.
 
+use super::inet;
 use std::ffi::c_int;
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Length of `struct virtio_net_hdr`, which stands before each frame of a tap or packet socket opened here: without
 /// it frames with partial checksums or more than one segment would arrive damaged.
@@ -129,57 +130,21 @@ pub fn bridge_port(socket: BorrowedFd<'_>, bridge: &str, port: u32, member: bool
 
 /// What a packet socket takes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Receive {
+pub enum Receive<'a> {
     Nothing,
     /// One EtherType.
     Protocol(u16),
-    /// What begins TCP connections, and what answers that: all with SYN, in both directions.
-    Handshakes,
-}
-
-/// A classic filter of Ethernet frames: those that have SYN, of IPv4 and of IPv6 without extension headers.
-fn handshakes() -> [libc::sock_filter; 17] {
-    const LOAD_SHORT: u16 = 0x28;
-    const LOAD: u16 = 0x30;
-    const LOAD_FROM_X: u16 = 0x50;
-    /// X = the length of the IPv4 header there.
-    const X_HEADER: u16 = 0xb1;
-    const JUMP: u16 = 0x05;
-    const JUMP_SAME: u16 = 0x15;
-    const JUMP_ANY: u16 = 0x45;
-    const AND: u16 = 0x54;
-    const RESULT: u16 = 0x06;
-    let step = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
-    let jump = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    [
-        step(LOAD_SHORT, 12),
-        jump(JUMP_SAME, 0x0800, 0, 7),
-        step(LOAD, 23),
-        jump(JUMP_SAME, 6, 0, 12),
-        step(LOAD_SHORT, 20),
-        // A later fragment has no header.
-        jump(JUMP_ANY, 0x1fff, 10, 0),
-        step(X_HEADER, 14),
-        step(LOAD_FROM_X, 14 + 13),
-        step(JUMP, 4),
-        jump(JUMP_SAME, 0x86dd, 0, 6),
-        step(LOAD, 20),
-        jump(JUMP_SAME, 6, 0, 4),
-        step(LOAD, 14 + 40 + 13),
-        step(AND, 0x02),
-        jump(JUMP_SAME, 0x02, 0, 1),
-        step(RESULT, 0xffff),
-        step(RESULT, 0),
-    ]
+    /// In both directions what a classic BPF program takes, whose instructions are as [`inet::attach_filter`] takes them.
+    Filtered(&'a [u8]),
 }
 
 /// A raw packet socket bound to a device of the calling thread's namespace. The device must be up before frames are
 /// sent, or the first send fails with ENETDOWN. With `vnet_header`, each frame has [`VNET_HEADER`] bytes before it.
-pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Result<OwnedFd> {
+pub fn packet_socket(device: u32, receive: Receive<'_>, vnet_header: bool) -> io::Result<OwnedFd> {
     let protocol = match receive {
         Receive::Nothing => 0,
         Receive::Protocol(ether_type) => ether_type.to_be(),
-        Receive::Handshakes => (libc::ETH_P_ALL as u16).to_be(),
+        Receive::Filtered(_) => (libc::ETH_P_ALL as u16).to_be(),
     };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers; the result is a new fd that nobody else owns.
@@ -192,15 +157,8 @@ pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Re
             libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, value, size_of::<c_int>() as u32)
         })?;
     }
-    if receive == Receive::Handshakes {
-        let mut filter = handshakes();
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: the option value outlives the call, and its size is given; the filter is as long as said.
-        unsafe {
-            let value = (&raw const program).cast();
-            let bytes = size_of::<libc::sock_fprog>() as u32;
-            check(libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, bytes))?;
-        }
+    if let Receive::Filtered(instructions) = receive {
+        inet::attach_filter(socket.as_fd(), instructions)?;
     }
     // SAFETY: sockaddr_ll is plain data for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
@@ -212,6 +170,11 @@ pub fn packet_socket(device: u32, receive: Receive, vnet_header: bool) -> io::Re
         libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32)
     })?;
     Ok(socket)
+}
+
+/// Closes a packet socket, for which the whole kernel is waited for (10 ms), in a thread; here where none can be had.
+pub fn close_later(socket: OwnedFd) {
+    let _ = std::thread::Builder::new().spawn(move || drop(socket));
 }
 
 /// Makes a tap device in the calling thread's namespace. It goes away with the fd, so nothing is left of it when its

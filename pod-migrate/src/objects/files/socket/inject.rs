@@ -9,10 +9,6 @@ use pod_runtime::{Doing, Result};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-pub const FIN: u8 = 0x01;
-pub const RST: u8 = 0x04;
-pub const ACK: u8 = 0x10;
-
 /// A TCP segment without options.
 pub struct Segment {
     pub from: Endpoint,

@@ -36,10 +36,11 @@ pub use silence::Silence;
 pub use window::Window;
 
 use super::address::{Endpoint, Family};
-use super::inject::{ACK, FIN, Segment};
+use super::inject::Segment;
 use super::options::Options;
 use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_EOR, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
 use nix::sys::socket::{Shutdown, shutdown};
+use pod_runtime::network::frame::{ACK, FIN};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};

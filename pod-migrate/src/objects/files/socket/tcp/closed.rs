@@ -16,7 +16,7 @@
 
 use super::super::address::{Endpoint, Family};
 use super::super::diag::{Diag, Told};
-use super::super::inject::{ACK, FIN, RST, Segment};
+use super::super::inject::Segment;
 use super::super::options::Options;
 use super::kernel_state::{CLOSING, FIN_WAIT1, FIN_WAIT2, LAST_ACK};
 use super::window::Window;
@@ -25,6 +25,7 @@ use crate::ids::HostPid;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use pod_runtime::network::cable::INSIDE;
+use pod_runtime::network::frame::{ACK, FIN, RST, SYN, TcpFrame};
 use pod_runtime::network::wire::inside;
 use pod_runtime::spec::{NetworkMode, Spec};
 use pod_runtime::sys::netdev::{self, Receive};
@@ -45,7 +46,6 @@ const AT_ONCE: usize = 64;
 const MOST: usize = 4096;
 /// Everything that passes a device, in both directions.
 const ETH_P_ALL: u16 = 3;
-const SYN: u8 = 0x02;
 
 const STATES: u32 = 1 << FIN_WAIT1 | 1 << FIN_WAIT2 | 1 << CLOSING | 1 << LAST_ACK;
 
@@ -183,8 +183,7 @@ fn ask_all(told: &[Told]) -> Result<HashMap<Key, Answer>> {
             hear(listener.as_fd(), some, end, &mut answers)?;
         }
     }
-    // Closing a packet socket waits for the whole kernel (10 ms), and the pod stands still.
-    let _ = std::thread::Builder::new().spawn(move || drop(listener));
+    netdev::close_later(listener);
     Ok(answers)
 }
 
@@ -235,29 +234,16 @@ struct Answer {
 impl Answer {
     /// Of an Ethernet frame that the pod sends.
     fn parse(frame: &[u8]) -> Option<(Key, Answer)> {
-        const HEADER: usize = 14;
-        let packet = frame.get(HEADER..)?;
-        let (local, peer, tcp): (IpAddr, IpAddr, &[u8]) = match (frame.get(12..14)?, packet.first()?) {
-            ([0x08, 0x00], first) if packet.get(9) == Some(&6) => {
-                let ip = |at: usize| Some(IpAddr::from(*packet.get(at..)?.first_chunk::<4>()?));
-                (ip(12)?, ip(16)?, packet.get(usize::from(first & 15) * 4..)?)
-            }
-            ([0x86, 0xdd], _) if packet.get(6) == Some(&6) => {
-                let ip = |at: usize| Some(IpAddr::from(*packet.get(at..)?.first_chunk::<16>()?));
-                (ip(8)?, ip(24)?, packet.get(40..)?)
-            }
-            _ => return None,
-        };
-        let short = |at: usize| Some(u16::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
-        let word = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
         // Its FIN sent once more is not the answer.
-        if *tcp.get(13)? & (ACK | FIN | RST | SYN) != ACK {
-            return None;
-        }
-        let options = tcp.get(20..usize::from(tcp.get(12)? >> 4) * 4)?;
-        let answer =
-            Answer { send_next: word(4)?, receive_next: word(8)?, window: short(14)?, timestamp: timestamp(options) };
-        Some(((local, short(0)?, peer, short(2)?), answer))
+        let tcp = TcpFrame::parse(frame).filter(|tcp| tcp.flags & (ACK | FIN | RST | SYN) == ACK)?;
+        let (local, peer) = (tcp.source, tcp.destination);
+        let answer = Answer {
+            send_next: tcp.sequence,
+            receive_next: tcp.acknowledged,
+            window: tcp.window,
+            timestamp: timestamp(tcp.options),
+        };
+        Some(((local.ip(), local.port(), peer.ip(), peer.port()), answer))
     }
 }
 

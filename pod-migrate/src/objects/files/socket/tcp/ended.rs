@@ -2,13 +2,14 @@
 //! next call is to be told.
 
 use super::super::address::{Endpoint, Family};
-use super::super::inject::{ACK, FIN, RST, Segment};
+use super::super::inject::Segment;
 use super::super::options::Options;
 use super::{
     RECEIVE_QUEUE, SEND_QUEUE, bind, descriptor_flags, fill_received, leave_repair, set_descriptor_flags, set_sequence,
     unspecified,
 };
 use libc::{IPPROTO_TCP, SOCK_STREAM, SOL_SOCKET};
+use pod_runtime::network::frame::{ACK, FIN, RST};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Result};
 use std::os::fd::{AsFd, BorrowedFd};

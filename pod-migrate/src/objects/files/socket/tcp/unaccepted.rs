@@ -7,9 +7,10 @@
 
 use super::super::address::{Endpoint, Family};
 use super::super::diag::Diag;
-use super::super::inject::{ACK, Segment};
+use super::super::inject::Segment;
 use super::{Phase, State};
 use libc::{AF_INET, AF_INET6, SOCK_DGRAM};
+use pod_runtime::network::frame::ACK;
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Result};
 use std::os::fd::AsFd;
