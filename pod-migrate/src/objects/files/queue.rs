@@ -6,6 +6,9 @@
 //! are stopped and the monitor does not read, so nobody sees the moment in between. It is a process of its own that does
 //! this: killing the one that dumps leaves it to finish, and the terminal is as it was.
 //!
+//! What the master wrote may still be in the kernel's hands, on its way to the line discipline: it takes a worker there. It
+//! is waited for, under the settings that it was written under, before any of them is changed.
+//!
 //! In packet mode all of that would be told to the master. So the mode is off meanwhile, what the master was not told yet
 //! is read first, and made to be told again by what has the kernel tell it: flushing empty queues, starting output,
 //! changing flow control there and back.
@@ -32,9 +35,13 @@ const OUTPUT_FLAGS: usize = 4;
 const LOCAL_FLAGS: usize = 12;
 const CHARACTERS: usize = 17;
 const ICANON: u32 = 2;
+const IEXTEN: u32 = 0o100_000;
 const VTIME: usize = CHARACTERS + 5;
 const VMIN: usize = CHARACTERS + 6;
 const VEOF: usize = CHARACTERS + 4;
+/// What ends a line beside a line end; the second only with IEXTEN.
+const VEOL: usize = CHARACTERS + 11;
+const VEOL2: usize = CHARACTERS + 16;
 const END_OF_FILE: u8 = 4;
 
 /// Bytes in flight.
@@ -86,10 +93,20 @@ fn transparent(termios: &Termios) -> Termios {
 /// Only line ends mean something.
 fn lines_only(termios: &Termios) -> Termios {
     let mut lines = transparent(termios);
-    set_word(&mut lines, LOCAL_FLAGS, ICANON);
+    set_word(&mut lines, LOCAL_FLAGS, ICANON | word(termios, LOCAL_FLAGS) & IEXTEN);
     lines[CHARACTERS..CHARACTERS + 19].fill(0);
     lines[VEOF] = END_OF_FILE;
+    for end in [VEOL, VEOL2] {
+        lines[end] = termios[end];
+    }
     lines
+}
+
+/// Whether the line ends by what is in it, and not by an end-of-file character.
+fn is_line(termios: &Termios, read: &[u8]) -> bool {
+    let extended = word(termios, LOCAL_FLAGS) & IEXTEN != 0;
+    let ends = [termios[VEOL], if extended { termios[VEOL2] } else { 0 }];
+    read.last().is_some_and(|last| *last == b'\n' || *last != 0 && ends.contains(last))
 }
 
 fn ready(fd: BorrowedFd<'_>, what: PollFlags, wait: u16) -> io::Result<bool> {
@@ -101,7 +118,9 @@ fn ready(fd: BorrowedFd<'_>, what: PollFlags, wait: u16) -> io::Result<bool> {
 /// Copies what is in flight; the terminal is as before when this returns.
 pub(super) fn copy(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet_mode: bool) -> io::Result<Queues> {
     let termios = descriptor::termios(slave)?;
-    let silent = !is_canonical(&termios) && descriptor::readable_bytes(slave)? == 0;
+    // Asking has the kernel hand over what is on its way, so that it is counted.
+    let input = ready(slave, PollFlags::POLLIN, 0)?;
+    let silent = !input && !is_canonical(&termios) && descriptor::readable_bytes(slave)? == 0;
     if silent && !ready(master, PollFlags::POLLIN, 0)? {
         return Ok(Queues { stopped: !ready(slave, PollFlags::POLLOUT, 0)?, ..Queues::default() });
     }
@@ -116,8 +135,7 @@ fn take_and_put_back(
 ) -> io::Result<Queues> {
     let status = if packet_mode { status(master)? } else { 0 };
     descriptor::set_pty_packet_mode(master, false)?;
-    descriptor::set_termios(slave, &transparent(termios))?;
-    let taken = take(master, slave).map(|queues| Queues { status, ..queues });
+    let taken = take(master, slave, termios).map(|queues| Queues { status, ..queues });
     let put = match &taken {
         Ok(queues) => put_all(master, slave, termios, queues, packet_mode),
         Err(_) => descriptor::set_pty_packet_mode(master, packet_mode).map_err(Into::into),
@@ -175,9 +193,26 @@ pub(super) fn put_all(
     Ok(())
 }
 
-fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> io::Result<Queues> {
+/// Leaves settings behind that the caller replaces.
+fn take(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, termios: &Termios) -> io::Result<Queues> {
     let mut queues = Queues::default();
     let mut piece = vec![0; 64 << 10];
+    let canonical = is_canonical(termios);
+    if !canonical {
+        let mut at_once = *termios;
+        (at_once[VMIN], at_once[VTIME]) = (0, 0);
+        descriptor::set_termios(slave, &at_once)?;
+    }
+    // Where there is nothing to read, asking waits for what is on its way; where there is something, not. So all is read.
+    while queues.input.len() < MOST && ready(slave, PollFlags::POLLIN, 0)? {
+        let n = nix::unistd::read(slave, &mut piece)?;
+        queues.input.extend_from_slice(&piece[..n]);
+        if canonical && !is_line(termios, &piece[..n]) {
+            queues.input.push(0);
+        }
+    }
+    // A line that has no end yet.
+    descriptor::set_termios(slave, &transparent(termios))?;
     while queues.input.len() < MOST && descriptor::readable_bytes(slave)? > 0 {
         let n = nix::unistd::read(slave, &mut piece)?;
         queues.input.extend_from_slice(&piece[..n]);
@@ -259,6 +294,39 @@ mod tests {
         assert_eq!(slave.read(&mut bytes).unwrap(), 8);
         assert_eq!(&bytes[..8], b"partial\n");
         assert_eq!(master.read(&mut bytes).unwrap(), 7);
+    }
+
+    /// The kernel's worker has not always come when one looks: each time it must be waited for, by input under its settings.
+    #[test]
+    fn what_is_on_its_way_is_waited_for() {
+        let (mut master, mut slave) = pair();
+        let mut termios = descriptor::termios(slave.as_fd()).unwrap();
+        set_word(&mut termios, LOCAL_FLAGS, ICANON | IEXTEN);
+        set_word(&mut termios, INPUT_FLAGS, 0o400); // ICRNL
+        (termios[VEOL], termios[VEOL2]) = (b';', b'!');
+        let mut raw = transparent(&termios);
+        raw[VMIN] = 200;
+        let mut bytes = [0; 100];
+        for round in 0..300 {
+            descriptor::set_termios(slave.as_fd(), &termios).unwrap();
+            for part in ["one\r", "eof\x04", "\x04", "two;", "three!par", "t"] {
+                master.write_all(part.as_bytes()).unwrap();
+            }
+            let queues = copy(master.as_fd(), slave.as_fd(), false).unwrap();
+            assert_eq!(queues.input.as_slice(), b"one\neof\0\0two;three!part", "round {round}");
+            for line in ["one\n", "eof", "", "two;", "three!"] {
+                assert!(ready(slave.as_fd(), PollFlags::POLLIN, 0).unwrap(), "{line:?} in round {round}");
+                let n = slave.read(&mut bytes).unwrap();
+                assert_eq!(&bytes[..n], line.as_bytes(), "round {round}");
+            }
+            assert!(!ready(slave.as_fd(), PollFlags::POLLIN, 0).unwrap(), "the rest waits for its end");
+            descriptor::set_termios(slave.as_fd(), &raw).unwrap();
+            tcflush(slave.as_fd(), FlushArg::TCIFLUSH).unwrap();
+            master.write_all(b"few").unwrap();
+            let queues = copy(master.as_fd(), slave.as_fd(), false).unwrap();
+            assert_eq!(queues.input.as_slice(), b"few", "round {round}");
+            tcflush(slave.as_fd(), FlushArg::TCIFLUSH).unwrap();
+        }
     }
 
     #[test]
