@@ -39,7 +39,9 @@ fn bash_with_its_variables_and_jobs() -> Result<()> {
             terminal.expect("now> ")?;
             terminal.say("fg\n", "sleep 1000\r\n")?;
             terminal.say("\x1a", "Stopped")?;
-            terminal.say("kill %1; wait; echo gone\n", "gone")?;
+            // A job that bash still takes for stopped it would not wait for.
+            terminal.say("bg\n", "sleep 1000 &")?;
+            terminal.say("kill %1; wait; echo gone\n", "gone\r\n")?;
             terminal.type_in("exit 7\n")?;
             ensure!(terminal.ended()? == 7, "the shell's exit code is another");
             Ok(())
