@@ -11,6 +11,7 @@ use integration::bed::{Bed, Census, Host};
 use integration::pods::said;
 use integration::wait::{SOON, until_true};
 use pod_migrate::image::{Kind, PageRun, Reader, Writer};
+use pod_migrate::link::direct::Door;
 use pod_migrate::migrate::protocol::{Answer, Arrival, Hello, Offer, PROTOCOL, Purpose, Say};
 use pod_migrate::storage::{Entry, Meta, Node};
 use pod_runtime::Problem;
@@ -153,7 +154,7 @@ impl Scene {
         bed.a().pod(&["exec", POD, "sh", "-c", "mkdir -p /srv/own && echo a file >/srv/own/file"])?;
         let session = bed.shared().join("session");
         let recorder = script(&bed, "recorder", &format!("tee {} | pod \"$@\"\n", session.display()))?;
-        bed.a().pod(&["migrate", POD, "--to", "hostB", "--remote-pod", &recorder])?;
+        bed.a().pod(&["migrate", POD, "--to", "hostB", "--tunnelled", "--remote-pod", &recorder])?;
         bed.b().pod(&["migrate", POD, "--to", "hostA"])?;
         bed.b().pod(&["rm", POD])?;
         let session = fs::read(session)?;
@@ -297,6 +298,8 @@ fn a_source_that_says_things_out_of_order() -> Result<()> {
     let offer = || Say::Offer(Box::new(scene.offer.clone()));
     let version = Hello { protocol: PROTOCOL + 1, ..Hello::new(Purpose::Check) };
     scene.refuses("a later protocol", &Words::new().say(&Say::Hello(version))?.bytes()?, SPEAKS)?;
+    let comes = Words::new().say(&a_move("0badc0d7"))?.say(&Say::Comes { directly: true })?;
+    scene.refuses("it comes where nobody has opened", &comes.bytes()?, SPEAKS)?;
     scene.refuses("COMMIT first", &Words::new().say(&Say::Commit)?.bytes()?, SPEAKS)?;
     scene.refuses("OFFER first", &Words::new().say(&offer())?.bytes()?, SPEAKS)?;
     for (what, message) in [("COMMIT", Say::Commit), ("SENT", Say::Sent), ("HELLO", a_move("0badc0de"))] {
@@ -537,9 +540,22 @@ fn a_destination_that_does_not_keep_to_the_protocol() -> Result<()> {
             &["E-PROTOCOL", "E-IMAGE-DAMAGED"],
         ),
     ];
-    for (what, bytes, exits, codes) in cases {
+    // Where it is asked for a way past ssh. To go through ssh instead is no harm.
+    let door = |address: &str| -> Result<Answer> {
+        Ok(Answer::Door(Door { address: address.parse()?, key: b"no key".to_vec().into() }))
+    };
+    let (nobody, ssh) = (door("127.0.0.1:1")?, door("127.0.0.1:22")?);
+    let past: Vec<BadAnswer<'_>> = vec![
+        ("RESERVED where DOOR is due", answers(&[&hello, &reserved])?, &[12], SPEAKS),
+        ("a door where nobody listens", answers(&[&hello, &nobody, &arrival])?, &[12], SPEAKS),
+        ("a door of somebody else", answers(&[&hello, &ssh, &arrival])?, &[12], SPEAKS),
+        ("no door and no reason", answers(&[&hello, &Answer::NoDoor { report: None }, &arrival])?, &[12], SPEAKS),
+    ];
+    let through = cases.into_iter().map(|case| (case, Some("--tunnelled")));
+    for ((what, bytes, exits, codes), how) in through.chain(past.into_iter().map(|case| (case, None))) {
         fs::write(&file, bytes)?;
-        let (code, said) = bed.a().pod_fails(&["migrate", POD, "--to", "hostB", "--remote-pod", &liar])?;
+        let args: Vec<&str> = ["migrate", POD, "--to", "hostB", "--remote-pod", &liar].into_iter().chain(how).collect();
+        let (code, said) = bed.a().pod_fails(&args)?;
         println!("{what}: exit {code}: {}", said.lines().last().unwrap_or_default());
         ensure!(
             exits.contains(&code) && codes.iter().any(|one| said.contains(&format!("[{one}]"))),
@@ -554,7 +570,7 @@ fn a_destination_that_does_not_keep_to_the_protocol() -> Result<()> {
         &file,
         answers(&[&hello, &reserved, &Answer::Holding, &Answer::Ready(Arrival::default()), &Answer::Holding])?,
     )?;
-    let (code, said) = bed.a().pod_fails(&["migrate", POD, "--to", "hostB", "--remote-pod", &liar])?;
+    let (code, said) = bed.a().pod_fails(&["migrate", POD, "--to", "hostB", "--tunnelled", "--remote-pod", &liar])?;
     ensure!(code == 14 && said.contains("E-UNKNOWN"), "{code}: {said}");
     let job = integration::faults::to_resume(&said).context("no job was named")?;
     let (code, again) = bed.a().pod_fails(&["job", "resume", &job])?;

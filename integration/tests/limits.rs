@@ -165,3 +165,39 @@ fn files_go_ahead_and_only_changes_of_them_come_after() -> Result<()> {
     bed.a().pod(&["rm", "editor"])?;
     bed.nothing_left(&before)
 }
+
+/// Memory goes past ssh where the hosts reach each other, through it where they do not, which is said, or where that is wanted.
+#[test]
+fn memory_goes_past_ssh_if_there_is_a_way() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let hosts = [bed.a(), bed.b()];
+    bed.a().guest("counter", &[], 0)?;
+    let closed = "table inet closed { chain c { type filter hook input priority 0; tcp dport 49152-49215 %; }; }";
+    let close = |how: &str| -> Result<()> {
+        let rules = closed.replace('%', how);
+        hosts.iter().try_for_each(|host| host.run(&["nft", &rules]).map(drop))
+    };
+    let open = || hosts.iter().try_for_each(|host| host.run(&["nft", "delete table inet closed"]).map(drop));
+    // Closed: what the firewall does, and which of two ways back is taken.
+    for (closed, options, transport, warned) in [
+        (None, None, "tls", false),
+        (None, Some("--tunnelled"), "ssh", false),
+        (Some("reject with tcp reset"), None, "ssh", true),
+        (Some("drop"), None, "ssh", true),
+        (Some("drop"), Some("--tunnelled"), "ssh", false),
+        (None, None, "tls", false),
+    ] {
+        closed.map_or(Ok(()), close)?;
+        let (from, to) = if bed.a().runs("counter") { (bed.a(), "hostB") } else { (bed.b(), "hostA") };
+        let line = ["migrate", "counter", "--to", to, "--json"].into_iter().chain(options);
+        let report = from.pod(&line.collect::<Vec<_>>())?;
+        closed.map_or(Ok(()), |_| open())?;
+        let report: serde_json::Value = serde_json::from_str(&report)?;
+        ensure!(report["transport"] == transport, "{closed:?} {options:?}: {report}");
+        ensure!(report["warnings"].to_string().contains("W-TUNNELLED") == warned, "{closed:?} {options:?}: {report}");
+    }
+    bed.a().pod(&["rm", "-f", "counter"])?;
+    bed.b().pod(&["rm", "counter"])?;
+    bed.nothing_left(&before)
+}

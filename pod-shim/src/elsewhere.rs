@@ -33,7 +33,7 @@ fn way(store: &Store, id: &str) -> Result<Ssh> {
     let job = left.max_by_key(|job| (job.started, job.updated));
     let job = job.ok_or_else(|| Problem::new("E-NOJOB", "nothing here says how it was moved"))?;
     let remote_pod = job.remote_pod.unwrap_or_else(|| "pod".into());
-    Ok(Ssh { target: Target { host: job.peer, port: job.port }, options: job.ssh_options, remote_pod })
+    Ok(Ssh { target: Target { host: job.peer, port: job.port }, options: job.ssh_options, remote_pod, tunnelled: true })
 }
 
 /// `pod VERB…` on the host that the pod went to.

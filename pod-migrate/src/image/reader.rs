@@ -421,6 +421,11 @@ impl<R: Read> Reader<R> {
         self.from.into_inner()
     }
 
+    /// Whether more was read than was asked for by now.
+    pub fn is_ahead(&self) -> bool {
+        !self.from.buffer().is_empty()
+    }
+
     pub fn get_mut(&mut self) -> &mut R {
         self.from.get_mut()
     }

@@ -1,9 +1,10 @@
 //! One direction of a link: a descriptor on which nobody waits for ever.
 //!
 //! The descriptors do not block; waiting is done by poll(2), together with the [`Interrupt`] that ctrl-C raises and
-//! with a limit on silence. A wait that fails is an `io::Error` that carries the [`Problem`], which the image reader
+//! with a limit on silence. Where what is sent goes another way than ssh ([`super::direct`]), the end of ssh still ends it. A wait that fails is an `io::Error` that carries the [`Problem`], which the image reader
 //! and writer hand on as it is.
 
+use super::direct::{Direct, Listening};
 use super::{LINK, SILENCE};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -114,9 +115,61 @@ fn timer(within: Duration) -> nix::Result<TimerFd> {
     Ok(timer)
 }
 
+/// Where the bytes go, or come from.
+enum Wire {
+    Pipe(File),
+    Direct(Box<Direct>),
+}
+
+impl Wire {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Wire::Pipe(file) => file.read(into),
+            Wire::Direct(direct) => direct.read(into),
+        }
+    }
+
+    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Wire::Pipe(file) => file.write_vectored(from),
+            Wire::Direct(direct) => direct.write_vectored(from),
+        }
+    }
+
+    /// Sends what was taken and not sent yet.
+    fn drain(&mut self) -> io::Result<()> {
+        match self {
+            Wire::Pipe(_) => Ok(()),
+            Wire::Direct(direct) => direct.drain(),
+        }
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Wire::Pipe(file) => file.as_fd(),
+            Wire::Direct(direct) => direct.as_fd(),
+        }
+    }
+}
+
+/// What a wait ended with.
+#[derive(Debug, PartialEq, Eq)]
+enum Woken {
+    Ready,
+    /// Something else that was waited for.
+    Beside,
+    Late,
+}
+
 /// What both directions share.
 struct Channel {
-    file: File,
+    wire: Wire,
+    /// Of ssh, where the bytes go another way: when it hangs up, so does this.
+    lifeline: Option<OwnedFd>,
+    /// What went before went this way. As long as it is open the other side knows that we are there.
+    left: Option<Wire>,
     peer: String,
     interrupt: Option<Interrupt>,
     /// Nothing interrupts any more.
@@ -130,34 +183,58 @@ impl Channel {
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).doing(|| "set up the link".into())?;
         // Not every link is a pipe.
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE));
-        Ok(Channel { file: fd.into(), peer: peer.to_owned(), interrupt, deaf: false, patience: SILENCE })
+        Ok(Channel {
+            wire: Wire::Pipe(fd.into()),
+            lifeline: None,
+            left: None,
+            peer: peer.to_owned(),
+            interrupt,
+            deaf: false,
+            patience: SILENCE,
+        })
+    }
+
+    /// The bytes go this way from now on. Both ways must be there until the end.
+    fn switch(&mut self, direct: Direct, lifeline: BorrowedFd<'_>) -> Result<()> {
+        self.lifeline = Some(lifeline.try_clone_to_owned().doing(|| "copy a descriptor".into())?);
+        self.left = Some(std::mem::replace(&mut self.wire, Wire::Direct(Box::new(direct))));
+        Ok(())
     }
 
     /// Returns when the descriptor is ready, else with the problem.
     fn wait(&self, what: PollFlags) -> io::Result<()> {
-        if self.wait_until(Some(what), Instant::now() + self.patience)? {
-            return Ok(());
+        match self.wait_until(Some(what), &[], Instant::now() + self.patience)? {
+            Woken::Ready => Ok(()),
+            _ => Err(io::Error::other(self.silent())),
         }
-        Err(io::Error::other(self.silent()))
     }
 
-    /// Waits for the descriptor, if for anything of it, and whether it was ready by then. An interrupt is an error.
-    fn wait_until(&self, what: Option<PollFlags>, end: Instant) -> io::Result<bool> {
+    /// Waits for the descriptor, if for anything of it, or until another can be read. An interrupt is an error.
+    fn wait_until(&self, what: Option<PollFlags>, beside: &[BorrowedFd<'_>], end: Instant) -> io::Result<Woken> {
+        let any = |fds: &[PollFd<'_>]| fds.iter().any(|fd| fd.any() == Some(true));
         loop {
             // Rounded up, so that a millisecond is not waited for in a thousand polls.
             let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let interrupts = self.interrupt.iter().filter(|_| !self.deaf).flat_map(Interrupt::fds);
-            let mut fds: Vec<PollFd<'_>> = interrupts.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-            let count = fds.len();
-            fds.extend(what.map(|what| PollFd::new(self.file.as_fd(), what)));
-            match poll(&mut fds, timeout) {
+            let read = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let mut interrupts: Vec<_> =
+                self.interrupt.iter().filter(|_| !self.deaf).flat_map(Interrupt::fds).map(read).collect();
+            let counts = (interrupts.len(), beside.len());
+            let fds = &mut interrupts;
+            fds.extend(beside.iter().copied().map(read));
+            fds.extend(what.map(|what| PollFd::new(self.wire.as_fd(), what)));
+            let ours = fds.len();
+            fds.extend(self.lifeline.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())));
+            match poll(fds, timeout) {
                 Ok(0) if Instant::now() < end => {}
-                Ok(0) => return Ok(false),
-                Ok(_) if fds[..count].iter().any(|fd| fd.any() == Some(true)) => {
+                Ok(0) => return Ok(Woken::Late),
+                Ok(_) if any(&fds[..counts.0]) => {
                     self.interrupt.as_ref().map_or(Ok(()), Interrupt::check).map_err(io::Error::other)?;
                 }
-                Ok(_) => return Ok(true),
+                // What has come counts, though nothing more will.
+                Ok(_) if any(&fds[counts.0 + counts.1..ours]) => return Ok(Woken::Ready),
+                Ok(_) if any(&fds[ours..]) => return Err(self.lost(None)),
+                Ok(_) => return Ok(Woken::Beside),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -225,6 +302,42 @@ impl Incoming {
     pub fn interrupted_by(&mut self, interrupt: Interrupt) {
         self.0.interrupt = Some(interrupt);
     }
+
+    /// Serves whoever comes by the other way until something is heard by this one.
+    pub(super) fn serve_until_heard(&self, listening: &mut Listening) -> io::Result<()> {
+        let end = Instant::now() + self.0.patience;
+        loop {
+            match self.0.wait_until(Some(PollFlags::POLLIN), &listening.fds(), end)? {
+                Woken::Ready => return Ok(()),
+                Woken::Beside => listening.serve(),
+                Woken::Late => return Err(io::Error::other(self.0.silent())),
+            }
+        }
+    }
+
+    /// The source has said that it comes by the other way.
+    pub(super) fn switch(&mut self, mut listening: Listening) -> Result<()> {
+        let end = Instant::now() + listening.patience();
+        let lost = |e| Problem::new(LINK, "the source did not come by the way that it said").because(e);
+        let direct = loop {
+            listening.serve();
+            if let Some(direct) = listening.source() {
+                break direct;
+            }
+            match self.0.wait_until(None, &listening.fds(), end) {
+                Ok(Woken::Late) => return Err(lost(io::ErrorKind::TimedOut.into())),
+                Ok(_) => {}
+                Err(e) => return Err(lost(e)),
+            }
+        };
+        let ssh = self.0.wire.as_fd().try_clone_to_owned().doing(|| "copy a descriptor".into())?;
+        self.0.switch(direct, ssh.as_fd())
+    }
+
+    /// For whoever must notice its end.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.wire.as_fd()
+    }
 }
 
 impl Outgoing {
@@ -240,7 +353,7 @@ impl Outgoing {
     /// Waits until more may be written.
     fn keep_pace(&self) -> io::Result<()> {
         match &self.pace {
-            Some(pace) if Instant::now() < pace.due => self.channel.wait_until(None, pace.due).map(drop),
+            Some(pace) if Instant::now() < pace.due => self.channel.wait_until(None, &[], pace.due).map(drop),
             _ => Ok(()),
         }
     }
@@ -258,35 +371,50 @@ impl Outgoing {
         self.on_bytes = Some(Box::new(on_bytes));
     }
 
-    fn attempt(&mut self, write: impl Fn(&mut File) -> io::Result<usize>) -> io::Result<usize> {
-        self.keep_pace()?;
+    /// What is written next goes this way. `ssh` is what the other side is heard by.
+    pub(super) fn switch(&mut self, direct: Direct, ssh: &Incoming) -> Result<()> {
+        self.channel.switch(direct, ssh.fd())
+    }
+
+    /// Whether something can be read there by then. An interrupt is an error.
+    pub(super) fn readable(&self, fd: BorrowedFd<'_>, end: Instant) -> io::Result<bool> {
+        self.channel.wait_until(None, &[fd], end).map(|woken| woken == Woken::Beside)
+    }
+
+    /// Until it is done.
+    fn attempt<T>(&mut self, mut step: impl FnMut(&mut Wire) -> io::Result<T>) -> io::Result<T> {
         loop {
-            if self.channel.interrupt.is_some() && !self.channel.deaf {
-                // A peer that always takes more must not keep an interrupt from being seen.
-                self.channel.wait(PollFlags::POLLOUT)?;
-            }
-            match write(&mut self.channel.file) {
-                Ok(n) => {
-                    if let Some(pace) = &mut self.pace {
-                        pace.wrote(n);
-                    }
-                    if let Some(on_bytes) = &mut self.on_bytes {
-                        on_bytes(n as u64);
-                    }
-                    return Ok(n);
-                }
+            match step(&mut self.channel.wire) {
+                Ok(done) => return Ok(done),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.channel.wait(PollFlags::POLLOUT)?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(self.channel.lost(Some(e))),
             }
         }
     }
+
+    fn send(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.keep_pace()?;
+        if self.channel.interrupt.is_some() && !self.channel.deaf {
+            // A peer that always takes more must not keep an interrupt from being seen.
+            self.channel.wait(PollFlags::POLLOUT)?;
+        }
+        let n = self.attempt(|wire| wire.write_vectored(from))?;
+        self.attempt(Wire::drain)?;
+        if let Some(pace) = &mut self.pace {
+            pace.wrote(n);
+        }
+        if let Some(on_bytes) = &mut self.on_bytes {
+            on_bytes(n as u64);
+        }
+        Ok(n)
+    }
 }
 
 impl Read for Incoming {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.0.file.read(into) {
+            match self.0.wire.read(into) {
                 Ok(0) if !into.is_empty() => return Err(self.0.lost(None)),
                 Ok(n) => return Ok(n),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.0.wait(PollFlags::POLLIN)?,
@@ -300,7 +428,7 @@ impl Read for Incoming {
 impl Write for Outgoing {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         let most = self.pace.as_ref().map_or(from.len(), |pace| from.len().min(pace.most()));
-        self.attempt(|file| file.write(&from[..most]))
+        self.send(&[IoSlice::new(&from[..most])])
     }
 
     fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -308,7 +436,7 @@ impl Write for Outgoing {
             let first = from.iter().find(|piece| !piece.is_empty());
             return self.write(first.map_or(&[], |piece| piece));
         }
-        self.attempt(|file| file.write_vectored(from))
+        self.send(from)
     }
 
     fn flush(&mut self) -> io::Result<()> {

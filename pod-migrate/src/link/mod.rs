@@ -4,14 +4,16 @@
 //! authenticates with the user's own keys, encrypts, and starts the far side. Whoever waits on a link waits no longer
 //! than [`SILENCE`]; both sides send filler when they have nothing to say for a while.
 //!
-//! Everything goes over the one stream today. Pages are written through [`Lane`], so that they can take another way
-//! (direct connections under keys that were exchanged here) without the dump knowing.
+//! ssh is slow. Where the hosts reach each other, what the source sends goes over a connection of its own ([`direct`]), from the
+//! first word after HELLO on.
 
 mod channel;
+pub mod direct;
 pub mod ssh;
 
 pub use channel::{ABORTED, Incoming, Interrupt, Outgoing, TIMEOUT};
 
+use self::direct::{Direct, Door, Key, Listening};
 use crate::image::{Kind, Reader, Writer};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
@@ -27,15 +29,14 @@ pub const PROTOCOL: &str = "E-PROTOCOL";
 /// A peer that says nothing for this long is gone.
 pub const SILENCE: Duration = Duration::from_secs(30);
 
-/// Where the bytes of memory go: today the link itself.
-pub type Lane = Writer<Outgoing>;
-
 /// Both directions between two hosts.
 pub struct Link {
     pub reader: Reader<Incoming>,
     pub writer: Writer<Outgoing>,
     /// The protocol that both sides speak, once they have said hello.
     pub protocol: u32,
+    /// What the source says goes past ssh.
+    pub direct: bool,
 }
 
 impl Link {
@@ -46,7 +47,7 @@ impl Link {
         let mut writer = Writer::new(outgoing);
         writer.flush()?;
         let reader = Reader::new(incoming).map_err(|problem| not_pod(problem, peer))?;
-        Ok(Link { reader, writer, protocol: 0 })
+        Ok(Link { reader, writer, protocol: 0, direct: false })
     }
 
     /// Says one thing, at once.
@@ -58,6 +59,37 @@ impl Link {
     /// Waits for the next thing that the other side says.
     pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
         hear(&mut self.reader)
+    }
+
+    /// Source: goes to where the destination listens. An interrupt ends it.
+    pub fn connect(&mut self, door: &Door, key: &Key) -> Result<Direct> {
+        let outgoing = self.writer.sink()?;
+        direct::connect(door, key, |fd, end| outgoing.readable(fd, end)).doing(|| "connect directly".into())
+    }
+
+    /// Source: what is said from now on goes this way.
+    pub fn go(&mut self, direct: Direct) -> Result<()> {
+        self.direct = true;
+        self.writer.sink()?.switch(direct, self.reader.get_mut())
+    }
+
+    /// Destination: serves whoever comes by the other way until the source says something by this one.
+    pub fn serve_until_heard(&mut self, listening: &mut Listening) -> Result<()> {
+        match self.reader.is_ahead() {
+            true => Ok(()),
+            false => self.reader.get_mut().serve_until_heard(listening).doing(|| "wait for the source".into()),
+        }
+    }
+
+    /// Destination: what the source says from now on comes by the other way.
+    pub fn come(&mut self, listening: Listening) -> Result<()> {
+        match self.reader.is_ahead() {
+            true => Err(Problem::new(PROTOCOL, "the source went on by the way that it had left")),
+            false => {
+                self.direct = true;
+                self.reader.get_mut().switch(listening)
+            }
+        }
     }
 
     /// From now on this ends a wait.

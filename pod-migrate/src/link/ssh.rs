@@ -30,6 +30,8 @@ pub struct Ssh {
     pub options: Vec<String>,
     /// The program there.
     pub remote_pod: String,
+    /// Everything goes through ssh, also where the hosts reach each other without.
+    pub tunnelled: bool,
 }
 
 impl Target {

@@ -13,6 +13,7 @@ use super::protocol::{Answer, Arrival, Fate, Hello, Offer, Purpose, STOPS, Say};
 use super::questions;
 use super::repair;
 use super::supersede::supersede;
+use super::way;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, Writer, damaged};
 use crate::laps::{self, lap};
@@ -68,7 +69,7 @@ pub(super) fn out_of_order(due: &str) -> Problem {
 }
 
 fn offered(link: &mut Link) -> Result<Box<Offer>> {
-    match link.hear()? {
+    match way::hear(link)? {
         Say::Offer(offer) => Ok(offer),
         _ => Err(out_of_order("OFFER")),
     }

@@ -7,6 +7,7 @@ use super::estimate::{Expected, Written, expect};
 use super::offer;
 use super::protocol::{Answer, Hello, Offer, Purpose, QUESTIONS, Room, Say};
 use super::source::Limits;
+use super::way;
 use crate::link::ssh::{Remote, Ssh};
 use crate::link::{Interrupt, Link, PROTOCOL};
 use pod_runtime::store::Pod;
@@ -114,6 +115,10 @@ impl Inquiry {
             return Ok(None);
         }
         let (mut link, remote) = self.link()?;
+        // The way that memory would go; that there is only ssh is told by the move.
+        if !self.ssh.tunnelled {
+            way::seek(&mut link, &self.peer.hello.host)?;
+        }
         let mut speed = 0;
         // Each time more, until it takes a time in which what the buffers on the way hold, and what a shaper lets through at
         // once, is no matter: that one counts. Where even the most takes less, the best does; the first is the way's own

@@ -5,6 +5,7 @@
 //!   `pod check` is the same code.
 //! * [`inquiry`]: what a destination says before anything is moved; [`drain`] asks several about many pods, and
 //!   [`placement`] decides which goes where; [`estimate`] says what a move would be like.
+//! * [`way`]: directly or through ssh.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
@@ -28,6 +29,7 @@ mod repair;
 pub mod source;
 mod supersede;
 mod turn;
+pub mod way;
 
 pub use destination::receive;
 pub use inquiry::{Checked, check};

@@ -1,5 +1,6 @@
 //! What is told while a move is under way, and after it.
 
+use super::way::Transport;
 use crate::laps::Lap;
 use crate::rounds::Estimate;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,8 @@ pub struct Report {
     pub bytes_ahead: u64,
     /// Of memory that the pod had when it was offered.
     pub bytes_memory: u64,
+    /// Which way it went.
+    pub transport: Transport,
     /// Passes over memory while the pod ran, and what the last of them let expect.
     pub rounds: u32,
     #[serde(flatten)]

@@ -5,6 +5,7 @@
 
 use super::base::Base;
 use crate::laps::Lap;
+use crate::link::direct::Door;
 use pod_runtime::Problem;
 use pod_runtime::problem::Report;
 use pod_runtime::spec::Spec;
@@ -13,7 +14,7 @@ use serde_bytes::ByteBuf;
 
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
 /// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 /// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
 pub const OLDEST: u32 = 3;
 /// From here on a check may ask about several pods, and have the link measured.
@@ -26,6 +27,8 @@ pub const CHANGES: u32 = 5;
 pub const SETTLED: u32 = 5;
 /// From here on the source says KNOCKS.
 pub const KNOCKS: u32 = 5;
+/// From here on the source may ask for a way past ssh.
+pub const DIRECT: u32 = 6;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +50,14 @@ pub enum Say {
     /// In a check: filler comes now, and then MEASURED, to see how fast the link is. From protocol 4 on.
     Measure,
     Measured,
+    /// May I come by another way than ssh? The key is what I will prove there. From protocol 6 on.
+    Direct {
+        key: ByteBuf,
+    },
+    /// By which way what follows comes. After DOOR.
+    Comes {
+        directly: bool,
+    },
 }
 
 /// From the destination to the source.
@@ -67,6 +78,12 @@ pub enum Answer {
     Running(Arrival),
     /// It failed here and nothing of it is left. The end of the conversation.
     Failed(Report),
+    /// Where somebody listens for the source.
+    Door(Door),
+    /// Nobody does; with the reason, if somebody could do something about it.
+    NoDoor {
+        report: Option<Report>,
+    },
     /// To a question about a job.
     Outcome(Fate),
     /// So many bytes of filler came.

@@ -3,6 +3,7 @@
 use super::destination::out_of_order;
 use super::offer;
 use super::protocol::{Answer, Hello, Offer, Say};
+use super::way;
 use crate::image::Kind;
 use crate::link::Link;
 use pod_runtime::Result;
@@ -12,7 +13,7 @@ use pod_runtime::store::Store;
 pub(super) fn answer(store: &Store, mut link: Link, hello: &Hello) -> Result<()> {
     let mut asked = false;
     loop {
-        match link.hear() {
+        match way::hear(&mut link) {
             Ok(Say::Offer(offer)) => {
                 link.say(&about(store, hello, &offer))?;
             }

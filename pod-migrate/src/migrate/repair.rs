@@ -230,6 +230,7 @@ pub fn resume(store: &Store, id: &str) -> Result<Lives> {
             target: Target { host: job.peer, port: job.port },
             options: job.ssh_options,
             remote_pod: job.remote_pod.unwrap_or_else(|| "pod".into()),
+            tunnelled: true,
         };
         settle(store, pod.as_ref(), &ssh, &mut journal)?;
     }

@@ -13,6 +13,7 @@ use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
 use super::protocol::{Answer, CHANGES, Hello, KNOCKS, Purpose, SETTLED, STOPS, Say};
+use super::way::{self, Transport};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::image::Kind;
@@ -143,6 +144,8 @@ struct Connected {
     link: Link,
     remote: Remote,
     peer: Met,
+    /// How what is sent gets there, and what should be known of that.
+    way: (Transport, Option<String>),
     job: String,
 }
 
@@ -151,6 +154,7 @@ struct Reserved {
     capture: Capture,
     link: Link,
     remote: Remote,
+    transport: Transport,
     journal: Journal,
     warnings: Vec<String>,
     limits: Limits,
@@ -193,11 +197,12 @@ impl Connected {
         let job = new_id()?[..8].to_owned();
         let settled = journal::settled(store, &ssh.target.host);
         let hello = Hello { settled: settled.clone(), ..Hello::new(Purpose::Move { job: job.clone() }) };
-        let (remote, link, peer) = connect_as(ssh, hello, Some(interrupt.clone()))?;
+        let (remote, mut link, peer) = connect_as(ssh, hello, Some(interrupt.clone()))?;
         if link.protocol >= SETTLED {
             journal::known(store, &settled, |_| true);
         }
-        Ok(Connected { remote, link, peer, job })
+        let way = if ssh.tunnelled { Default::default() } else { way::seek(&mut link, &peer.hello.host)? };
+        Ok(Connected { remote, link, peer, way, job })
     }
 
     fn reserve(
@@ -220,9 +225,11 @@ impl Connected {
             _ => return Err(failed(Problem::new(PROTOCOL, "the answer to the offer was something else"))),
         };
         warnings.extend(self.peer.skew());
+        let (transport, tunnelled) = self.way;
+        warnings.extend(tunnelled);
         let journal = Journal::begin(store, job(&self.job, pod, capture.spec().name.clone(), ssh).map_err(failed)?);
         let Connected { remote, link, .. } = self;
-        Ok(Reserved { remote, link, capture, journal: journal.map_err(failed)?, warnings, limits, memory })
+        Ok(Reserved { remote, link, transport, capture, journal: journal.map_err(failed)?, warnings, limits, memory })
     }
 }
 
@@ -297,8 +304,9 @@ impl Copied {
 
     fn freeze(self) -> Result<Frozen, Failure> {
         let Copied { reserved, rounds } = self;
-        let Reserved { remote, mut link, capture, mut journal, warnings, memory, .. } = reserved;
+        let Reserved { remote, mut link, transport, capture, mut journal, warnings, memory, .. } = reserved;
         let report = Report {
+            transport,
             rounds: rounds.done(),
             estimate: rounds.estimate(),
             bytes_memory: memory,

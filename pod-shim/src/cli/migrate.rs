@@ -129,18 +129,23 @@ pub struct Reach {
     /// The program on the other host
     #[arg(long, value_name = "PATH", default_value = "pod")]
     remote_pod: String,
+    /// Send memory through ssh too, also where the hosts reach each other without
+    #[arg(long)]
+    tunnelled: bool,
 }
 
 impl Reach {
     pub fn ssh(&self, to: &str) -> Result<Ssh> {
         let target = Target::parse(to)?;
-        Ok(Ssh { target, options: self.options.clone(), remote_pod: self.remote_pod.clone() })
+        let (options, remote_pod) = (self.options.clone(), self.remote_pod.clone());
+        Ok(Ssh { target, options, remote_pod, tunnelled: self.tunnelled })
     }
 
     /// As options, for another `pod migrate`.
     pub fn words(&self) -> Vec<String> {
         let options = self.options.iter().flat_map(|option| ["--ssh-option", option]);
-        ["--remote-pod", &self.remote_pod].into_iter().chain(options).map(str::to_owned).collect()
+        let tunnelled = self.tunnelled.then_some("--tunnelled");
+        ["--remote-pod", &self.remote_pod].into_iter().chain(options).chain(tunnelled).map(str::to_owned).collect()
     }
 }
 

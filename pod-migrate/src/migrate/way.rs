@@ -1,0 +1,77 @@
+//! Which way goes what the source sends: directly where the hosts reach each other, else through ssh.
+//!
+//! ```text
+//! source                              destination
+//!        ──── DIRECT (its key) ────▶  listens
+//!        ◀──── DOOR, or NO DOOR ────
+//!        ════ TLS handshake ════════  each knows the other's key
+//!        ──── COMES directly ──────▶  the last word through ssh
+//!        ════ all that follows ═════
+//! ```
+//!
+//! A source that does not get there says that it comes through ssh, and does.
+
+use super::protocol::{Answer, DIRECT, Say};
+use crate::link::direct::{self, Key, Listening};
+use crate::link::{LINK, Link, PROTOCOL};
+use pod_runtime::{Doing, Problem, Result};
+use serde::{Deserialize, Serialize};
+
+/// How the source's bytes get there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    #[default]
+    Ssh,
+    Tls,
+}
+
+/// Source: takes the direct way if there is one, and says what the operator should know if not.
+pub(super) fn seek(link: &mut Link, host: &str) -> Result<(Transport, Option<String>)> {
+    match link.direct {
+        true => return Ok((Transport::Tls, None)),
+        false if link.protocol < DIRECT => return Ok((Transport::Ssh, None)),
+        false => {}
+    }
+    let key = Key::new()?;
+    link.say(&Say::Direct { key: key.public() })?;
+    let door = match link.hear()? {
+        Answer::Door(door) => door,
+        Answer::NoDoor { report } => {
+            let warning = report.map(|report| direct::tunnelled(host, &report.into()));
+            return Ok((Transport::Ssh, warning));
+        }
+        _ => return Err(Problem::new(PROTOCOL, "the answer to DIRECT was something else")),
+    };
+    let connected = link.connect(&door, &key).code(LINK, || format!("{} cannot be reached", door.address));
+    link.say(&Say::Comes { directly: connected.is_ok() })?;
+    match connected {
+        Ok(direct) => link.go(direct).map(|()| (Transport::Tls, None)),
+        Err(problem) => Ok((Transport::Ssh, Some(direct::tunnelled(host, &problem)))),
+    }
+}
+
+/// Destination: the next word that is not about this.
+pub(super) fn hear(link: &mut Link) -> Result<Say> {
+    loop {
+        match link.hear()? {
+            Say::Direct { key } if !link.direct => open(link, &key)?,
+            other => return Ok(other),
+        }
+    }
+}
+
+fn open(link: &mut Link, source: &[u8]) -> Result<()> {
+    let (mut listening, door) = match Listening::open(source) {
+        Ok(Some(open)) => open,
+        Ok(None) => return link.say(&Answer::NoDoor { report: None }),
+        Err(problem) => return link.say(&Answer::NoDoor { report: Some(problem.report()) }),
+    };
+    link.say(&Answer::Door(door))?;
+    link.serve_until_heard(&mut listening)?;
+    match link.hear()? {
+        Say::Comes { directly: true } => link.come(listening),
+        Say::Comes { directly: false } => Ok(()),
+        _ => Err(Problem::new(PROTOCOL, "something else came where COMES was due")),
+    }
+}
