@@ -531,7 +531,7 @@ fn a_destination_that_does_not_keep_to_the_protocol() -> Result<()> {
         ("RUNNING where HOLDING is due", answers(&[&hello, &reserved, &arrival])?, &[12], SPEAKS),
         ("HOLDING twice", answers(&[&hello, &reserved, &Answer::Holding, &Answer::Holding])?, &[12], SPEAKS),
         ("RUNNING where READY is due", answers(&[&hello, &reserved, &Answer::Holding, &arrival])?, &[12], SPEAKS),
-        ("FAILED", answers(&[&hello, &reserved, &Answer::Failed(bad)])?, &[13], &["E-NAME"]),
+        ("FAILED", answers(&[&hello, &reserved, &Answer::Failed(bad.clone())])?, &[13], &["E-NAME"]),
         ("a length of 2^64 - 1", [&greeted[..], &head(Kind::MESSAGE.0, 1, u64::MAX, 1)].concat(), &[12], DAMAGED),
         (
             "a record of a pod",
@@ -549,7 +549,12 @@ fn a_destination_that_does_not_keep_to_the_protocol() -> Result<()> {
         ("RESERVED where DOOR is due", answers(&[&hello, &reserved])?, &[12], SPEAKS),
         ("a door where nobody listens", answers(&[&hello, &nobody, &arrival])?, &[12], SPEAKS),
         ("a door of somebody else", answers(&[&hello, &ssh, &arrival])?, &[12], SPEAKS),
-        ("no door and no reason", answers(&[&hello, &Answer::NoDoor { report: None }, &arrival])?, &[12], SPEAKS),
+        (
+            "no door, for a reason that it makes up",
+            answers(&[&hello, &Answer::NoDoor(bad.clone()), &arrival])?,
+            &[12],
+            SPEAKS,
+        ),
     ];
     let through = cases.into_iter().map(|case| (case, Some("--tunnelled")));
     for ((what, bytes, exits, codes), how) in through.chain(past.into_iter().map(|case| (case, None))) {

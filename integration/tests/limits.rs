@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use integration::bed::{Bed, Host};
 use integration::pods::said;
 use integration::wait::{SOON, until_true};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// A pod whose program writes all of its memory, over and over, faster than any link takes it.
@@ -166,6 +167,18 @@ fn files_go_ahead_and_only_changes_of_them_come_after() -> Result<()> {
     bed.nothing_left(&before)
 }
 
+/// What a firewall does with the ports of the direct way.
+fn close(host: &Host, hook: &str, port: &str, how: &str) -> Result<()> {
+    let rules = format!(
+        "table inet closed {{ chain c {{ type filter hook {hook} priority 0; tcp {port} 49152-49215 {how}; }}; }}"
+    );
+    host.run(&["nft", &rules]).map(drop)
+}
+
+fn open(host: &Host) -> Result<()> {
+    host.run(&["nft", "delete table inet closed"]).map(drop)
+}
+
 /// Memory goes past ssh where the hosts reach each other, through it where they do not, which is said, or where that is wanted.
 #[test]
 fn memory_goes_past_ssh_if_there_is_a_way() -> Result<()> {
@@ -173,31 +186,61 @@ fn memory_goes_past_ssh_if_there_is_a_way() -> Result<()> {
     let before = bed.census()?;
     let hosts = [bed.a(), bed.b()];
     bed.a().guest("counter", &[], 0)?;
-    let closed = "table inet closed { chain c { type filter hook input priority 0; tcp dport 49152-49215 %; }; }";
-    let close = |how: &str| -> Result<()> {
-        let rules = closed.replace('%', how);
-        hosts.iter().try_for_each(|host| host.run(&["nft", &rules]).map(drop))
-    };
-    let open = || hosts.iter().try_for_each(|host| host.run(&["nft", "delete table inet closed"]).map(drop));
-    // Closed: what the firewall does, and which of two ways back is taken.
+    let close = |how: &str| hosts.iter().try_for_each(|host| close(host, "input", "dport", how));
+    let open = || hosts.iter().try_for_each(|host| open(host));
+    let sudo: &[&str] = &["--remote-pod", "env -u SSH_CONNECTION pod"];
+    // What the firewall does, options, which way it goes, and what is said of that.
     for (closed, options, transport, warned) in [
-        (None, None, "tls", false),
-        (None, Some("--tunnelled"), "ssh", false),
-        (Some("reject with tcp reset"), None, "ssh", true),
-        (Some("drop"), None, "ssh", true),
-        (Some("drop"), Some("--tunnelled"), "ssh", false),
-        (None, None, "tls", false),
+        (None, &[][..], "tls", None),
+        (None, &["--tunnelled"], "ssh", None),
+        (Some("reject with tcp reset"), &[], "ssh", Some("49152 to 49215")),
+        (Some("drop"), &[], "ssh", Some("49152 to 49215")),
+        (Some("drop"), &["--tunnelled"], "ssh", None),
+        (None, sudo, "ssh", Some("env_keep")),
+        (None, &[], "tls", None),
     ] {
         closed.map_or(Ok(()), close)?;
         let (from, to) = if bed.a().runs("counter") { (bed.a(), "hostB") } else { (bed.b(), "hostA") };
-        let line = ["migrate", "counter", "--to", to, "--json"].into_iter().chain(options);
-        let report = from.pod(&line.collect::<Vec<_>>())?;
+        let report = from.pod(&[&["migrate", "counter", "--to", to, "--json"], options].concat())?;
         closed.map_or(Ok(()), |_| open())?;
         let report: serde_json::Value = serde_json::from_str(&report)?;
         ensure!(report["transport"] == transport, "{closed:?} {options:?}: {report}");
-        ensure!(report["warnings"].to_string().contains("W-TUNNELLED") == warned, "{closed:?} {options:?}: {report}");
+        let warnings = report["warnings"].to_string();
+        let said = warned.is_none_or(|text| warnings.contains(text));
+        ensure!(said && warnings.contains("W-TUNNELLED") == warned.is_some(), "{closed:?} {options:?}: {report}");
     }
-    bed.a().pod(&["rm", "-f", "counter"])?;
-    bed.b().pod(&["rm", "counter"])?;
+    bed.b().pod(&["rm", "-f", "counter"])?;
+    bed.a().pod(&["rm", "counter"])?;
+    bed.nothing_left(&before)
+}
+
+/// ssh lives on meanwhile, and each side can tell the other.
+#[test]
+fn a_direct_way_that_breaks_is_a_transfer_that_failed() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    bed.a().guest("counter", &[], 100)?;
+    // Who sends there is told that nobody is: the source, and the destination with its acknowledgements.
+    for (end, port) in [(bed.a(), "dport"), (bed.b(), "sport")] {
+        let mut command = bed.a().command("pod");
+        command.args(["migrate", "counter", "--to", "hostB", "--bandwidth", "2M"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let under_way = || bed.a().run(&["ss", "-Htn", "state", "established", "dport", "ge", "49152"]);
+        let sending = |text: String| text.lines().any(|line| !line.trim().is_empty());
+        let sent = until_true("memory goes the direct way", SOON, || under_way().is_ok_and(sending));
+        let closed = sent.and_then(|()| close(end, "output", port, "reject with tcp reset"));
+        if closed.is_err() {
+            child.kill()?;
+        }
+        let ended = child.wait_with_output()?;
+        closed?;
+        open(end)?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.code() == Some(12) && said.contains("E-LINK"), "{port}: {:?}: {said}", ended.status);
+        runs_on(&bed, "counter")?;
+    }
+    bed.a().pod(&["migrate", "counter", "--to", "hostB"])?;
+    bed.b().pod(&["rm", "-f", "counter"])?;
+    bed.a().pod(&["rm", "counter"])?;
     bed.nothing_left(&before)
 }

@@ -1,8 +1,8 @@
 //! One direction of a link: a descriptor on which nobody waits for ever.
 //!
 //! The descriptors do not block; waiting is done by poll(2), together with the [`Interrupt`] that ctrl-C raises and
-//! with a limit on silence. Where what is sent goes another way than ssh ([`super::direct`]), the end of ssh still ends it. A wait that fails is an `io::Error` that carries the [`Problem`], which the image reader
-//! and writer hand on as it is.
+//! with a limit on silence. Where what is sent goes another way than ssh ([`super::direct`]), the end of ssh still ends it. A
+//! wait that fails is an `io::Error` that carries the [`Problem`], which the image reader and writer hand on as it is.
 
 use super::direct::{Direct, Listening};
 use super::{LINK, SILENCE};
@@ -231,6 +231,8 @@ impl Channel {
                 Ok(_) if any(&fds[..counts.0]) => {
                     self.interrupt.as_ref().map_or(Ok(()), Interrupt::check).map_err(io::Error::other)?;
                 }
+                // Nobody is there any more to send it to.
+                Ok(_) if what == Some(PollFlags::POLLOUT) && any(&fds[ours..]) => return Err(self.lost(None)),
                 // What has come counts, though nothing more will.
                 Ok(_) if any(&fds[counts.0 + counts.1..ours]) => return Ok(Woken::Ready),
                 Ok(_) if any(&fds[ours..]) => return Err(self.lost(None)),

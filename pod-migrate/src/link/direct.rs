@@ -39,8 +39,6 @@ pub const TUNNELLED: &str = "W-TUNNELLED";
 const CONNECT: Duration = Duration::from_millis(1500);
 /// One that answers takes no longer than this for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// So long may a peer's host be silent: as ssh is told (ServerAliveInterval).
-const SILENT_MS: u32 = 9000;
 /// Who has connected and not proved yet who it is.
 const MOST_GUESTS: usize = 8;
 /// Read at once: rustls asks for 4 KiB at a time.
@@ -112,6 +110,37 @@ fn too_old() -> rustls::Error {
     rustls::PeerIncompatible::Tls12NotOffered.into()
 }
 
+/// What either side asks of the other's signature: rustls has a trait for each side, with the same methods.
+macro_rules! proved_by_raw_key {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+            Err(too_old())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            shown: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+            self.signed(message, shown, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.schemes()
+        }
+
+        fn requires_raw_public_keys(&self) -> bool {
+            true
+        }
+    };
+}
+
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
@@ -124,31 +153,7 @@ impl ServerCertVerifier for Pinned {
         self.is(shown).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(too_old())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.signed(message, shown, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    proved_by_raw_key!();
 }
 
 impl ClientCertVerifier for Pinned {
@@ -165,31 +170,7 @@ impl ClientCertVerifier for Pinned {
         self.is(shown).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(too_old())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.signed(message, shown, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    proved_by_raw_key!();
 }
 
 /// The fastest cipher where the processor has instructions for AES, and the one that is fast without.
@@ -213,7 +194,7 @@ impl Direct {
     fn new(socket: TcpStream, session: Connection) -> io::Result<Direct> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
-        setsockopt(&socket, sockopt::TcpUserTimeout, &SILENT_MS)?;
+        // A host that is gone is noticed after 9 s, as by ssh. One that answers and does not read is waited for.
         setsockopt(&socket, sockopt::KeepAlive, &true)?;
         setsockopt(&socket, sockopt::TcpKeepIdle, &3)?;
         setsockopt(&socket, sockopt::TcpKeepInterval, &3)?;
@@ -254,6 +235,12 @@ impl Direct {
         let came = self.session.read_tls(&mut self.socket)?;
         self.session.process_new_packets().map_err(io::Error::other)?;
         Ok(came > 0)
+    }
+
+    /// Destination: the source is told that it has been let in, by the one byte that ever goes to it here.
+    fn welcome(&mut self) -> io::Result<()> {
+        self.session.writer().write_all(&[1])?;
+        self.drain()
     }
 
     /// As far as a handshake comes without waiting. It may have to be called again when something can be read.
@@ -302,9 +289,12 @@ pub fn connect(
     let mut direct = Direct::new(socket, session.into())?;
     let end = Instant::now() + HANDSHAKE;
     loop {
-        match direct.shake() {
+        // Having said the last word of the handshake is not to be let in.
+        match direct.shake().and_then(|()| direct.read(&mut [0])) {
+            Ok(1) => return Ok(direct),
+            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done.map(|()| direct),
+            Err(e) => return Err(e),
         }
         if !wait(direct.as_fd(), end)? {
             return Err(io::ErrorKind::TimedOut.into());
@@ -317,18 +307,24 @@ pub struct Listening {
     listener: TcpListener,
     config: Arc<ServerConfig>,
     guests: Vec<Direct>,
+    /// Nobody more is let in: that failed, and would again.
+    full: bool,
     /// The one that has proved who it is.
     source: Option<Direct>,
 }
 
 impl Listening {
-    /// Where ssh has come to, for the holder of this key. None where this was not started by ssh.
+    /// Where ssh has come to, for the holder of this key.
     ///
     /// # Errors
-    /// There is no free port, or that is no address of this host.
-    pub fn open(source: &[u8]) -> Result<Option<(Listening, Door)>> {
-        let Some(address) = std::env::var("SSH_CONNECTION").ok().as_deref().and_then(came_to) else { return Ok(None) };
-        Listening::at(address, source).map(Some)
+    /// Nothing says where that is; there is no free port; that is no address of this host.
+    pub fn open(source: &[u8]) -> Result<(Listening, Door)> {
+        let came_to = std::env::var("SSH_CONNECTION").ok().as_deref().and_then(came_to);
+        let unknown = || {
+            let what = "SSH_CONNECTION does not say to which address ssh has come";
+            Problem::new(LINK, what).fix("have sudo keep SSH_CONNECTION (env_keep), if that starts pod there")
+        };
+        Listening::at(came_to.ok_or_else(unknown)?, source)
     }
 
     fn at(address: IpAddr, source: &[u8]) -> Result<(Listening, Door)> {
@@ -346,29 +342,50 @@ impl Listening {
         // Nobody comes again, and a source that closes its end with tickets unread would take back what it had sent.
         config.send_tls13_tickets = 0;
         let door = Door { address: listener.local_addr().doing(what)?, key: key.public() };
-        Ok((Listening { listener, config: Arc::new(config), guests: Vec::new(), source: None }, door))
+        Ok((Listening { listener, config: Arc::new(config), guests: Vec::new(), full: false, source: None }, door))
     }
 
     /// What this waits for.
     pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.guests.iter().map(AsFd::as_fd).chain([self.listener.as_fd()]).collect()
+        let listener = (!self.full).then(|| self.listener.as_fd());
+        self.guests.iter().map(AsFd::as_fd).chain(listener).collect()
     }
 
     /// Goes on with everybody as far as that is possible without waiting. Who is not the source is shown out.
     pub(super) fn serve(&mut self) {
-        while let Ok((socket, _)) = self.listener.accept() {
-            let guest = ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other);
-            self.guests.extend(guest.and_then(|session| Direct::new(socket, session.into())));
-            if self.guests.len() > MOST_GUESTS {
-                self.guests.remove(0); // who has had most time
+        for guest in std::mem::take(&mut self.guests) {
+            self.greet(guest);
+        }
+        // Not without end: by then there may be a word from the source.
+        for _ in 0..MOST_GUESTS {
+            match self.listener.accept() {
+                Ok((socket, _)) => {
+                    let session = ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other);
+                    if let Ok(guest) = session.and_then(|session| Direct::new(socket, session.into())) {
+                        self.greet(guest);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(problem) => {
+                    tracing::warn!(%problem, "nobody more can be let in");
+                    self.full = true;
+                    return;
+                }
             }
         }
-        for mut guest in std::mem::take(&mut self.guests) {
-            match guest.shake() {
-                Ok(()) => self.source = Some(guest),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.guests.push(guest),
-                Err(problem) => tracing::info!(%problem, "somebody who is not the source wanted to send a pod"),
+    }
+
+    fn greet(&mut self, mut guest: Direct) {
+        match guest.shake().and_then(|()| guest.welcome()) {
+            Ok(()) => self.source = Some(guest),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if self.guests.len() == MOST_GUESTS {
+                    self.guests.remove(0); // who has had most time
+                }
+                self.guests.push(guest);
             }
+            Err(problem) => tracing::info!(%problem, "somebody who is not the source wanted to send a pod"),
         }
     }
 
@@ -397,13 +414,22 @@ fn came_to(connection: &str) -> Option<IpAddr> {
     connection.split(' ').nth(2)?.parse().ok()
 }
 
+/// Why the source did not get to where the destination listens, and what helps.
+pub(super) fn unreached(door: &Door, error: io::Error) -> Problem {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
+    let closed = [TimedOut, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable];
+    let ports = format!("let its TCP ports {} to {} be reached from here", PORTS.start(), PORTS.end());
+    let closed = closed.contains(&error.kind());
+    let problem = Problem::new(LINK, format!("{} cannot be reached", door.address)).because(error);
+    if closed { problem.fix(ports) } else { problem }
+}
+
 /// The operator should know: it is slower, and how it becomes faster.
 pub fn tunnelled(host: &str, problem: &Problem) -> String {
+    let help = problem.way_out().map_or_else(String::new, |fix| format!("; {fix}"));
     format!(
-        "{TUNNELLED}: memory goes through ssh, which is slower: {}; let the TCP ports {} to {} of {host} be reached, or say --tunnelled",
-        problem.chain(),
-        PORTS.start(),
-        PORTS.end()
+        "{TUNNELLED}: memory goes through ssh, which is slower, and not directly to {host}: {}{help} (--tunnelled does not try it)",
+        problem.chain()
     )
 }
 
@@ -474,19 +500,7 @@ mod tests {
         let _silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(door.address).unwrap()).collect();
         let mut loud = TcpStream::connect(door.address).unwrap();
         loud.write_all(&[0x16; 70_000]).ok();
-        let mut stranger = link.connect(&door, &Key::new().unwrap());
-        let told = |direct: &mut Direct| {
-            let end = Instant::now() + HANDSHAKE;
-            loop {
-                match direct.read(&mut [0; 10]) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => thread::yield_now(),
-                    other => return other,
-                }
-            }
-        };
-        if let Ok(direct) = &mut stranger {
-            assert!(!matches!(told(direct), Ok(1..)), "a stranger was let in");
-        }
+        assert!(link.connect(&door, &Key::new().unwrap()).is_err(), "a stranger was let in");
         let other = Door { key: Key::new().unwrap().public(), ..door.clone() };
         assert!(link.connect(&other, &key).is_err(), "another host was taken for the destination");
         let direct = link.connect(&door, &key).unwrap();
@@ -525,7 +539,8 @@ mod tests {
         let nobody = TcpListener::bind((HERE, 0)).unwrap().local_addr().unwrap();
         let unreached = Door { address: nobody, ..door };
         let problem = link.connect(&unreached, &key).err().unwrap();
-        assert!(tunnelled("hostB", &problem).contains("49152 to 49215 of hostB"), "{problem}");
+        let said = tunnelled("hostB", &problem);
+        assert!(said.contains("to hostB: ") && said.contains("ports 49152 to 49215"), "{said}");
         link.say(&false).unwrap();
         words(3).iter().for_each(|word| link.say(word).unwrap());
         drop(link);

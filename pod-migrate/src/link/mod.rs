@@ -4,8 +4,8 @@
 //! authenticates with the user's own keys, encrypts, and starts the far side. Whoever waits on a link waits no longer
 //! than [`SILENCE`]; both sides send filler when they have nothing to say for a while.
 //!
-//! ssh is slow. Where the hosts reach each other, what the source sends goes over a connection of its own ([`direct`]), from the
-//! first word after HELLO on.
+//! ssh is slow. Where the hosts reach each other, what the source sends goes over a connection of its own ([`direct`]) once both
+//! have agreed on it.
 
 mod channel;
 pub mod direct;
@@ -64,7 +64,7 @@ impl Link {
     /// Source: goes to where the destination listens. An interrupt ends it.
     pub fn connect(&mut self, door: &Door, key: &Key) -> Result<Direct> {
         let outgoing = self.writer.sink()?;
-        direct::connect(door, key, |fd, end| outgoing.readable(fd, end)).doing(|| "connect directly".into())
+        direct::connect(door, key, |fd, end| outgoing.readable(fd, end)).map_err(|e| direct::unreached(door, e))
     }
 
     /// Source: what is said from now on goes this way.

@@ -77,7 +77,7 @@ impl Ssh {
         for option in &self.options {
             command.args(["-o", option]);
         }
-        // Of what ssh offers by itself the fastest where the processor has instructions for AES; memory goes
+        // Of what ssh offers by itself the fastest where the processor has instructions for AES; memory may have to go
         // through here while the pod stands still. The first word counts: an option that was given goes before.
         command.args(["-o", "Ciphers=^aes128-gcm@openssh.com"]);
         if let Some(port) = self.target.port {

@@ -80,10 +80,8 @@ pub enum Answer {
     Failed(Report),
     /// Where somebody listens for the source.
     Door(Door),
-    /// Nobody does; with the reason, if somebody could do something about it.
-    NoDoor {
-        report: Option<Report>,
-    },
+    /// Nobody does, and why.
+    NoDoor(Report),
     /// To a question about a job.
     Outcome(Fate),
     /// So many bytes of filler came.

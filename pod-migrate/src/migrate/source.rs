@@ -531,7 +531,9 @@ fn gave_up(problem: Problem, link: &mut Link, journal: &mut Journal) -> Failure 
 fn not_restored(report: ProblemReport, journal: &mut Journal) -> Failure {
     let problem = Problem::from(report);
     let _ = journal.aborted(&problem);
-    Failure::new(Ended::RestoreFailed, problem)
+    // It may hear us no more by the direct way, and we it by ssh.
+    let ended = if problem.code() == LINK { Ended::TransferFailed } else { Ended::RestoreFailed };
+    Failure::new(ended, problem)
 }
 
 /// The link broke, or the destination gave up and closed it: then it has said why.

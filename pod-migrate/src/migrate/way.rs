@@ -4,7 +4,7 @@
 //! source                              destination
 //!        ──── DIRECT (its key) ────▶  listens
 //!        ◀──── DOOR, or NO DOOR ────
-//!        ════ TLS handshake ════════  each knows the other's key
+//!        ════ TLS handshake ════════  each knows the other's key; the source is told so
 //!        ──── COMES directly ──────▶  the last word through ssh
 //!        ════ all that follows ═════
 //! ```
@@ -13,8 +13,8 @@
 
 use super::protocol::{Answer, DIRECT, Say};
 use crate::link::direct::{self, Key, Listening};
-use crate::link::{LINK, Link, PROTOCOL};
-use pod_runtime::{Doing, Problem, Result};
+use crate::link::{Link, PROTOCOL};
+use pod_runtime::{Problem, Result};
 use serde::{Deserialize, Serialize};
 
 /// How the source's bytes get there.
@@ -37,13 +37,10 @@ pub(super) fn seek(link: &mut Link, host: &str) -> Result<(Transport, Option<Str
     link.say(&Say::Direct { key: key.public() })?;
     let door = match link.hear()? {
         Answer::Door(door) => door,
-        Answer::NoDoor { report } => {
-            let warning = report.map(|report| direct::tunnelled(host, &report.into()));
-            return Ok((Transport::Ssh, warning));
-        }
+        Answer::NoDoor(report) => return Ok((Transport::Ssh, Some(direct::tunnelled(host, &report.into())))),
         _ => return Err(Problem::new(PROTOCOL, "the answer to DIRECT was something else")),
     };
-    let connected = link.connect(&door, &key).code(LINK, || format!("{} cannot be reached", door.address));
+    let connected = link.connect(&door, &key);
     link.say(&Say::Comes { directly: connected.is_ok() })?;
     match connected {
         Ok(direct) => link.go(direct).map(|()| (Transport::Tls, None)),
@@ -63,9 +60,8 @@ pub(super) fn hear(link: &mut Link) -> Result<Say> {
 
 fn open(link: &mut Link, source: &[u8]) -> Result<()> {
     let (mut listening, door) = match Listening::open(source) {
-        Ok(Some(open)) => open,
-        Ok(None) => return link.say(&Answer::NoDoor { report: None }),
-        Err(problem) => return link.say(&Answer::NoDoor { report: Some(problem.report()) }),
+        Ok(open) => open,
+        Err(problem) => return link.say(&Answer::NoDoor(problem.report())),
     };
     link.say(&Answer::Door(door))?;
     link.serve_until_heard(&mut listening)?;
