@@ -166,9 +166,7 @@ enum Woken {
 /// What both directions share.
 struct Channel {
     wire: Wire,
-    /// Of ssh, where the bytes go another way: when it hangs up, so does this.
-    lifeline: Option<OwnedFd>,
-    /// What went before went this way. As long as it is open the other side knows that we are there.
+    /// ssh's pipe, where the bytes go another way. Open it tells the other side that we are there; its end is that of the link.
     left: Option<Wire>,
     peer: String,
     interrupt: Option<Interrupt>,
@@ -185,7 +183,6 @@ impl Channel {
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE));
         Ok(Channel {
             wire: Wire::Pipe(fd.into()),
-            lifeline: None,
             left: None,
             peer: peer.to_owned(),
             interrupt,
@@ -195,10 +192,8 @@ impl Channel {
     }
 
     /// The bytes go this way from now on. Both ways must be there until the end.
-    fn switch(&mut self, direct: Direct, lifeline: BorrowedFd<'_>) -> Result<()> {
-        self.lifeline = Some(lifeline.try_clone_to_owned().doing(|| "copy a descriptor".into())?);
+    fn switch(&mut self, direct: Direct) {
         self.left = Some(std::mem::replace(&mut self.wire, Wire::Direct(Box::new(direct))));
-        Ok(())
     }
 
     /// Returns when the descriptor is ready, else with the problem.
@@ -224,7 +219,7 @@ impl Channel {
             fds.extend(beside.iter().copied().map(read));
             fds.extend(what.map(|what| PollFd::new(self.wire.as_fd(), what)));
             let ours = fds.len();
-            fds.extend(self.lifeline.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())));
+            fds.extend(self.left.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())));
             match poll(fds, timeout) {
                 Ok(0) if Instant::now() < end => {}
                 Ok(0) => return Ok(Woken::Late),
@@ -332,13 +327,8 @@ impl Incoming {
                 Err(e) => return Err(lost(e)),
             }
         };
-        let ssh = self.0.wire.as_fd().try_clone_to_owned().doing(|| "copy a descriptor".into())?;
-        self.0.switch(direct, ssh.as_fd())
-    }
-
-    /// For whoever must notice its end.
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.wire.as_fd()
+        self.0.switch(direct);
+        Ok(())
     }
 }
 
@@ -373,9 +363,9 @@ impl Outgoing {
         self.on_bytes = Some(Box::new(on_bytes));
     }
 
-    /// What is written next goes this way. `ssh` is what the other side is heard by.
-    pub(super) fn switch(&mut self, direct: Direct, ssh: &Incoming) -> Result<()> {
-        self.channel.switch(direct, ssh.fd())
+    /// What is written next goes this way.
+    pub(super) fn switch(&mut self, direct: Direct) {
+        self.channel.switch(direct);
     }
 
     /// Whether something can be read there by then. An interrupt is an error.

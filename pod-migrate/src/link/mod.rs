@@ -69,8 +69,9 @@ impl Link {
 
     /// Source: what is said from now on goes this way.
     pub fn go(&mut self, direct: Direct) -> Result<()> {
+        self.writer.sink()?.switch(direct);
         self.direct = true;
-        self.writer.sink()?.switch(direct, self.reader.get_mut())
+        Ok(())
     }
 
     /// Destination: serves whoever comes by the other way until the source says something by this one.
