@@ -110,6 +110,8 @@ pub fn receive_at_rest<R: Read>(
         match record.kind {
             Kind::PLACES => conceived.map_or(Ok(()), |conceived| ahead.expect(&record, conceived))?,
             Kind::AHEAD_PAGES => record.run.map_or(Ok(()), |run| ahead.take(run, reader))?,
+            Kind::SHARED_MEMORY if conceived.is_some() => ahead.share(&record)?,
+            Kind::SHARED_PAGES if conceived.is_some() => record.run.map_or(Ok(()), |run| ahead.take(run, reader))?,
             Kind::STORAGE => {
                 let layer: Layer = record.state()?;
                 let root: OwnedFd = match &layer.place {

@@ -15,7 +15,9 @@ use crate::objects::files::socket::tcp::Silence;
 use crate::objects::files::socket::tcp::closed::Closed;
 use crate::objects::files::survey::Survey;
 use crate::objects::files::{Holder, Outside};
+use crate::objects::memory::WentAhead;
 use crate::objects::memory::areas::Areas;
+use crate::objects::memory::shared::Sharing;
 use crate::objects::memory::tracking::{Pass, Tracker};
 use crate::objects::namespaces::{cgroups, ipc, mounts, network, settings, uts};
 use crate::objects::task::glance::Glance;
@@ -82,8 +84,9 @@ pub struct Capture {
     files: Sending,
     /// Bytes of the log that were sent.
     log: u64,
-    /// Of memory that is sent while the pod runs.
-    tracker: Option<Tracker>,
+    /// Memory that is sent while the pod runs; shared memory if it is to be.
+    ahead: WentAhead,
+    shared_too: bool,
     observer: Observer,
     /// What control groups and settings say that nobody has touched, for a pod that may have.
     usual_groups: Option<cgroups::Usual>,
@@ -119,7 +122,8 @@ impl Capture {
             init: voice,
             spec,
             log: 0,
-            tracker: None,
+            ahead: WentAhead::default(),
+            shared_too: false,
             observer: Observer::begin(pod.run_dir().parent().map(Path::to_path_buf).unwrap_or_default()),
             usual_groups: None,
             usual_settings: None,
@@ -171,6 +175,11 @@ impl Capture {
         self.files.to_a_host();
     }
 
+    /// That host takes shared memory while the pod runs, too.
+    pub fn shared_memory_too(&mut self) {
+        self.shared_too = true;
+    }
+
     /// Where the pod has mounted something itself. What cannot be moved of that may be gone until it stands still.
     fn mounted_inside(&self) -> Option<BTreeSet<Vec<u8>>> {
         let made = mounts::dump(&self.pod, self.init.0).ok()?;
@@ -197,16 +206,30 @@ impl Capture {
         least: u64,
         mut again: impl FnMut(Pass) -> Result<bool>,
     ) -> Result<bool> {
-        let Some(mut tracker) = self.watch_memory(least)? else {
+        self.ahead.private = self.watch_memory(least)?;
+        let shared = self.shared_too && Sharing::pays(&self.processes());
+        if self.ahead.private.is_none() && !shared {
             self.catch_up(w, false)?;
             return Ok(false);
-        };
+        }
         // Files first: memory is written faster.
-        while again(tracker.pass(w)?)? {
+        while again(self.memory_pass(shared, w)?)? {
             self.catch_up(w, true)?;
         }
-        self.tracker = Some(tracker);
         Ok(true)
+    }
+
+    fn memory_pass<W: Write>(&mut self, shared: bool, w: &mut Writer<W>) -> Result<Pass> {
+        let began = Instant::now();
+        let processes = if shared { self.processes() } else { Vec::new() };
+        let mut written = 0;
+        if shared {
+            written += self.ahead.shared.pass(&processes, w)?;
+        }
+        if let Some(tracker) = &mut self.ahead.private {
+            written += tracker.pass(w)?;
+        }
+        Ok(Pass { written, took: began.elapsed() })
     }
 
     /// Puts the memory of processes that have so many bytes of it under watch, for which they stand still for a moment. None
@@ -377,7 +400,7 @@ impl Still {
         lap("groups");
         let outside = Outside { closed, ..outside(&self.hold, self.capture.pod.upper_dir())? };
         lap("outside");
-        let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, self.capture.tracker.as_ref(), w)?;
+        let mut dump = dump(&mut self.frozen, &self.capture.cgroup, outside, &mut self.capture.ahead, w)?;
         if unsaved.closing > 0 {
             let lost = format!("{} connections that were being closed are not kept", unsaved.closing);
             dump.warnings.push(lost);

@@ -8,8 +8,7 @@ use crate::laps::lap;
 use crate::objects::files::dump::{Contents, Rest};
 use crate::objects::files::{FilesDump, Outside, Task, View};
 use crate::objects::memory::dump::Spaces;
-use crate::objects::memory::tracking::Tracker;
-use crate::objects::memory::{self, Policy, Told};
+use crate::objects::memory::{self, Policy, Told, WentAhead};
 use crate::objects::namespaces::ipc;
 use crate::objects::task::dump::{self as task, Asked, Parts};
 use crate::objects::task::landlock::Onlookers;
@@ -47,7 +46,7 @@ pub fn dump(
     frozen: &mut Frozen,
     cgroup: &Cgroup,
     outside: Outside,
-    ahead: Option<&Tracker>,
+    ahead: &mut WentAhead,
     w: &mut Writer<impl Write>,
 ) -> Result<DumpReport> {
     let init = first(frozen)?;

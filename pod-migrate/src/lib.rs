@@ -12,6 +12,7 @@ pub mod check;
 pub mod checkpoint;
 mod connections;
 mod crew;
+mod digest;
 pub mod dump;
 pub mod freeze;
 pub mod ids;

@@ -23,6 +23,7 @@ mod memory;
 mod nursery;
 mod pages;
 mod plan;
+mod premade;
 mod same;
 mod sow;
 mod tree;
@@ -209,7 +210,7 @@ pub fn restore<R: Read>(
     ipc::restore(born.init, &image.ipc)?;
     let file = reader.file().map(std::fs::File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
     let seed = Seed { heritage: &heritage, ahead: &ahead, laid: &laid, file: file.as_ref() };
-    let (mut grown, mut opener) = tree::grow(&image, born, &seed, opening)?;
+    let (mut grown, mut opener) = tree::grow(&image, born, &seed, opening, ahead.shared(&image)?)?;
     lap("tree");
     let copied = std::mem::take(&mut heritage.copied);
     let laid = sow::laid(heritage, laid, &grown);
@@ -218,7 +219,7 @@ pub fn restore<R: Read>(
     lap("connect");
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
     let leaving = matches!(manner, Manner::Outliving).then(|| step_out(&born.cgroup, &opener));
-    let shared = memory::map_all(&image, &mut grown, &laid, &opener)?;
+    let shared = memory::map_all((&image, ahead.shared(&image)?), &mut grown, &laid, &opener)?;
     lap("maps");
     let mut lazy = match manner {
         Manner::Lazily(filling) => Some(Lazy::open(&image, &grown, filling)),

@@ -101,11 +101,12 @@ impl Dumped {
     }
 
     fn open(&self) -> Opener {
-        let mut opener = Opener::start_by(PodPid(0), &self.files, |f| match daemon::fork().unwrap() {
-            Fork::Child => daemon::exit_now(f()),
-            Fork::Parent(pid) => Ok(pid),
-        })
-        .unwrap();
+        let mut opener =
+            Opener::start_by(PodPid(0), (&self.files, Default::default()), |f| match daemon::fork().unwrap() {
+                Fork::Child => daemon::exit_now(f()),
+                Fork::Parent(pid) => Ok(pid),
+            })
+            .unwrap();
         for (id, from, bytes) in &self.raw {
             let mut data = vec![0; *bytes as usize];
             let from = std::fs::File::from(from.try_clone().unwrap());

@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
 /// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 /// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
 pub const OLDEST: u32 = 3;
 /// From here on a check may ask about several pods, and have the link measured.
@@ -29,6 +29,8 @@ pub const SETTLED: u32 = 5;
 pub const KNOCKS: u32 = 5;
 /// From here on the source may ask for a way past ssh.
 pub const DIRECT: u32 = 6;
+/// From here on shared memory comes while the pod runs.
+pub const SHARES: u32 = 7;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]

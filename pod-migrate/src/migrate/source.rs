@@ -12,7 +12,7 @@ use super::inquiry::{Met, connect_as};
 use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, CHANGES, Hello, KNOCKS, Purpose, SETTLED, STOPS, Say};
+use super::protocol::{Answer, CHANGES, Hello, KNOCKS, Purpose, SETTLED, SHARES, STOPS, Say};
 use super::way::{self, Transport};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
@@ -265,6 +265,9 @@ impl Reserved {
         });
         if self.link.protocol >= CHANGES {
             self.capture.to_a_host();
+        }
+        if self.link.protocol >= SHARES {
+            self.capture.shared_memory_too();
         }
         let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
         match sent.and_then(|()| self.link.writer.flush()) {

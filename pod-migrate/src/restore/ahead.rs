@@ -9,9 +9,11 @@ use super::Image;
 use super::lazy::Lazy;
 use super::nursery::{self, Laid, Nursery};
 use super::pages::{Target, Targets, by_map, died};
+use super::premade::Premade;
 use crate::crew;
 use crate::ids::MmId;
 use crate::image::{Owner, PageBuffer, PageRun, Reader, Record, Waiting, damaged};
+use crate::objects::files::opener::Memory;
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Map, Places};
 use crate::{Doing, Result};
@@ -47,13 +49,16 @@ pub struct Ahead {
     /// Which part of it a space has.
     parts: BTreeMap<MmId, u64>,
     nursery: Option<Nursery>,
+    shared: Premade,
 }
 
 impl Ahead {
     /// Takes the run of pages that the reader stands at.
     pub fn take<R: Read>(&mut self, run: PageRun, reader: &mut Reader<R>) -> Result<()> {
-        let Owner::Ahead(mm) = run.owner else {
-            return Err(damaged("bytes of something else among pages that came ahead"));
+        let mm = match run.owner {
+            Owner::Ahead(mm) => mm,
+            Owner::SharedMemory(id) => return self.shared.take(id, run, reader),
+            _ => return Err(damaged("bytes of something else among pages that came ahead")),
         };
         let pages = (run.address | run.bytes).is_multiple_of(4096);
         if !pages || run.address.checked_add(run.bytes).is_none_or(|end| end > 1 << ADDRESS) {
@@ -89,6 +94,16 @@ impl Ahead {
             Err(problem) => tracing::debug!(problem = problem.chain(), "the first process is not filled ahead"),
         }
         Ok(())
+    }
+
+    /// Makes room for shared memory that comes.
+    pub fn share(&mut self, record: &Record) -> Result<()> {
+        self.shared.make(record)
+    }
+
+    /// Shared memory that came, as far as the image has it.
+    pub(super) fn shared(&self, image: &Image) -> Result<Memory> {
+        self.shared.of(image)
     }
 
     /// Where the first process has something that the image can use.

@@ -21,7 +21,7 @@ const MOST_PIDS: i32 = 1 << 22;
 /// Above the highest number that fs.nr_open lets a program ask for.
 const MOST_DESCRIPTORS: i32 = 1 << 30;
 /// Largest piece of shared memory: what an address space holds.
-const MOST_SHARED: u64 = 1 << 47;
+pub(super) const MOST_SHARED: u64 = 1 << 47;
 /// Generations of processes, each the child of the one before. The walk down is a recursion.
 const MOST_GENERATIONS: usize = 1000;
 /// Signals that stop a process.

@@ -2,7 +2,7 @@
 //!
 //! All maps of a process are made in few tables of remote calls. Files come from the opener; memory that several
 //! processes share is made by the first that maps it and opened by the others through /proc/PID/map_files, so that it
-//! is the same object; SysV segments are made by us and attached by each. vdso and vvar, which waited behind the stub,
+//! is the same object, unless it came ahead ([`super::premade`]); SysV segments are made by us and attached by each. vdso and vvar, which waited behind the stub,
 //! go to where the program remembers them.
 
 use super::Image;
@@ -11,6 +11,7 @@ use super::tree::Grown;
 use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::damaged;
 use crate::objects::files::Opener;
+use crate::objects::files::opener::Memory;
 use crate::objects::memory::forked::Claim;
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
@@ -105,13 +106,14 @@ fn private(space: &MmState, such: impl Fn(&Map) -> bool) -> Ranges {
 }
 
 /// Makes everything but the contents. Returns what pages of shared memory are written to.
+/// `premade` is shared memory that is there already.
 pub(super) fn map_all(
-    image: &Image,
+    (image, premade): (&Image, Memory),
     grown: &mut Grown,
     laid: &BTreeMap<PodPid, Laid>,
     opener: &Opener,
 ) -> Result<BTreeMap<SharedMemoryId, File>> {
-    let mut shared = BTreeMap::new();
+    let mut shared: BTreeMap<_, _> = premade.into_iter().map(|(id, fd)| (id, File::from(fd))).collect();
     let mut homes = Homes::new();
     for (id, state) in &image.shared {
         match &state.kind {
@@ -122,7 +124,8 @@ pub(super) fn map_all(
     }
     let mut seen = BTreeMap::new();
     // Who maps memory that another brought into the world does so after him.
-    let alone = image.shared.values().any(|state| matches!(state.kind, SharedMemoryKind::Anonymous));
+    let is_new = |state: &SharedMemoryState| !shared.contains_key(&state.id);
+    let alone = image.shared.values().any(|state| state.kind == SharedMemoryKind::Anonymous && is_new(state));
     let mut jobs = Vec::new();
     for state in image.processes.values() {
         if let Some(other) = seen.insert(state.mm, state.pid) {
@@ -325,6 +328,15 @@ impl Mapper<'_> {
                 self.map(map, fd, offset, 0);
             }
             SharedMemoryKind::SysV { shmid, .. } => self.attach(map, *shmid, offset, self.image.shared[&memory].bytes),
+            SharedMemoryKind::Anonymous if self.opener.memory().contains_key(&memory) => {
+                let number = self.opener.memory()[&memory];
+                let fd = 1 + self.fds.len() as i32;
+                let args = vec![0.into(), number.into(), 0.into()];
+                let take = RemoteCall::new(format!("take shared memory {memory}"), libc::SYS_pidfd_getfd, args);
+                self.calls.push(take.returns(fd.into()));
+                self.map(map, fd, offset, 0);
+                self.calls.push(RemoteCall::new("close shared memory", libc::SYS_close, vec![fd.into()]));
+            }
             SharedMemoryKind::Anonymous => {
                 let bytes = self.image.shared[&memory].bytes.next_multiple_of(4096);
                 if !self.homes.contains_key(&memory) && offset == 0 && map.end - map.start == bytes {

@@ -14,6 +14,7 @@ use super::{Image, no_room};
 use crate::crew;
 use crate::ids::{FileId, HostPid, PodPid, RemoteAddress};
 use crate::laps::lap;
+use crate::objects::files::opener::Memory;
 use crate::objects::files::{ControllingTerminal, Opener, Opening};
 use crate::objects::task::{Filter, Life, Node, seccomp, signals};
 use crate::remote::plain::{OPTIONS, Stub};
@@ -126,7 +127,13 @@ impl Grown {
 }
 
 /// Makes all processes, each nothing but the stub, beside the opener.
-pub(super) fn grow(image: &Image, born: &Born, seed: &Seed<'_>, opening: Opening) -> Result<(Grown, Opener)> {
+pub(super) fn grow(
+    image: &Image,
+    born: &Born,
+    seed: &Seed<'_>,
+    opening: Opening,
+    memory: Memory,
+) -> Result<(Grown, Opener)> {
     let maps = read_maps(born.init)?;
     let base = find_base(image, &maps)?;
     let own = kernel_maps(maps);
@@ -148,7 +155,7 @@ pub(super) fn grow(image: &Image, born: &Born, seed: &Seed<'_>, opening: Opening
     };
     grown.kernel_maps = places(&own, base);
     lap("places");
-    let mut opener = opening.open(born, &image.files)?;
+    let mut opener = opening.open(born, &image.files, memory)?;
     lap("open files");
     let mut children: BTreeMap<PodPid, Vec<&Node>> = BTreeMap::new();
     for node in image.nodes() {

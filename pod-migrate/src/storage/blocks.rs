@@ -5,18 +5,30 @@
 //! it grows.
 
 use crate::Result;
+use crate::digest::{self, Digest, digest};
+use std::ops::Range;
 
-/// Bytes in a block: two pages of postgres, four of sqlite. Its number and digest are 24.
+/// Bytes in a block: two pages of postgres, four of sqlite. Its number and digest are 32.
 pub const BLOCK: usize = 16 << 10;
-
-/// Half of a BLAKE3: what a program in the pod writes may be chosen by somebody.
-type Digest = [u8; 16];
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// Those of a file, by their number.
+/// Those of a file, or of a part of it, by their number.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Digests(Vec<(u64, Digest)>);
+
+impl Digests {
+    /// Those of the blocks that begin in a part of the file.
+    fn within(&self, part: &Range<u64>) -> &[(u64, Digest)] {
+        let first = |at: u64| self.0.partition_point(|(number, _)| *number < at.div_ceil(BLOCK as u64));
+        &self.0[first(part.start)..first(part.end)]
+    }
+
+    /// With those of the part of the file that comes next.
+    pub fn append(&mut self, mut next: Digests) {
+        self.0.append(&mut next.0);
+    }
+}
 
 /// Bytes of a file that come in order, with gaps for holes.
 #[derive(Debug)]
@@ -35,7 +47,15 @@ pub type Changed<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<'a> Digesting<'a> {
     pub fn new(before: Option<&'a Digests>) -> Digesting<'a> {
-        let before = before.map(|before| &before.0[..]);
+        Digesting::of(before.map(|before| &before.0[..]))
+    }
+
+    /// Of a part of a file that begins with a block, and ends with one or where the file does.
+    pub fn part(before: &'a Digests, part: &Range<u64>) -> Digesting<'a> {
+        Digesting::of(Some(before.within(part)))
+    }
+
+    fn of(before: Option<&'a [(u64, Digest)]>) -> Digesting<'a> {
         Digesting { digests: Vec::new(), block: vec![0; BLOCK], number: 0, touched: false, before }
     }
 
@@ -60,7 +80,7 @@ impl<'a> Digesting<'a> {
         Ok(())
     }
 
-    /// All that there is of it, in a file of this size.
+    /// All that there is of it, in a file of this size or a part that ends there.
     pub fn end(mut self, size: u64, changed: Changed<'_>) -> Result<Digests> {
         self.end_block(changed)?;
         self.gone_before(size.div_ceil(BLOCK as u64), changed)?;
@@ -79,12 +99,11 @@ impl<'a> Digesting<'a> {
     }
 
     fn whole(&mut self, number: u64, block: &[u8], changed: Changed<'_>) -> Result<()> {
-        if block == ZEROS {
+        let digest = digest(block);
+        if digest == digest::ZEROS {
             return Ok(()); // as a hole
         }
         self.gone_before(number, changed)?;
-        let mut digest = Digest::default();
-        digest.copy_from_slice(&blake3::hash(block).as_bytes()[..16]);
         self.digests.push((number, digest));
         let Some(left) = &mut self.before else { return Ok(()) };
         match left.split_first() {

@@ -11,6 +11,7 @@
 //! marks of the overlay. What does not: inode numbers, the change time, attributes of `chattr`.
 
 mod blocks;
+mod compare;
 mod layers;
 mod mounts;
 mod sending;

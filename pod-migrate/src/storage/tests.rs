@@ -189,7 +189,9 @@ fn changes_make_the_same_tree() {
                 let _ = fs::remove_file(&directory);
                 fs::create_dir(&directory).unwrap();
             }
-            let (at, length) = (random.below(200_000), 1 + random.below(70_000));
+            // Some are compared in several parts.
+            let (far, long) = [(200_000, 70_000), (4_000_000, 1_500_000)][random.below(2) as usize];
+            let (at, length) = (random.below(far), 1 + random.below(long));
             let open = || File::options().create(true).truncate(false).write(true).open(&one).unwrap();
             match random.below(8) {
                 0..3 => drop(open().write_all_at(&vec![1 + random.below(3) as u8; length as usize], at)),

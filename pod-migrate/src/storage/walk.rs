@@ -4,7 +4,8 @@
 //! because a file's stamp is taken before its contents are read. Every object is opened by its parent's descriptor and
 //! without following links, so nothing outside of the layer is ever read, whatever the pod does meanwhile.
 
-use super::blocks::{BLOCK, Digesting, Digests};
+use super::blocks::{Digesting, Digests};
+use super::compare::{Candidate, compare};
 use super::{Entry, Meta, Node, STORAGE, lossy};
 use crate::image::{Kind, Owner, PageRun, Writer};
 use nix::errno::Errno;
@@ -18,15 +19,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Contents go out in runs of at most this.
-const RUN: usize = 1 << 20;
+pub(super) const RUN: usize = 1 << 20;
+/// So many files that came before are compared at once: each is a descriptor.
+const CROWD: usize = 128;
 /// A file changed this shortly before it was looked at may change again without a new stamp on kernels whose file times
 /// have the grain of a tick.
 const GRAIN_NS: i128 = 20_000_000;
@@ -98,7 +102,7 @@ pub struct Inventory {
     device: u64,
     stamps: BTreeMap<Vec<u8>, Stamp>,
     /// What went out of regular files, where that is kept.
-    digests: BTreeMap<Vec<u8>, Rc<Digests>>,
+    digests: BTreeMap<Vec<u8>, Arc<Digests>>,
 }
 
 impl Inventory {
@@ -148,6 +152,8 @@ struct Pass<'a, W: Write> {
     now: Inventory,
     /// First names of files that have several.
     names: BTreeMap<u64, Vec<u8>>,
+    /// Files that came before, and are to be compared.
+    candidates: Vec<Candidate>,
     sent: Sent,
     buffer: Vec<u8>,
 }
@@ -171,6 +177,7 @@ pub fn walk<W: Write>(
         manner,
         now: Inventory { device: tree.device, ..Inventory::default() },
         names: BTreeMap::new(),
+        candidates: Vec::new(),
         sent: Sent::default(),
         buffer: Vec::new(),
     };
@@ -181,7 +188,8 @@ pub fn walk<W: Write>(
 impl<W: Write> Pass<'_, W> {
     fn run(&mut self) -> Result<()> {
         if let Some(name) = self.tree.only.clone() {
-            return self.object(&self.tree.root, &name, name.clone()).map(drop);
+            self.object(&self.tree.root, &name, name.clone())?;
+            return self.compare();
         }
         let root = self.tree.directory(b"").code(STORAGE, || "open the root of a layer".into())?;
         self.object(&root, b".", Vec::new())?;
@@ -200,6 +208,7 @@ impl<W: Write> Pass<'_, W> {
                 }
             }
         }
+        self.compare()?;
         self.removed()
     }
 
@@ -226,7 +235,7 @@ impl<W: Write> Pass<'_, W> {
         let kept = self.mapped.any && kind == SFlag::S_IFREG && first.is_none() && digests.is_some();
         let mapped = kept || self.mapped.paths.contains(&path) || self.mapped_inodes.contains(&stat.st_ino);
         if same && !mapped {
-            let digests = digests.map(|digests| (path, Rc::clone(digests)));
+            let digests = digests.map(|digests| (path, Arc::clone(digests)));
             self.now.digests.extend(digests);
             return Ok(directory);
         }
@@ -245,8 +254,10 @@ impl<W: Write> Pass<'_, W> {
             (None, SFlag::S_IFIFO) => Node::Fifo,
             _ => Node::Socket,
         };
-        let meta = (!matches!(node, Node::HardLink(_))).then(|| meta(&fd, &stat)).transpose()?;
-        self.send(Entry { path: ByteBuf::from(path), node, meta }, &fd, same)?;
+        // Of one that is to be compared and may be what it was, nobody may want to know.
+        let with_meta = !matches!((&node, same), (Node::HardLink(_), _) | (Node::Patch { .. }, true));
+        let meta = with_meta.then(|| meta(&fd, &stat)).transpose()?;
+        self.send(Entry { path: ByteBuf::from(path), node, meta }, fd, (same, stat))?;
         Ok(directory)
     }
 
@@ -258,17 +269,32 @@ impl<W: Write> Pass<'_, W> {
     }
 
     /// `same`: by its stamp it is what it was.
-    fn send(&mut self, entry: Entry, fd: &OwnedFd, same: bool) -> Result<()> {
+    fn send(&mut self, entry: Entry, fd: OwnedFd, (same, stat): (bool, FileStat)) -> Result<()> {
         let id = *self.next_id;
         *self.next_id += 1;
         match entry.node {
-            Node::Patch { size } => self.patch(id, entry, fd, size, same),
+            Node::Patch { size } => {
+                let before = self.before.and_then(|before| before.digests.get(&entry.path[..]).map(Arc::clone));
+                let before =
+                    before.ok_or_else(|| Problem::new("E-INTERNAL", "a change of a file that was not sent"))?;
+                self.candidates.push(Candidate { id, entry, fd, size, same, stat, before });
+                if self.candidates.len() < CROWD { Ok(()) } else { self.compare() }
+            }
             Node::File { size } => {
                 self.announce(id, &entry)?;
-                self.file(id, entry, fd, size)
+                self.file(id, entry, &fd, size)
             }
             _ => self.announce(id, &entry),
         }
+    }
+
+    /// What is another in files that came before. Nothing at all of one that is in nothing.
+    fn compare(&mut self) -> Result<()> {
+        let candidates = std::mem::take(&mut self.candidates);
+        let digests = compare(&candidates, self.out, &mut self.sent)?;
+        let paths = candidates.into_iter().map(|candidate| candidate.entry.path.into_vec());
+        self.now.digests.extend(paths.zip(digests.into_iter().map(Arc::new)));
+        Ok(())
     }
 
     fn announce(&mut self, id: u64, entry: &Entry) -> Result<()> {
@@ -280,7 +306,7 @@ impl<W: Write> Pass<'_, W> {
         let mut digesting = (self.manner != Manner::Whole).then(|| Digesting::new(None));
         if size > 0 {
             let (out, sent) = (&mut *self.out, &mut self.sent);
-            extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {
+            extents(&entry.path, fd, 0..size as i64, &mut self.buffer, |at, bytes| {
                 if let Some(digesting) = &mut digesting {
                     digesting.feed(at, bytes, &mut |_, _| Ok(()))?;
                 }
@@ -289,38 +315,7 @@ impl<W: Write> Pass<'_, W> {
             })?;
         }
         let digests = digesting.map(|digesting| digesting.end(size, &mut |_, _| Ok(()))).transpose()?;
-        self.now.digests.extend(digests.map(|digests| (entry.path.into_vec(), Rc::new(digests))));
-        Ok(())
-    }
-
-    /// What is another in it. Nothing at all of one that is in nothing.
-    fn patch(&mut self, id: u64, entry: Entry, fd: &OwnedFd, size: u64, same: bool) -> Result<()> {
-        let before = self.before.and_then(|before| before.digests.get(&entry.path[..]));
-        let before = before.ok_or_else(|| Problem::new("E-INTERNAL", "a change of a file that was not sent"))?;
-        let mut changes = Changes {
-            out: self.out,
-            sent: &mut self.sent,
-            id,
-            entry: &entry,
-            announced: false,
-            size,
-            at: 0,
-            bytes: Vec::new(),
-        };
-        if !same {
-            changes.announce()?;
-        }
-        let mut digesting = Digesting::new(Some(before));
-        if size > 0 {
-            extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {
-                // The other side waits for something while nothing has changed.
-                changes.out.breathe()?;
-                digesting.feed(at, bytes, &mut |number, block| changes.add(number, block))
-            })?;
-        }
-        let digests = digesting.end(size, &mut |number, block| changes.add(number, block))?;
-        changes.send()?;
-        self.now.digests.insert(entry.path.to_vec(), Rc::new(digests));
+        self.now.digests.extend(digests.map(|digests| (entry.path.into_vec(), Arc::new(digests))));
         Ok(())
     }
 
@@ -344,53 +339,6 @@ impl<W: Write> Pass<'_, W> {
     }
 }
 
-/// The changes of one file, on their way out: what lies side by side goes together.
-struct Changes<'a, W: Write> {
-    out: &'a mut Writer<W>,
-    sent: &'a mut Sent,
-    id: u64,
-    entry: &'a Entry,
-    announced: bool,
-    size: u64,
-    /// What is gathered, and from where on.
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl<W: Write> Changes<'_, W> {
-    fn announce(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.announced, true) {
-            return Ok(());
-        }
-        self.sent.files += 1;
-        self.out.put(Kind::STORAGE_ENTRY, self.id, self.entry)
-    }
-
-    fn add(&mut self, number: u64, block: &[u8]) -> Result<()> {
-        let at = number * BLOCK as u64;
-        if at != self.at + self.bytes.len() as u64 || self.bytes.len() >= RUN {
-            self.send()?;
-            self.at = at;
-        }
-        let end = block.len().min(self.size.saturating_sub(at) as usize);
-        self.bytes.extend_from_slice(&block[..end]);
-        Ok(())
-    }
-
-    fn send(&mut self) -> Result<()> {
-        if self.bytes.is_empty() {
-            return Ok(());
-        }
-        self.announce()?;
-        let bytes = self.bytes.len() as u64;
-        let run = PageRun { owner: Owner::Storage(self.id), address: self.at, bytes };
-        self.out.pages(run, &[&self.bytes])?;
-        self.sent.bytes += bytes;
-        self.bytes.clear();
-        Ok(())
-    }
-}
-
 fn inodes_of(tree: &Tree, mapped: &Mapped) -> BTreeSet<u64> {
     let how = || {
         OpenHow::new()
@@ -401,27 +349,28 @@ fn inodes_of(tree: &Tree, mapped: &Mapped) -> BTreeSet<u64> {
     mapped.paths.iter().filter_map(inode).collect()
 }
 
-/// Reads the extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).
-fn extents(
+/// Reads the extents that hold data in a part of a file, at most up to the size that was announced (what a file grows
+/// meanwhile comes later).
+pub(super) fn extents(
     path: &[u8],
     fd: &OwnedFd,
-    size: i64,
+    part: Range<i64>,
     buffer: &mut Vec<u8>,
     mut each: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let Ok(file) = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
         return Err(Problem::new(STORAGE, format!("open {}", lossy(path))));
     };
-    let mut at = 0;
+    let mut at = part.start;
     loop {
         let start = match lseek(&file, at, Whence::SeekData) {
-            Ok(start) if start >= size => return Ok(()),
+            Ok(start) if start >= part.end => return Ok(()),
             Ok(start) => start,
             Err(Errno::ENXIO) => return Ok(()),
             Err(Errno::EINVAL) => at, // no holes on this file system
             Err(error) => return Err(error).code(STORAGE, || format!("seek in {}", lossy(path))),
         };
-        let end = lseek(&file, start, Whence::SeekHole).unwrap_or(size).min(size);
+        let end = lseek(&file, start, Whence::SeekHole).unwrap_or(part.end).min(part.end);
         // Most files are small, and a page that is touched costs more than what is read into it.
         let longest = RUN.min(usize::try_from(end - start).unwrap_or(RUN));
         buffer.resize(longest.max(buffer.len()), 0);
@@ -435,7 +384,7 @@ fn extents(
             each(at as u64, &buffer[..n])?;
             at += n as i64;
         }
-        if at >= size {
+        if at >= part.end {
             return Ok(());
         }
     }
@@ -462,7 +411,7 @@ fn names(directory: &OwnedFd) -> Vec<Vec<u8>> {
     names
 }
 
-fn meta(fd: &OwnedFd, stat: &FileStat) -> Result<Meta> {
+pub(super) fn meta(fd: &OwnedFd, stat: &FileStat) -> Result<Meta> {
     Ok(Meta {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,

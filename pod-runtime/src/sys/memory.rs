@@ -150,6 +150,24 @@ pub fn lay_out(start: u64, bytes: usize) -> io::Result<()> {
     Err(error)
 }
 
+/// Shared anonymous memory that nobody has mapped yet: whoever maps the file has what mmap(MAP_SHARED | MAP_ANONYMOUS) would
+/// have given him. Gone with the last who has it.
+pub fn make_shared(bytes: u64) -> io::Result<File> {
+    let length = usize::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    // SAFETY: new memory at an address of the kernel's choice, to which nothing refers.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = place as u64;
+    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + bytes.next_multiple_of(PAGE as u64));
+    let opened = File::options().read(true).write(true).open(path);
+    // SAFETY: the memory mapped just now.
+    unsafe { libc::munmap(place, length) };
+    opened
+}
+
 /// Writes to it are noticed.
 pub const PAGE_IS_WATCHED: u64 = 1;
 /// Since it was protected last.

@@ -24,6 +24,15 @@ pub struct Message {
 
 /// recvmsg(2) with MSG_PEEK: takes nothing, never waits; descriptors come as copies.
 pub fn peek(fd: BorrowedFd<'_>, capacity: usize) -> io::Result<Message> {
+    receive(fd, capacity, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+}
+
+/// recvmsg(2): waits for one, and takes it.
+pub fn take(fd: BorrowedFd<'_>, capacity: usize) -> io::Result<Message> {
+    receive(fd, capacity, 0)
+}
+
+fn receive(fd: BorrowedFd<'_>, capacity: usize, flags: i32) -> io::Result<Message> {
     let mut bytes = vec![0u8; capacity];
     let mut from = [0u64; 16];
     let mut control = [0u64; 256];
@@ -36,9 +45,8 @@ pub fn peek(fd: BorrowedFd<'_>, capacity: usize) -> io::Result<Message> {
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control);
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: all three buffers are writable for the sizes given and outlive the call.
-    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags | libc::MSG_CMSG_CLOEXEC) };
     if length < 0 {
         return Err(io::Error::last_os_error());
     }

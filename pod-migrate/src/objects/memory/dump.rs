@@ -4,8 +4,11 @@
 use super::forked::{self, Claims, Member};
 use super::pages::{self, Contents};
 use super::ranges::Ranges;
+use super::shared::{Key, Sharing};
 use super::tracking::Tracker;
-use super::{Backing, Inherited, Kept, Layout, Map, MmState, Policy, SharedMemoryKind, SharedMemoryState, Told};
+use super::{
+    Backing, Inherited, Kept, Layout, Map, MmState, Policy, SharedMemoryKind, SharedMemoryState, Told, WentAhead,
+};
 use crate::freeze::Process;
 use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Owner, Writer};
@@ -32,6 +35,7 @@ pub const FORKED: &str = "W-FORK-SHARED";
 pub struct Spaces<'a> {
     /// What was sent while the pod ran.
     ahead: Option<&'a Tracker>,
+    shared_ahead: Option<&'a mut Sharing>,
     /// A mapped file is the same file wherever it is mapped: device, inode, name, writable.
     files: BTreeMap<((u32, u32), u64, String, bool), FileId>,
     shared: BTreeMap<(u32, u32, u64), SharedMemory>,
@@ -75,8 +79,8 @@ pub(super) struct Place {
 }
 
 impl<'a> Spaces<'a> {
-    pub fn new(ahead: Option<&'a Tracker>) -> Spaces<'a> {
-        Spaces { ahead, ..Spaces::default() }
+    pub fn new(ahead: &'a mut WentAhead) -> Spaces<'a> {
+        Spaces { ahead: ahead.private.as_ref(), shared_ahead: Some(&mut ahead.shared), ..Spaces::default() }
     }
 
     /// Finds what processes share since a fork, before their maps are taken.
@@ -207,7 +211,7 @@ impl<'a> Spaces<'a> {
         if !self.shared.contains_key(&key) {
             let source = open_mapped(process, map, false)?;
             let bytes = source.metadata().doing(|| format!("look at {} of {}", map.name, process.name()))?.len();
-            let id = SharedMemoryId(self.shared.len() as u64 + 1);
+            let id = self.shared_id(&key);
             let kind = match kind {
                 Nameless::Anonymous => SharedMemoryKind::Anonymous,
                 Nameless::SysV => super::sysv::kind(process.host, map.inode as i32)?,
@@ -215,6 +219,13 @@ impl<'a> Spaces<'a> {
             self.shared.insert(key, SharedMemory { state: SharedMemoryState { id, bytes, kind }, source });
         }
         Ok(Backing::Shared { memory: self.shared[&key].state.id, offset: map.offset })
+    }
+
+    /// That under which it went ahead, or the next that is free.
+    fn shared_id(&self, key: &Key) -> SharedMemoryId {
+        let ahead = self.shared_ahead.as_deref();
+        let taken = ahead.map_or(0, Sharing::last_id) + self.shared.len() as u64;
+        ahead.and_then(|ahead| ahead.id(key)).unwrap_or(SharedMemoryId(taken + 1))
     }
 
     fn file(&mut self, process: &Process, map: &maps::Map, files: &mut FilesDump<'_>) -> Result<Backing> {
@@ -241,7 +252,7 @@ impl<'a> Spaces<'a> {
     /// Segments that nobody has attached live on by themselves.
     pub fn unattached(&mut self, init: HostPid) -> Result<()> {
         for segment in super::sysv::unattached(init)? {
-            let id = SharedMemoryId(self.shared.len() as u64 + 1);
+            let id = self.shared_id(&segment.key);
             let state = SharedMemoryState { id, bytes: segment.bytes, kind: segment.kind };
             self.shared.entry(segment.key).or_insert(SharedMemory { state, source: segment.memory });
         }
@@ -297,7 +308,13 @@ impl<'a> Spaces<'a> {
 
     /// The raw bytes of everything, and after them `more`.
     pub fn pages(self, more: Vec<Contents>, w: &mut Writer<impl Write>) -> Result<()> {
-        let shared = self.shared.into_values().map(|SharedMemory { state, source }| Contents {
+        let mut whole = self.shared;
+        if let Some(ahead) = self.shared_ahead {
+            for (key, _) in whole.extract_if(.., |key, _| ahead.id(key).is_some()).collect::<Vec<_>>() {
+                ahead.rest(&key, w)?;
+            }
+        }
+        let shared = whole.into_values().map(|SharedMemory { state, source }| Contents {
             source,
             bytes: state.bytes,
             owner: Owner::SharedMemory(state.id),
@@ -307,13 +324,16 @@ impl<'a> Spaces<'a> {
     }
 }
 
+/// Shared anonymous memory, as maps name it.
+pub(super) const NAMELESS: &str = "/dev/zero (deleted)";
+
 enum Nameless {
     Anonymous,
     SysV,
 }
 
 fn shared_kind(name: &str) -> Option<Nameless> {
-    if name == "/dev/zero (deleted)" {
+    if name == NAMELESS {
         Some(Nameless::Anonymous)
     } else if name.starts_with("/SYSV") && name.ends_with(" (deleted)") {
         Some(Nameless::SysV)

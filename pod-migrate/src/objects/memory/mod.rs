@@ -3,7 +3,8 @@
 //! One [`MmState`] record an address space; one [`SharedMemoryState`] a piece of memory that has no name to be opened by
 //! and that several spaces or descriptors share (shared anonymous memory, memfd, SysV segments, deleted files): its
 //! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset. Private
-//! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold. Pages
+//! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold. On their
+//! way to a host so does shared memory ([`shared`]), to be put right in the end. Pages
 //! that processes share since a fork come once ([`forked`]), before all others; an [`Inherited`] record says who has them too.
 
 pub mod areas;
@@ -11,6 +12,7 @@ pub mod dump;
 pub mod forked;
 mod pages;
 pub mod ranges;
+pub mod shared;
 mod sysv;
 pub mod tracking;
 
@@ -20,6 +22,16 @@ use crate::ids::{FileId, MmId, SharedMemoryId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
+
+/// So many pieces of shared memory go ahead: each is a descriptor, and all of them go into one message.
+pub const MOST_AHEAD: usize = 64;
+
+/// What went ahead of a pod while it ran.
+#[derive(Default)]
+pub struct WentAhead {
+    pub private: Option<tracking::Tracker>,
+    pub shared: shared::Sharing,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MmState {

@@ -9,6 +9,7 @@
 use super::dump::{Place, Private};
 use super::ranges::Ranges;
 use crate::crew;
+use crate::digest::is_zero;
 use crate::ids::MmId;
 use crate::image::{Lanes, Owner, PageBuffer, PageRun, Writer};
 use pod_runtime::sys::memory::{self, PageRegion};
@@ -249,7 +250,7 @@ impl Piece<'_> {
 /// Runs of pages that are not all zero.
 fn without_zeros<'b>(data: &'b [u8], at: u64, owner: Owner, runs: &mut Vec<(PageRun, &'b [u8])>) {
     let page = PAGE as usize;
-    let is_zero = |from: usize| zero(&data[from..(from + page).min(data.len())]);
+    let is_zero = |from: usize| is_zero(&data[from..(from + page).min(data.len())]);
     let mut from = 0;
     while from < data.len() {
         if is_zero(from) {
@@ -265,12 +266,6 @@ fn without_zeros<'b>(data: &'b [u8], at: u64, owner: Owner, runs: &mut Vec<(Page
         runs.push((run, &data[from..to]));
         from = to;
     }
-}
-
-fn zero(page: &[u8]) -> bool {
-    // Most pages show that they are not within the first bytes.
-    page[..page.len().min(64)].iter().all(|byte| *byte == 0)
-        && page.chunks(512).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Gathers ranges into pieces.
@@ -439,14 +434,6 @@ mod tests {
     use crate::image::{Kind, Reader};
     use std::collections::BTreeMap;
     use std::io::Read;
-
-    #[test]
-    fn zero_pages_are_seen() {
-        let mut page = vec![0u8; 4096];
-        assert!(zero(&page));
-        page[4095] = 1;
-        assert!(!zero(&page));
-    }
 
     #[test]
     fn own_pages_of_ourselves() {

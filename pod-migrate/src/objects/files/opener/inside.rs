@@ -6,7 +6,7 @@ use super::super::{
     File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, mqueue, pidfd, pipe, pty,
     regular, signalfd, socket, timerfd,
 };
-use super::{Errand, Holding, Order, Said};
+use super::{Errand, Holding, Memory, Order, Said};
 use crate::ids::FileId;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, setresuid};
@@ -18,12 +18,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// Opens everything, answers, and follows orders until told to finish or until nobody is there any more.
-pub(super) fn run(files: &Files, link: UnixStream) -> i32 {
+pub(super) fn run(files: &Files, memory: Memory, link: UnixStream) -> i32 {
     // Half of the files of a pod at its limit would not fit under the soft one.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    let mut inside = Inside::new(files);
+    let mut inside = Inside::new(files, memory);
     let opened = inside.open_all();
     if answer(&link, opened.map(|()| inside.holding())).is_err() {
         return 1;
@@ -71,6 +71,7 @@ struct Inside<'a> {
     files: &'a Files,
     held: BTreeMap<FileId, OwnedFd>,
     contents: BTreeMap<FileId, OwnedFd>,
+    memory: Memory,
     pipes: Vec<(Holder, OwnedFd)>,
     terminals: Vec<(Holder, OwnedFd)>,
     unix: unix::restore::Restored,
@@ -78,11 +79,12 @@ struct Inside<'a> {
 }
 
 impl<'a> Inside<'a> {
-    fn new(files: &'a Files) -> Self {
+    fn new(files: &'a Files, memory: Memory) -> Self {
         Inside {
             files,
             held: BTreeMap::new(),
             contents: BTreeMap::new(),
+            memory,
             pipes: Vec::new(),
             terminals: Vec::new(),
             unix: unix::restore::Restored::default(),
@@ -96,6 +98,7 @@ impl<'a> Inside<'a> {
         Holding {
             files: numbers(&self.held),
             contents: numbers(&self.contents),
+            memory: self.memory.iter().map(|(id, fd)| (*id, fd.as_raw_fd())).collect(),
             pipes: ends(&self.pipes),
             terminals: ends(&self.terminals),
             warnings: self.warnings.clone(),

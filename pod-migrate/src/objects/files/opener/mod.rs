@@ -16,11 +16,11 @@ mod inside;
 
 use super::view::Holder;
 use super::{Files, epoll, locks};
-use crate::ids::{FdTableId, FileId, PodPid};
+use crate::ids::{FdTableId, FileId, PodPid, SharedMemoryId};
 use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::birth::{self, Born};
 use pod_runtime::problem::Report;
-use pod_runtime::sys::{daemon, descriptor, pidfd};
+use pod_runtime::sys::{daemon, descriptor, pidfd, unix};
 use pod_runtime::usher::Usher;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,7 @@ enum Order {
 struct Holding {
     files: BTreeMap<FileId, i32>,
     contents: BTreeMap<FileId, i32>,
+    memory: BTreeMap<SharedMemoryId, i32>,
     pipes: Vec<(Holder, i32)>,
     terminals: Vec<(Holder, i32)>,
     warnings: Vec<String>,
@@ -104,6 +105,9 @@ pub enum Deed {
     },
 }
 
+/// Shared memory that is there before the pod's processes.
+pub type Memory = BTreeMap<SharedMemoryId, OwnedFd>;
+
 /// An opener that is on its way into the pod.
 #[derive(Debug)]
 pub struct Opening {
@@ -138,16 +142,16 @@ impl Opening {
         Ok(Opening { pid: free_pid, usher })
     }
 
-    /// Has it open the files, for which [`Opener::opened`] waits.
-    pub fn open(self, born: &Born, files: &Files) -> Result<Opener> {
+    /// Has it open the files, for which [`Opener::opened`] waits, and hold the memory for tasks that map it.
+    pub fn open(self, born: &Born, files: &Files, memory: Memory) -> Result<Opener> {
         let pid = self.pid;
         let Some(usher) = self.usher else {
             let enter = |f: Box<dyn FnOnce() -> i32 + '_>| birth::enter(&born.pidfd, &born.cgroup, Some(pid.0), f);
-            return Opener::start_by(pid, files, enter);
+            return Opener::start_by(pid, (files, memory), enter);
         };
         let (host, link) = usher.led()?;
         let opener = Opener { opening: true, ..Opener::of(pid, host, link)? };
-        hand_over(files, &opener.to)?;
+        hand_over(files, &memory, &opener.to)?;
         Ok(opener)
     }
 }
@@ -164,7 +168,7 @@ impl Opener {
     /// `spawn` runs the closure in a child and returns its pid on this host.
     pub fn start_by(
         pid: PodPid,
-        files: &Files,
+        (files, memory): (&Files, Memory),
         spawn: impl FnOnce(Box<dyn FnOnce() -> i32 + '_>) -> Result<i32>,
     ) -> Result<Opener> {
         let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
@@ -172,7 +176,7 @@ impl Opener {
         let host = spawn(Box::new(move || {
             // The child's own copy of our end, which nothing in it owns: with it the link would never end.
             descriptor::close_number(ours_number);
-            inside::run(files, theirs)
+            inside::run(files, memory, theirs)
         }))?;
         let mut opener = Opener::of(pid, host, ours)?;
         opener.holding = opener.answer()?;
@@ -199,6 +203,11 @@ impl Opener {
     /// Under which number the opener holds each file. Complete after [`Opener::connect`].
     pub fn numbers(&self) -> &BTreeMap<FileId, i32> {
         &self.holding.files
+    }
+
+    /// The same of shared memory that it was given.
+    pub fn memory(&self) -> &BTreeMap<SharedMemoryId, i32> {
+        &self.holding.memory
     }
 
     /// What could not be restored exactly, a line each.
@@ -331,31 +340,39 @@ impl Drop for Process {
 /// What an opener does that was not forked with the files in its memory: it is told them first.
 pub fn run_inside(link: UnixStream) -> i32 {
     match taken_over(&link) {
-        Ok(files) => inside::run(&files, link),
+        Ok((files, memory)) => inside::run(&files, memory, link),
         // Nobody is there any more, or it hears that the link has ended.
         Err(_) => 1,
     }
 }
 
-/// As CBOR behind its length.
-fn hand_over(files: &Files, mut link: &UnixStream) -> Result<()> {
+/// The descriptors first, while nothing is in their way; then what is to be opened and whose memory they are, as CBOR
+/// behind its length.
+fn hand_over(files: &Files, memory: &Memory, mut link: &UnixStream) -> Result<()> {
     let doing = || "tell the opener".to_owned();
+    let numbers: Vec<i32> = memory.values().map(AsRawFd::as_raw_fd).collect();
+    unix::send(link.as_fd(), &[0], &[], &numbers, None).doing(doing)?;
+    let ids: Vec<SharedMemoryId> = memory.keys().copied().collect();
     let mut bytes = vec![0; 8];
-    ciborium::into_writer(files, &mut bytes).doing(doing)?;
+    ciborium::into_writer(&(files, ids), &mut bytes).doing(doing)?;
     let length = (bytes.len() as u64 - 8).to_le_bytes();
     bytes[..8].copy_from_slice(&length);
     link.write_all(&bytes).doing(doing)
 }
 
-fn taken_over(mut link: &UnixStream) -> Result<Files> {
+fn taken_over(mut link: &UnixStream) -> Result<(Files, Memory)> {
     let doing = || "hear which files are to be opened".to_owned();
+    let fds = unix::take(link.as_fd(), 1).doing(doing)?.fds;
     let mut length = [0; 8];
     link.read_exact(&mut length).doing(doing)?;
     let mut bytes = Vec::new();
     link.take(u64::from_le_bytes(length)).read_to_end(&mut bytes).doing(doing)?;
-    let mut files: Files = ciborium::from_reader(&bytes[..]).doing(doing)?;
+    let (mut files, ids): (Files, Vec<SharedMemoryId>) = ciborium::from_reader(&bytes[..]).doing(doing)?;
+    if ids.len() != fds.len() {
+        return Err(Problem::new("E-SYSTEM", format!("of {} pieces of memory {} came", ids.len(), fds.len())));
+    }
     files.share_options()?;
-    Ok(files)
+    Ok((files, ids.into_iter().zip(fds).collect()))
 }
 
 /// An image that contradicts itself.
