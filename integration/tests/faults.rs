@@ -6,6 +6,7 @@ use integration::bed::{Bed, Census, Host};
 use integration::faults::{self, Dice, MONITOR, Victim};
 use integration::pods::{ADDRESS, Client};
 use integration::wait::{SOON, until_true};
+use nix::sys::signal::Signal;
 use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
@@ -237,6 +238,130 @@ fn pod_restore_is_killed() -> Result<()> {
     }
     client.finish()?;
     clean(&bed, &before)
+}
+
+/// Whether the client has sent something that was not acknowledged.
+fn awaits(bed: &Bed) -> Result<bool> {
+    let text = bed.client().run(&["ss", "-Htn", "state", "established", "dport", "=", ":6379"])?;
+    let mut queued = text.lines().filter_map(|line| line.split_whitespace().nth(1)).peekable();
+    ensure!(queued.peek().is_some(), "the client has no connection");
+    Ok(queued.any(|bytes| bytes != "0"))
+}
+
+/// Whether a process of that name is held by a tracer.
+fn is_traced(host: &Host, name: &str) -> Result<bool> {
+    let texts = fs::read_dir(host.root()?.join("proc"))?.flatten();
+    let texts = texts.filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok());
+    let mut those = texts.filter(|text| text.lines().next().is_some_and(|line| line == format!("Name:\t{name}")));
+    Ok(those.any(|text| text.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))))
+}
+
+/// `pod restore`.
+const RESTORE: Victim = Victim { comm: "pod", line: &["restore", "saved"], but: "" };
+
+/// Stops the pod with a checkpoint, in the middle of its client's requests. Its cable on hostA, which is gone now.
+fn save(bed: &Bed) -> Result<PathBuf> {
+    let mut devices = fs::read_dir(bed.a().root()?.join("sys/class/net"))?.flatten().map(|entry| entry.path());
+    let is_cable = |path: &PathBuf| path.join("brport").exists() && path.to_string_lossy().contains("/net/pod");
+    let cable = devices.find(is_cable).context("the pod has a cable")?;
+    bed.a().pod(&["checkpoint", "create", "redis", "saved", "--stop"])?;
+    until_true("the monitor to leave", SOON, || MONITOR.find(bed.a()).is_ok_and(|found| found.is_empty()))?;
+    Ok(cable)
+}
+
+/// After a restore that was not met where it was to be: everything as before it.
+fn undisturbed(bed: &Bed, client: Client) -> Result<Client> {
+    until_true("the restore to be over", SOON, || bed.a().runs("redis"))?;
+    client.finish()?;
+    bed.a().pod(&["checkpoint", "rm", "saved"])?;
+    Client::start(bed, &["redis", &format!("{ADDRESS}:6379"), "4", "2", "200"])
+}
+
+/// The monitor goes on alone where `pod restore` is killed, however early: nobody takes its pod for one that never began, and
+/// makes it once more.
+#[test]
+fn pod_restore_is_killed_as_soon_as_it_has_a_monitor() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let mut client = start(&bed)?;
+    let mut missed = 0;
+    let monitors = loop {
+        let cable = save(&bed)?;
+        let mut tool = begin(bed.a(), &["restore", "saved"])?;
+        let mut monitors = Vec::new();
+        while monitors.is_empty() && tool.try_wait()?.is_none() {
+            monitors = MONITOR.find(bed.a())?;
+        }
+        MONITOR.signal(bed.a(), &monitors, Signal::SIGSTOP)?;
+        if !monitors.is_empty() && !cable.exists() && RESTORE.kill(bed.a(), &RESTORE.find(bed.a())?)? == 1 {
+            tool.wait()?;
+            break monitors;
+        }
+        MONITOR.signal(bed.a(), &monitors, Signal::SIGCONT)?;
+        missed += 1;
+        ensure!(missed < 100, "the monitor was never met before it had a cable: {}", said(tool)?);
+        client = undisturbed(&bed, client)?;
+    };
+    let table = bed.a().pod(&["ps", "-a"])?;
+    let (_, said) = bed.a().pod_fails(&["restore", "saved"]).context(table)?;
+    ensure!(said.contains("E-STILL-RUNNING"), "{said}");
+    MONITOR.signal(bed.a(), &monitors, Signal::SIGCONT)?;
+    until_true("the pod to run", SOON, || bed.a().runs("redis"))?;
+    exactly_one(&bed, "")?;
+    client.finish()?;
+    bed.a().pod(&["checkpoint", "rm", "saved"])?;
+    clean(&bed, &before)
+}
+
+/// The restored pod's kernel answers its clients as soon as it is on the network: from then on there is no way back to the
+/// checkpoint, whoever is killed. The monitor is stopped when it has plugged the pod in and not let go of it yet.
+#[test]
+fn the_monitor_is_killed_while_it_lets_a_restored_pod_go() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    let mut missed = 0;
+    for both in [false, true] {
+        let mut client = start(&bed)?;
+        let (tool, monitors) = loop {
+            let plugged = save(&bed)?.join("brport");
+            // Unless all that it asks was acknowledged while the pod stood still before it was cut off.
+            let asks =
+                until_true("the client to ask", Duration::from_secs(2), || awaits(&bed).unwrap_or(false)).is_ok();
+            let mut tool = begin(bed.a(), &["restore", "saved"])?;
+            let mut monitors = Vec::new();
+            while !plugged.exists() && tool.try_wait()?.is_none() {
+                if monitors.is_empty() {
+                    monitors = MONITOR.find(bed.a())?;
+                }
+            }
+            MONITOR.signal(bed.a(), &monitors, Signal::SIGSTOP)?;
+            if asks && plugged.exists() && is_traced(bed.a(), "redis-server")? {
+                break (tool, monitors);
+            }
+            MONITOR.signal(bed.a(), &monitors, Signal::SIGCONT)?;
+            missed += 1;
+            let said = said(tool)?;
+            ensure!(missed < 100, "the monitor was never met between the two: {said}");
+            client = undisturbed(&bed, client).context(said)?;
+        };
+        until_true("the pod's kernel to answer", SOON, || awaits(&bed).is_ok_and(|awaits| !awaits))?;
+        if both {
+            RESTORE.kill(bed.a(), &RESTORE.find(bed.a())?)?;
+        }
+        ensure!(MONITOR.kill(bed.a(), &monitors)? == 1, "the monitor was not there");
+        let said = said(tool)?;
+        let listed = || bed.a().pod(&["ps", "-a"]).is_ok_and(|table| !table.contains("creating"));
+        until_true("the restore to be over", SOON, listed)?;
+        if !bed.a().runs("redis") {
+            bed.a().pod(&["restore", "saved"]).with_context(|| said.clone())?;
+        }
+        exactly_one(&bed, "").with_context(|| format!("both: {both}; {said}"))?;
+        client.finish().with_context(|| format!("both: {both}; {said}"))?;
+        ensure!(bed.a().pod(&["ps"])?.contains("monitor lost"), "it does not say so: {said}");
+        bed.a().pod(&["checkpoint", "rm", "saved"])?;
+        clean(&bed, &before)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub mod freeze;
 pub mod ids;
 pub mod image;
 pub mod laps;
+mod letting_go;
 pub mod link;
 pub mod migrate;
 pub mod objects;

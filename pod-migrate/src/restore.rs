@@ -9,8 +9,8 @@
 //! 4. [`finish`]: descriptors, per-process state, threads, per-thread state, credentials, filters; registers last.
 //! 5. [`Restored::go`]: connections leave repair mode, everything is detached.
 //!
-//! Until then every task dies with the tracer (PTRACE_O_EXITKILL), and dropping what was made kills the first process
-//! and all others with it: a restore that fails leaves nothing.
+//! Until [`Restored::outlive`] every task dies with the tracer (PTRACE_O_EXITKILL), and until [`Restored::go`] dropping what
+//! was made kills the first process and all others with it: a restore that fails leaves nothing.
 
 mod ahead;
 mod check;
@@ -187,8 +187,6 @@ pub struct Restored {
 pub enum Manner {
     /// Whole, by who lets it go.
     AtOnce,
-    /// The same, but it is to outlive that process: [`Restored::outlive`] is to follow.
-    Outliving,
     /// From a file, most of its memory when it runs already ([`lazy`]).
     Lazily(Filling),
 }
@@ -218,18 +216,20 @@ pub fn restore<R: Read>(
     opener.connect(|errand| errand::run(&grown, own, errand))?;
     lap("connect");
     // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
-    let leaving = matches!(manner, Manner::Outliving).then(|| step_out(&born.cgroup, &opener));
+    let mut leaving = Some(step_out(&born.cgroup, &opener));
     let shared = memory::map_all((&image, ahead.shared(&image)?), &mut grown, &laid, &opener)?;
     lap("maps");
     let mut lazy = match manner {
         Manner::Lazily(filling) => Some(Lazy::open(&image, &grown, filling)),
-        _ => None,
+        Manner::AtOnce => None,
     };
     pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), (reader, lazy.as_mut()), &mut other)?;
     lap("pages");
     drop(ahead);
     // From here on the pod's memory may be waited for, by us, too.
     if let (Some(lazy), Some(file)) = (lazy, reader.file()) {
+        // It is forked, and by one thread.
+        has_left(&mut leaving)?;
         lazy.start(file, born.init)?;
     }
     let external = opener.external()?;
@@ -246,6 +246,14 @@ fn step_out(cgroup: &Cgroup, opener: &Opener) -> JoinHandle<Result<()>> {
     std::thread::spawn(move || cgroup.step_out(host))
 }
 
+fn has_left(leaving: &mut Option<JoinHandle<Result<()>>>) -> Result<()> {
+    match leaving.take().map(JoinHandle::join) {
+        Some(Ok(left)) => left,
+        Some(Err(panic)) => std::panic::resume_unwind(panic),
+        None => Ok(()),
+    }
+}
+
 /// What the monitor takes over from a restore.
 #[derive(Debug)]
 pub struct Running {
@@ -260,26 +268,22 @@ impl Restored {
         self.image.processes.len()
     }
 
-    /// Has the pod outlive this process: held still by its cgroup, not by us. Until then it dies with us, which before
-    /// a commit is right and after it is not.
+    /// Has the pod outlive this process: held still by its cgroup, not by us. Until then it dies with us, which is right
+    /// as long as nobody has heard of it, and wrong afterwards.
     pub fn outlive(&mut self, cgroup: &Cgroup) -> Result<()> {
-        match self.leaving.take().map(JoinHandle::join) {
-            Some(Ok(left)) => left?,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => return Err(Problem::new("E-INTERNAL", "a restored pod was not made to outlive its monitor")),
-        }
+        has_left(&mut self.leaving)?;
         self.opener.arm()?;
         cgroup.freeze(FREEZING)?;
         self.grown.outlive(&self.image)
     }
 
-    /// Lets the pod run, which `frozen` holds besides us, if it does. From the first line on there is no way back:
-    /// connections speak again. Who must not end a pod that does not get to run must not drop this after an error. The
-    /// opener, which has nothing left to do, ends when this is dropped.
-    pub fn go(&mut self, frozen: Option<&Cgroup>) -> Result<Running> {
+    /// Lets the pod run, which its cgroup holds besides us. From the first line on there is no way back: connections speak
+    /// again. Who must not end a pod that does not get to run must not drop this after an error. The opener, which has
+    /// nothing left to do, ends when this is dropped.
+    pub fn go(&mut self, frozen: &Cgroup) -> Result<Running> {
         self.opener.release()?;
         let roots = self.grown.detach(&self.image)?;
-        frozen.map_or(Ok(()), Cgroup::thaw)?;
+        frozen.thaw()?;
         Ok(Running { external: std::mem::take(&mut self.external), roots })
     }
 }

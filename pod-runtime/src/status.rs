@@ -134,6 +134,10 @@ pub struct Status {
     /// The migration that the pod is part of.
     #[serde(default)]
     pub job: Option<String>,
+    /// A restored pod that is still [`State::Creating`] may have spoken from here on: it has to run, whatever becomes of its
+    /// monitor.
+    #[serde(default)]
+    pub let_go: bool,
     /// Not in the file: the monitor is gone though the pod runs. Set by [`Status::corrected`].
     #[serde(default, skip_deserializing)]
     pub monitor_lost: bool,
@@ -155,6 +159,7 @@ impl Status {
             moved_at: None,
             boot_id: boot_id()?,
             job: None,
+            let_go: false,
             monitor_lost: false,
         })
     }

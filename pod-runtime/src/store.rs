@@ -251,16 +251,31 @@ impl Store {
             }
             let Ok(status) = pod.status() else { continue };
             match status.state {
-                // Its monitor goes on with the restore.
-                State::Creating => {}
-                State::Dead if status.started.is_none() => {
-                    if pod.never_began() && lifecycle::remove(&pod).is_ok() {
+                _ if pod.never_began() => {
+                    if lifecycle::remove(&pod).is_ok() {
                         let _ = fs::rename(entry.path(), pod.dir());
                     }
                 }
+                // Its monitor goes on with the restore, or somebody does in its place.
+                State::Creating => {}
+                State::Dead if status.started.is_none() => {}
                 _ => drop(remove_dir(&entry.path())),
             }
         }
+    }
+
+    /// Of a pod that is about to be removed: what a restore had put aside and was killed before it could settle. It would come
+    /// back when there is no other.
+    pub fn forget_aside(&self, pod: &Pod) -> Result<()> {
+        let _lock = self.lock()?;
+        for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let maker = name.strip_prefix(".aside-").and_then(|rest| rest.strip_prefix(&pod.id)?.strip_prefix('-'));
+            if maker.is_some_and(|maker| !Path::new(&format!("/proc/{maker}")).exists()) {
+                remove_dir(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Fails when a pod other than `but` holds the name.
@@ -391,7 +406,9 @@ impl Pod {
     /// Whether its creation was killed and nothing of it is worth keeping.
     fn never_began(&self) -> bool {
         let Ok(status) = self.status() else { return false };
-        if status.state != State::Dead || status.started.is_some() {
+        // One that is restored is held by its cgroup in the end, and does not die with its monitor.
+        let stands = status.state == State::Creating && status.monitor_lost && status.job.is_none() && !status.let_go;
+        if (status.state != State::Dead && !stands) || status.started.is_some() {
             return false;
         }
         if status.job.as_ref().is_some_and(|job| self.store.has_arrived(job)) {

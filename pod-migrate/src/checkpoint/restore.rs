@@ -4,18 +4,28 @@
 //! are read into tasks that do not run before all of it fitted. The pod comes back with its own identity, and then
 //! refuses to come back while it still exists, or with a new one (a clone). What an ended pod of the same identity has
 //! in the store is put aside until the restored one runs.
+//!
+//! Who is killed meanwhile, and what then:
+//!
+//! | killed | when | what becomes of the pod |
+//! |---|---|---|
+//! | `pod restore` | before its monitor was forked | as it was before: the store's sweep puts back what was aside |
+//! | | later | the monitor goes on alone, and the pod runs |
+//! | the monitor | before `letting_go::decide` | nobody has heard of it; `pod restore` removes what there is, or the next sweep |
+//! | | after it | it runs without a monitor: `pod restore` lets it go, or the next `pod ps` |
 
 use super::{Identity, open_verified};
 use crate::arrival::{self, Reservation, origin};
 use crate::image::{Reader, Record, damaged};
+use crate::letting_go::{self, logged};
 use crate::objects::files::opener;
-use crate::restore::{Ahead, Manner, filler};
+use crate::restore::{self, Ahead, Manner, Running, filler};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::lifecycle;
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
 use pod_runtime::network::{self, Attachment, Claim};
 use pod_runtime::spec::{Address, Spec};
-use pod_runtime::status::{ProcessKey, State, now};
+use pod_runtime::status::{State, now};
 use pod_runtime::store::{Pod, Store, new_id};
 use pod_runtime::usher::Inside;
 use pod_runtime::{Doing, Problem, Result};
@@ -61,7 +71,7 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
     let (name, id) = (spec.name.clone(), spec.id.clone());
     reservation.hand_over();
     let started = monitor::spawn(Launch {
-        pod,
+        pod: pod.clone(),
         spec,
         beginning: Beginning::Fill(Box::new(Arriving {
             reader,
@@ -72,10 +82,20 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
         })),
         size: Size { rows: 24, columns: 80 },
         attach: false,
-    })?;
+    });
+    let started = match started {
+        Ok(started) => Ok((started.init, started.warnings)),
+        Err(problem) => match letting_go::settle(&pod) {
+            Ok(None) => return Err(problem),
+            Ok(Some(init)) => Ok((init.pid, vec![monitor::LOST.to_owned()])),
+            Err(left) => Err(left),
+        },
+    };
+    // One that has to run keeps what it has, also if it could not be let go yet.
     reservation.keep();
     aside.forget();
-    Ok(Restored { name, id, init: started.init, total: began.elapsed(), warnings: started.warnings })
+    let (init, warnings) = started?;
+    Ok(Restored { name, id, init, total: began.elapsed(), warnings })
 }
 
 /// Whose pod it becomes.
@@ -154,21 +174,31 @@ fn fill(
     // To the trailer, whose digest the reader compares.
     let more = |record: &Record| Err(damaged(format!("a {} record after the pod's memory", record.kind)));
     let mut restored = arrival::restore(&mut reader, newborn, ahead, manner, more)?;
-    if let Some(attachment) = &newborn.attachment {
-        attachment.join()?;
-        attachment.announce()?;
-    }
+    restored.outlive(&newborn.born.cgroup)?;
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
-    let mut filled = arrival::filled(restored.go(None)?, sessions, false);
+    // On the network its kernel answers its clients, before it runs.
+    letting_go::decide(&newborn.pod)?;
+    // If it never was there, nobody has heard of it.
+    newborn.attachment.as_ref().map_or(Ok(()), Attachment::join)?;
+    let running = let_go(newborn, &mut restored);
+    let mut filled = arrival::filled(running, sessions, false);
     filled.remains = Some(Box::new(restored));
-    let (init, monitor) = (ProcessKey::of(newborn.born.init)?, ProcessKey::myself()?);
-    newborn.pod.update_quickly(|status| {
-        status.state = State::Running;
-        status.init = Some(init);
-        status.monitor = Some(monitor);
-        status.started = Some(now());
-    })?;
     Ok(filled)
+}
+
+/// Nothing here fails: the pod has to run, also if this process ends.
+fn let_go(newborn: &Newborn, restored: &mut restore::Restored) -> Running {
+    if let Some(attachment) = &newborn.attachment {
+        logged("the neighbours were not told of the pod", attachment.announce());
+    }
+    let running = restored.go(&newborn.born.cgroup).unwrap_or_else(|problem| monitor::abandon(&problem));
+    let written = newborn.pod.update_quickly(|status| {
+        status.state = State::Running;
+        status.started = Some(now());
+        status.let_go = false;
+    });
+    logged("that the pod runs could not be written down", written.map(drop));
+    running
 }
 
 /// The folder of an ended pod of the same identity, out of the way; put back when dropped.

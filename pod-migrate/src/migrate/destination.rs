@@ -17,6 +17,7 @@ use super::way;
 use crate::arrival::{self, Reservation};
 use crate::image::{Kind, Record, Writer, damaged};
 use crate::laps::{self, lap};
+use crate::letting_go::logged;
 use crate::link::{Link, Outgoing, PROTOCOL};
 use crate::objects::files::opener;
 use crate::restore::{Ahead, Manner, Restored, Running};
@@ -212,7 +213,7 @@ fn ready(
     let mut knocks = Vec::new();
     let mac = mac_of(&newborn.spec);
     let is_sent = |record: &Record| is_sent(record, mac, &mut knocks);
-    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::Outliving, is_sent)?;
+    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::AtOnce, is_sent)?;
     lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
     lap("outlive");
@@ -236,7 +237,7 @@ fn let_go(
         logged("the neighbours were not told of the pod", attachment.announce());
     }
     lap("join");
-    let running = restored.go(Some(&newborn.born.cgroup)).unwrap_or_else(|problem| monitor::abandon(&problem));
+    let running = restored.go(&newborn.born.cgroup).unwrap_or_else(|problem| monitor::abandon(&problem));
     if let Some(holder) = holder {
         holder.hand(knocks);
         holder.inject();
@@ -251,13 +252,6 @@ fn let_go(
         holder.inject(); // what strayed in meanwhile
     }
     running
-}
-
-/// A step after the commit.
-pub(super) fn logged(without: &str, step: Result<()>) {
-    if let Err(problem) = step {
-        tracing::error!(problem = problem.chain(), "{without}");
-    }
 }
 
 /// The source says that the pod stands still, before it sends the rest of its files: its frames are drawn here while they come

@@ -10,6 +10,7 @@ use super::inquiry::connect;
 use super::journal::{Job, Journal, Phase, Role, jobs};
 use super::protocol::{Answer, Fate, Purpose};
 use crate::capture::{self, go_on};
+use crate::letting_go;
 use crate::link::PROTOCOL;
 use crate::link::ssh::{Ssh, Target};
 use pod_runtime::cgroup::Cgroup;
@@ -137,11 +138,15 @@ fn reconnect(pod: &Pod) -> Result<()> {
     }
 }
 
-/// Pods that were off the network when both who held them and their monitor were killed.
+/// Pods that were off the network when both who held them and their monitor were killed; and such as were restored and not
+/// let go when it was.
 fn reconnect_lost(store: &Store) -> Result<()> {
     let network = store.network_dir()?;
     let reconnect = |pod: &Pod| -> Result<()> {
         let status = pod.status()?;
+        if status.let_go {
+            return letting_go::settle(pod).map(drop);
+        }
         if !status.monitor_lost || !matches!(status.state, State::Running | State::Paused) {
             return Ok(());
         }

@@ -30,7 +30,7 @@ mod talk;
 pub mod wire;
 
 pub use serve::moved_problem;
-pub use spawn::{abandon, spawn};
+pub use spawn::{LOST, abandon, spawn};
 pub use wire::{About, Size};
 
 /// What [`spawn`] is told.
@@ -75,8 +75,8 @@ pub trait Filling {
         None
     }
 
-    /// Fills the first process. Once the pod may run this must write it down itself ([`Pod::update`] to `Running`),
-    /// because the monitor may be killed before it returns.
+    /// Fills the first process. Before the pod may run, or is on the network, this must have written down that there is no way
+    /// back (a job's entry, or `let_go` of the status), and then that it runs: the monitor may be killed at every line.
     fn fill(self: Box<Self>, newborn: &mut Newborn) -> Result<Filled>;
 
     /// The birth has failed, before, in or after `files`; `fill` is not called.

@@ -42,7 +42,7 @@ pub fn spawn(launch: Launch) -> Result<Started> {
     let pair = || UnixStream::pair().doing(|| "make a socket pair".into());
     let (news, tell) = pair()?;
     let (client, watched) = if launch.attach { pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
-    let pod = launch.pod.clone();
+    let (pod, maker) = (launch.pod.clone(), ProcessKey::myself()?);
     match daemon::fork().doing(|| "fork the monitor".into())? {
         Fork::Parent(child) => {
             let filled = matches!(launch.beginning, Beginning::Fill(_));
@@ -55,7 +55,7 @@ pub fn spawn(launch: Launch) -> Result<Started> {
             match daemon::fork() {
                 Ok(Fork::Child) => {
                     drop((news, client));
-                    let _ = catch_unwind(AssertUnwindSafe(|| live(launch, tell, watched)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| live(launch, maker, tell, watched)));
                     daemon::exit_now(0)
                 }
                 _ => daemon::exit_now(0),
@@ -76,11 +76,11 @@ fn hear(pod: &Pod, news: UnixStream, filled: bool) -> Result<Started> {
             match pod.status() {
                 // A pod that was filled runs from before this is written, with or without its monitor.
                 Ok(Status { state: State::Running, init: Some(init), .. }) if filled => {
-                    let warnings = vec!["the pod's monitor was killed, and its terminal or pipes are gone".to_owned()];
-                    return Ok(Started { init: init.pid, monitor: 0, warnings, client: None });
+                    return Ok(Started { init: init.pid, monitor: 0, warnings: vec![LOST.into()], client: None });
                 }
-                // One that arrives may have been decided to run here: who receives it knows.
-                Ok(Status { job: Some(_), .. }) => {}
+                // One that arrives may have been decided to run here: who receives it knows. One that is restored may have
+                // spoken: who restores it lets it run.
+                Ok(Status { job: Some(_), .. } | Status { let_go: true, .. }) => {}
                 _ => drop(lifecycle::remove(pod)),
             }
             let mut problem = Problem::new("E-MONITOR", format!("the monitor ended before the pod ran: {last}"));
@@ -92,9 +92,15 @@ fn hear(pod: &Pod, news: UnixStream, filled: bool) -> Result<Started> {
     }
 }
 
+/// A warning: the pod runs without the monitor that brought it to life.
+pub const LOST: &str = "the pod's monitor was killed, and its terminal or pipes are gone";
+
 /// The monitor's whole life.
-fn live(launch: Launch, tell: UnixStream, watched: Option<UnixStream>) {
+fn live(launch: Launch, maker: ProcessKey, tell: UnixStream, watched: Option<UnixStream>) {
     let pod = launch.pod.clone();
+    if !take_over(&pod, maker) {
+        return;
+    }
     let keep: Vec<RawFd> = [Some(&tell), watched.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
     let mut tell = Some(tell);
     let mut say = |news: &News| {
@@ -121,6 +127,22 @@ fn live(launch: Launch, tell: UnixStream, watched: Option<UnixStream>) {
             }
             say(&News::Failed(problem.report()));
         }
+    }
+}
+
+/// The pod is this process's from here on, and not any more that of who forked it: should that be killed, whoever looks for
+/// pods that never began would take this one away, and make it anew beside us. `false`: that has happened.
+fn take_over(pod: &Pod, maker: ProcessKey) -> bool {
+    let Ok(myself) = ProcessKey::myself() else { return false };
+    let written = pod.update_quickly(|status| {
+        if status.state == State::Creating && status.monitor == Some(maker) {
+            status.monitor = Some(myself);
+        }
+    });
+    match written {
+        Ok(status) => status.monitor == Some(myself),
+        // A full disk says so again where it is told. Without its folder the pod is gone.
+        Err(_) => pod.status().is_ok_and(|status| status.monitor == Some(maker)),
     }
 }
 
@@ -378,6 +400,7 @@ pub(super) fn write_who(pod: &Pod, init: i32, state: State) -> Result<()> {
         status.init = Some(init);
         status.monitor = Some(monitor);
         status.started = (state == State::Running).then(status::now);
+        status.let_go = false;
         if state == State::Running {
             status.job = None;
         }

@@ -120,6 +120,11 @@ fn what_a_killed_restore_put_aside_comes_back() {
     store.sweep().unwrap();
     assert_eq!(pod.status().unwrap().started, Some(2), "the restored one stays");
     assert!(!aside.exists());
+
+    // Removed before anybody swept.
+    fs::create_dir(&aside).unwrap();
+    store.forget_aside(&pod).unwrap();
+    assert!(!aside.exists());
 }
 
 /// A pod whose folder says that it was being created by somebody who is gone, in this boot or another.
@@ -134,6 +139,22 @@ fn half_made(store: &Store, this_boot: bool, job: Option<&str>) -> Pod {
     })
     .unwrap();
     pod
+}
+
+#[test]
+fn a_restored_pod_that_stands_still_is_swept_until_it_may_have_spoken() {
+    let (_dir, store) = store();
+    let init = crate::status::ProcessKey::myself().unwrap();
+    for let_go in [false, true] {
+        let pod = half_made(&store, true, None);
+        pod.update(|status| {
+            (status.init, status.let_go, status.started) = (Some(init), let_go, let_go.then_some(1));
+        })
+        .unwrap();
+        assert!(pod.status().unwrap().monitor_lost);
+        store.sweep().unwrap();
+        assert_eq!(pod.dir().exists(), let_go);
+    }
 }
 
 #[test]

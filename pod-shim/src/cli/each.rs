@@ -119,6 +119,7 @@ pub fn remove(args: Remove, context: &Context) -> Result<Exit> {
             }
             lifecycle::kill_now(&pod)?;
         }
+        store.forget_aside(&pod)?;
         // With `--rm` its monitor was faster.
         if pod.dir().exists() { lifecycle::remove(&pod) } else { Ok(()) }
     })
