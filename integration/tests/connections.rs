@@ -3,7 +3,7 @@
 //! error, no datagram is lost, and no RST is ever sent.
 
 use anyhow::{Context, Result, ensure};
-use integration::bed::Bed;
+use integration::bed::{Bed, Host};
 use integration::pods::{ADDRESS, move_around, rounds, said};
 use integration::wait::{SOON, until_true};
 use std::fs;
@@ -23,18 +23,57 @@ fn script(bed: &Bed, name: &str) -> Result<String> {
 
 const RESETS: &str = "(ip and tcp[tcpflags] & tcp-rst != 0) or (ip6 and ip6[6] = 6 and ip6[53] & 4 != 0)";
 
-/// Writes every RST on the client's cable into a file, and all else of connections that come and go, from when it says that
+/// Writes every RST on a host's bridge into a file, and all else of connections that come and go, from when it says that
 /// it listens. The end of the bed ends it.
-fn watch(bed: &Bed, file: &str) -> Result<Child> {
-    let mut command = bed.client().command("tcpdump");
+fn watch(bed: &Bed, host: &Host) -> Result<Watch> {
+    let file = bed.shared().join(format!("resets-{}", host.name())).to_string_lossy().into_owned();
+    let mut command = host.command("tcpdump");
     command
-        .args(["-i", "br0", "--immediate-mode", "-U", "-s", "128", "-w", file, &format!("tcp port 7002 or {RESETS}")])
+        .args(["-i", "br0", "--immediate-mode", "-U", "-s", "128", "-w", &file, &format!("tcp port 7002 or {RESETS}")])
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     let mut child = command.stderr(Stdio::piped()).spawn()?;
     let mut first = String::new();
     BufReader::new(child.stderr.as_mut().context("a pipe was asked for")?).read_line(&mut first)?;
-    Ok(child)
+    Ok(Watch { child, file, at: host.name().to_owned() })
+}
+
+struct Watch {
+    child: Child,
+    file: String,
+    at: String,
+}
+
+impl Watch {
+    fn read(&self, bed: &Bed, filter: &str) -> Result<String> {
+        bed.client().run(&["tcpdump", "-n", "-r", &self.file, filter])
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// As tcpdump writes it.
+fn time(bed: &Bed) -> Result<String> {
+    Ok(bed.client().run(&["date", "+%H:%M:%S.%6N"])?.trim().to_owned())
+}
+
+/// Moves a pod there and back that many times: for each when it began, and what `pod` says of it, its laps too.
+fn moves(bed: &Bed, pod: &str, count: usize) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    let (mut from, mut to) = (bed.a(), bed.b());
+    for step in 0..2 * count {
+        let began = time(bed)?;
+        let said = from.pod(&["migrate", "--json", pod, "--to", to.name()]).with_context(|| format!("move {step}"))?;
+        ensure!(to.runs(pod) && !from.runs(pod), "move {step} said {said}");
+        from.pod(&["rm", pod])?;
+        told.push(format!("{began} a move to {}: {}", to.name(), said.split_whitespace().collect::<String>()));
+        std::mem::swap(&mut from, &mut to);
+    }
+    Ok(told)
 }
 
 /// Of the clients of that sort.
@@ -44,16 +83,23 @@ fn longest_pause(clients: &str, sort: &str) -> Duration {
     pauses.max().map_or(Duration::MAX, Duration::from_millis)
 }
 
-/// What was said on the connections that were reset.
-fn conversations(all: &str, resets: &str) -> String {
+/// What was said on the connections that were reset, and what was done meanwhile, in the order of time; each line behind the
+/// name of the host on which it was heard.
+fn conversations(bed: &Bed, watches: &[Watch], resets: &str, done: &[String]) -> Result<String> {
     let port = |line: &str| -> Option<String> {
         let mut ends = [line.split(' ').nth(2)?, line.split(' ').nth(4)?.trim_end_matches(':')];
         ends.sort();
         Some(ends.concat())
     };
     let reset: Vec<String> = resets.lines().filter_map(port).collect();
-    let of_those = |line: &&str| port(line).is_some_and(|port| reset.contains(&port));
-    all.lines().filter(of_those).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<(String, String)> = done.iter().map(|line| (line.clone(), String::new())).collect();
+    for watch in watches {
+        let all = watch.read(bed, "tcp")?;
+        let of_those = |line: &&str| port(line).is_some_and(|port| reset.contains(&port));
+        lines.extend(all.lines().filter(of_those).map(|line| (line.to_owned(), watch.at.clone())));
+    }
+    lines.sort();
+    Ok(lines.iter().map(|(line, at)| format!("{at:7} {line}\n")).collect())
 }
 
 /// Greets and closes. The client keeps its own end open for as long as it likes.
@@ -103,8 +149,7 @@ fn what_the_pod_has_closed_and_its_clients_have_not_survives_a_move() -> Result<
     };
     says("ended")?;
 
-    let resets = bed.shared().join("resets").to_string_lossy().into_owned();
-    let mut watching = watch(&bed, &resets)?;
+    let watching = watch(&bed, bed.client())?;
     move_around(&bed, "greeter", 2)?;
     drop(client.stdin.take());
     says("closed")?;
@@ -114,11 +159,10 @@ fn what_the_pod_has_closed_and_its_clients_have_not_survives_a_move() -> Result<
     until_true("the client's end is acknowledged", SOON, || waiting().is_ok_and(|text| text.trim().is_empty()))?;
     // Refused with a reset: when that is in the file, all that came before it is.
     ensure!(!bed.client().reaches(ADDRESS, 7009), "somebody listens at port 7009");
-    let read = || bed.client().run(&["tcpdump", "-n", "-r", &resets, RESETS]).unwrap_or_default();
+    let read = || watching.read(&bed, RESETS).unwrap_or_default();
     until_true("the resets are written down", SOON, || read().contains(".7009 > "))?;
     let seen = read();
-    watching.kill()?;
-    watching.wait()?;
+    watching.end()?;
     ensure!(!seen.contains(".7003"), "somebody was told that a connection is gone:\n{seen}");
     bed.a().pod(&["rm", "-f", "greeter"]).map(drop)
 }
@@ -140,20 +184,19 @@ fn connections_survive_moves() -> Result<()> {
     output.read_line(&mut line)?;
     ensure!(line.trim() == "ready", "the clients said {line:?}");
 
-    let resets = bed.shared().join("resets").to_string_lossy().into_owned();
-    let mut watching = watch(&bed, &resets)?;
-    let times = move_around(&bed, "server", 2 * rounds())?;
+    // The client's is the first.
+    let watches = bed.hosts().iter().rev().map(|host| watch(&bed, host)).collect::<Result<Vec<_>>>()?;
+    let done = moves(&bed, "server", rounds())?;
     // A connection that a client ends with answers unread is reset by the client: only what came before counts.
-    let seen = bed.client().run(&["tcpdump", "-n", "-r", &resets, RESETS])?;
-    let all = bed.client().run(&["tcpdump", "-n", "-r", &resets])?;
-    watching.kill()?;
-    watching.wait()?;
+    let seen = watches[0].read(&bed, RESETS)?;
+    let of_those = if seen.is_empty() { seen.clone() } else { conversations(&bed, &watches, &seen, &done)? };
+    watches.into_iter().try_for_each(Watch::end)?;
 
     drop(clients.stdin.take());
     let mut text = String::new();
     output.read_to_string(&mut text)?;
     clients.wait()?;
-    println!("moves took {times:.2?}; clients:\n{text}");
+    println!("{}\nclients:\n{text}", done.join("\n"));
     ensure!(!text.contains("FAIL") && text.lines().count() == 10, "clients:\n{text}");
     // Whoever connects waits no longer than a datagram does: a SYN that gets lost is repeated after a second.
     let (connecting, datagrams) = (longest_pause(&text, "requests"), longest_pause(&text, "echo"));
@@ -161,7 +204,7 @@ fn connections_survive_moves() -> Result<()> {
         connecting < datagrams.saturating_add(Duration::from_millis(700)),
         "who connected waited for {connecting:?}:\n{text}"
     );
-    ensure!(seen.is_empty(), "somebody was told that a connection is gone:\n{seen}\n{}", conversations(&all, &seen));
+    ensure!(seen.is_empty(), "somebody was told that a connection is gone:\n{seen}\n{of_those}");
     let log = bed.a().pod(&["logs", "server"])?;
     ensure!(!log.contains("FAIL"), "the server saw wrong bytes:\n{log}");
     bed.a().pod(&["rm", "-f", "server"]).map(drop)

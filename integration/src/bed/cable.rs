@@ -19,6 +19,7 @@ pub(super) fn wire(hosts: &[Host]) -> Result<()> {
         writeln!(switch, "link set p-{name} master sw0\nlink set p-{name} up")?;
     }
     batch(Command::new("ip"), &switch)?;
+    keep_order()?;
     for host in hosts {
         let (four, six) = (host.address(), host.address6());
         // The bridge's own MAC is set: it would otherwise borrow, and change with, that of its ports.
@@ -38,6 +39,20 @@ link set eth0 up
     Ok(())
 }
 
+/// Has the switch, in the calling process's network namespace, keep the frames of a connection in order, as a cable does. Without
+/// this (receive packet steering) each processor has a queue of its own for what its processes send, and a client's last
+/// acknowledgement, by its timer on one of them, comes after the FIN that it sent later on another: who is at the other end
+/// answers that once more, and the client, which has forgotten the connection by then, does so with a reset.
+fn keep_order() -> Result<()> {
+    let processors = std::thread::available_parallelism()?.get().min(32);
+    // In /sys as it is for this namespace, which nobody else sees.
+    let script = format!(
+        "mount -t sysfs sysfs /sys && for port in /sys/class/net/p-*/queues/rx-*/rps_cpus; do echo {:x} >$port || exit; done",
+        (1u64 << processors) - 1
+    );
+    checked(Command::new("unshare").args(["-m", "sh", "-c", &script]))
+}
+
 fn batch(mut ip: Command, lines: &str) -> Result<()> {
     let mut child = ip.args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("run ip (package iproute2)")?;
     child.stdin.take().context("stdin is a pipe")?.write_all(lines.as_bytes())?;
@@ -45,7 +60,7 @@ fn batch(mut ip: Command, lines: &str) -> Result<()> {
     Ok(())
 }
 
-fn checked(mut command: Command) -> Result<()> {
+fn checked(command: &mut Command) -> Result<()> {
     let output = command.output()?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
@@ -60,12 +75,12 @@ impl Bed {
 
     /// Pulls the host's cable at the switch.
     pub fn partition(&self, host: &Host) -> Result<()> {
-        checked(self.at_switch("ip", &["link", "set", &format!("p-{}", host.name()), "down"]))
+        checked(&mut self.at_switch("ip", &["link", "set", &format!("p-{}", host.name()), "down"]))
     }
 
     /// Plugs it in again.
     pub fn heal(&self, host: &Host) -> Result<()> {
-        checked(self.at_switch("ip", &["link", "set", &format!("p-{}", host.name()), "up"]))
+        checked(&mut self.at_switch("ip", &["link", "set", &format!("p-{}", host.name()), "up"]))
     }
 
     /// Limits a host's cable both ways ("1gbit"), or lifts the limit.
@@ -80,7 +95,7 @@ impl Bed {
             // Fails when there is no limit yet, which is what is wanted.
             let _ = tc(&["del"]).output();
             if let Some(rate) = rate {
-                checked(tc(&["add", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms"]))?;
+                checked(&mut tc(&["add", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms"]))?;
             }
         }
         Ok(())
@@ -99,7 +114,7 @@ impl Bed {
              oifname \"p-{}\" numgen random mod 10000 < {share} drop; }}; }}",
             host.name()
         );
-        checked(self.at_switch("nft", &[&rule]))
+        checked(&mut self.at_switch("nft", &[&rule]))
     }
 
     /// Drops all frames of one direction at the switch, or ends that: a cable of which one wire is broken. Both ends
@@ -116,7 +131,7 @@ impl Bed {
             "table bridge {table} {{ chain c {{ type filter hook forward priority 0; {side} \"p-{}\" drop; }}; }}",
             host.name()
         );
-        checked(self.at_switch("nft", &[&rule]))
+        checked(&mut self.at_switch("nft", &[&rule]))
     }
 }
 
