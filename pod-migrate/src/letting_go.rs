@@ -65,6 +65,7 @@ pub(crate) fn finish(pod: &Pod, event: &str) -> Result<()> {
     match Attachment::open(&dir, &spec, Some(init.pid)) {
         Ok(attachment) => {
             logged("the pod is not on the network", attachment.join());
+            logged("the bridge does not learn where the pod is", attachment.notice(true));
             logged("the neighbours were not told of the pod", attachment.announce());
         }
         Err(problem) => logged("the pod is not on the network", Err(problem)),

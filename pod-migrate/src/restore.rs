@@ -7,9 +7,9 @@
 //!    right parent, with its session and group, each nothing but the stub.
 //! 3. [`memory`]: maps; [`pages`]: pages from the stream straight into their place, and beside it what came [`ahead`].
 //! 4. [`finish`]: descriptors, per-process state, threads, per-thread state, credentials, filters; registers last.
-//! 5. [`Restored::go`]: connections leave repair mode, everything is detached.
+//! 5. [`Restored::speak`]: connections leave repair mode; [`Restored::go`]: everything is detached.
 //!
-//! Until [`Restored::outlive`] every task dies with the tracer (PTRACE_O_EXITKILL), and until [`Restored::go`] dropping what
+//! Until [`Restored::outlive`] every task dies with the tracer (PTRACE_O_EXITKILL), and until [`Restored::speak`] dropping what
 //! was made kills the first process and all others with it: a restore that fails leaves nothing.
 
 mod ahead;
@@ -277,11 +277,15 @@ impl Restored {
         self.grown.outlive(&self.image)
     }
 
-    /// Lets the pod run, which its cgroup holds besides us. From the first line on there is no way back: connections speak
-    /// again. Who must not end a pod that does not get to run must not drop this after an error. The opener, which has
-    /// nothing left to do, ends when this is dropped.
+    /// Connections speak again, which their kernel does: no task runs. From here on there is no way back: who must not end a
+    /// pod that does not get to run must not drop this after an error.
+    pub fn speak(&mut self) -> Result<()> {
+        self.opener.release()
+    }
+
+    /// Lets the pod run, which speaks already and which its cgroup holds besides us. The opener, which has nothing left to do,
+    /// ends when this is dropped.
     pub fn go(&mut self, frozen: &Cgroup) -> Result<Running> {
-        self.opener.release()?;
         let roots = self.grown.detach(&self.image)?;
         frozen.thaw()?;
         Ok(Running { external: std::mem::take(&mut self.external), roots })

@@ -191,7 +191,8 @@ fn let_go(newborn: &Newborn, restored: &mut restore::Restored) -> Running {
     if let Some(attachment) = &newborn.attachment {
         logged("the neighbours were not told of the pod", attachment.announce());
     }
-    let running = restored.go(&newborn.born.cgroup).unwrap_or_else(|problem| monitor::abandon(&problem));
+    let went = restored.speak().and_then(|()| restored.go(&newborn.born.cgroup));
+    let running = went.unwrap_or_else(|problem| monitor::abandon(&problem));
     let written = newborn.pod.update_quickly(|status| {
         status.state = State::Running;
         status.started = Some(now());

@@ -234,14 +234,23 @@ fn let_go(
 ) -> Running {
     if let Some(attachment) = &newborn.attachment {
         logged("the pod is not on the network", attachment.join());
-        logged("the neighbours were not told of the pod", attachment.announce());
+        logged("what comes now may overtake what was held", attachment.notice(holder.is_none()));
     }
     lap("join");
-    let running = restored.go(&newborn.born.cgroup).unwrap_or_else(|problem| monitor::abandon(&problem));
+    restored.speak().unwrap_or_else(|problem| monitor::abandon(&problem));
+    lap("speak");
     if let Some(holder) = holder {
         holder.hand(knocks);
         holder.inject();
     }
+    lap("hand on");
+    if let Some(attachment) = &newborn.attachment {
+        logged("the bridge does not learn where the pod is", attachment.notice(true));
+        logged("the neighbours were not told of the pod", attachment.announce());
+    }
+    holder.map(Holder::inject);
+    lap("announce");
+    let running = restored.go(&newborn.born.cgroup).unwrap_or_else(|problem| monitor::abandon(&problem));
     lap("go");
     logged("the arrival could not be written down", written(newborn));
     lap("write down");

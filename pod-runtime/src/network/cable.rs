@@ -259,6 +259,12 @@ impl Attachment {
         }
     }
 
+    /// Has the bridge go on taking the pod to be where its frames are held ([`super::hold`]), though it speaks from here; or not
+    /// any more.
+    pub fn notice(&self, noticed: bool) -> Result<()> {
+        self.host_link.as_deref().map_or(Ok(()), |link| port::notice(link, noticed))
+    }
+
     /// Tells the neighbours, from the pod's own side, where its addresses are now. The port must be in the bridge.
     pub fn announce(&self) -> Result<()> {
         match &self.speaker {

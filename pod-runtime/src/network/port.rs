@@ -1,4 +1,4 @@
-//! The port of a pod's cable in its bridge, while the pod leaves.
+//! The port of a pod's cable in its bridge, while the pod leaves and when it arrives.
 //!
 //! * *lock*: the bridge takes from the pod only what comes from where it knows the pod to be. From the moment at which another host
 //!   draws the pod's frames, the pod's last words (its kernel goes on acknowledging) get no further than here, and draw nothing
@@ -7,6 +7,9 @@
 //!   on the cable hears what the pod says, and nobody else does.
 //!
 //! Both go with [`open`], and with the cable.
+//!
+//! * *unnoticed*: the bridge takes what the pod says, and does not learn from it where the pod is. What is for the pod goes on to the
+//!   port that holds it, until that was handed on: nothing overtakes it.
 
 use super::cable::index_of;
 use super::wire::{Request, Wire};
@@ -22,11 +25,17 @@ use std::time::{Duration, Instant};
 
 // Of linux/if_link.h.
 const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_LOCKED: u16 = 39;
 
 /// Kernels before 5.16 do not know it, and take no notice.
 pub fn lock(link: &str) -> Result<()> {
     Wire::open()?.ask(set(link, IFLA_BRPORT_LOCKED, 1)?)
+}
+
+/// Whether the bridge learns from what comes from the cable where the pod is. Of a cable in no bridge it is no matter.
+pub fn notice(link: &str, noticed: bool) -> Result<()> {
+    Wire::open()?.ask(set(link, IFLA_BRPORT_LEARNING, noticed.into())?.tolerate(&[libc::EOPNOTSUPP]))
 }
 
 /// `false` where that cannot be done, or not be undone: a spanning tree (STP), of the kernel or of a daemon, sets the states of
