@@ -3,7 +3,7 @@
 //! Processes are addressed by pidfd after their start time was checked, or through the pod's cgroup; nothing here can
 //! hit a process of somebody else. Every step of a removal may find that it was done before.
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, throttle};
 use crate::monitor::client;
 use crate::network::{self, Attachment};
 use crate::problem::{Doing, Problem, Result};
@@ -248,6 +248,15 @@ pub fn reconnect(pod: &Pod) -> Result<()> {
     mend_connections(&Cgroup::open(pod.id())?);
     let init = status.init.map(|key| key.pid);
     Attachment::open(&pod.store().network_dir()?, &pod.spec()?, init)?.release()
+}
+
+/// Gives a pod the CPU limit that it had, in the place of its monitor, which was killed while the pod was throttled. Nothing is done
+/// where the monitor lives.
+pub fn unthrottle(pod: &Pod) -> Result<()> {
+    if throttle::is_noted(&pod.run_dir()) && client::settled_status(pod)?.monitor_lost {
+        throttle::undo(&Cgroup::open(pod.id())?, &pod.run_dir());
+    }
+    Ok(())
 }
 
 /// Whoever held the pod may have been killed while it read a connection.

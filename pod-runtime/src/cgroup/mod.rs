@@ -10,6 +10,7 @@ mod devices;
 mod fresh;
 mod hierarchy;
 mod limits;
+pub mod throttle;
 
 pub use fresh::Fresh;
 pub use hierarchy::{Hierarchies, visible};

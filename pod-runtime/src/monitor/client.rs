@@ -246,6 +246,43 @@ fn begin(pod: &Pod, link: bool, leaving: bool) -> Result<Hold> {
     Ok(hold)
 }
 
+/// The pod gets less CPU time until this is dropped. Where we are killed, the monitor sees it; where it is killed, we put back
+/// what was there; where both are, the next command that lists pods does ([`lifecycle::unthrottle`]).
+#[derive(Debug)]
+pub struct Throttle {
+    stream: UnixStream,
+    pod: Pod,
+}
+
+impl Throttle {
+    /// At most so many millionths of a CPU from now on.
+    pub fn begin(pod: &Pod, cpu: u64) -> Result<Throttle> {
+        let stream = connect(pod)?;
+        stream.set_read_timeout(Some(PATIENCE)).doing(|| "set up the connection".into())?;
+        let mut throttle = Throttle { stream, pod: pod.clone() };
+        throttle.set(cpu)?;
+        Ok(throttle)
+    }
+
+    /// Less than before.
+    pub fn set(&mut self, cpu: u64) -> Result<()> {
+        ask(&mut self.stream, &Request::Throttle { cpu }).map(drop)
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        // Answered when it is done: what comes next is to find the pod as it was.
+        if ask(&mut self.stream, &Request::Release).is_err() {
+            // One that lives and does not answer sees at least that we are gone.
+            let _ = self.stream.shutdown(Shutdown::Both);
+            if let Err(problem) = lifecycle::unthrottle(&self.pod) {
+                tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
+            }
+        }
+    }
+}
+
 /// As [`Hold::moved`], without a hold: if the pod was stopped for good for that job.
 pub fn moved(pod: &Pod, job: &str, to: &str) -> Result<()> {
     ask(&mut connect(pod)?, &Request::Moved { to: to.to_owned(), job: Some(job.to_owned()) }).map(drop)

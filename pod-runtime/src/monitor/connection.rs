@@ -27,6 +27,8 @@ pub enum Role {
     Holding {
         link: bool,
     },
+    /// The pod has less CPU time as long as it is here.
+    Throttling,
     /// Has been told everything.
     Closing,
 }

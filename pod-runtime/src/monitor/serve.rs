@@ -12,6 +12,7 @@ use super::spawn::write_who;
 use super::stdio::{End, PIECE, Stdio};
 use super::wire::{About, Ends, Gone, Kind, Reply, SessionEnds};
 use crate::cgroup::Cgroup;
+use crate::cgroup::throttle::Throttle;
 use crate::lifecycle::{self, Remains};
 use crate::network::Attachment;
 use crate::problem::{Problem, Result};
@@ -54,6 +55,8 @@ pub struct Monitor {
     pub ended: bool,
     /// Its cable, while it is held, or the neighbours may be told otherwise.
     pub held: Option<Attachment>,
+    /// The pod has less CPU time than it is due.
+    pub throttle: Option<Throttle>,
     /// The pod runs and its status does not say so yet: the disk was full.
     pub unwritten: bool,
     /// The last word for all who watch, once they have caught up.
@@ -331,6 +334,7 @@ impl Monitor {
             return;
         }
         self.ended = true;
+        self.throttle = None;
         self.drain_all();
         let code = ended.code();
         let oom_killed = code == 137 && self.cgroup.stats().is_ok_and(|s| s.oom_kills.is_some_and(|n| n > 0));
@@ -409,6 +413,9 @@ impl Monitor {
         self.clients.retain(|client| {
             if client.done() {
                 released |= matches!(client.role, Role::Holding { .. });
+                if client.role == Role::Throttling {
+                    self.throttle = None;
+                }
                 if let Role::Session(id) = client.role {
                     lost.push(id);
                 }

@@ -243,6 +243,7 @@ fn begin(launch: Launch, foreign: &BTreeSet<Inherited>) -> Result<(Monitor, Rest
         next_id: 0,
         ended: false,
         held: None,
+        throttle: None,
         unwritten,
         farewell: None,
         remains: None,

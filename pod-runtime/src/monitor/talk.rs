@@ -5,6 +5,7 @@ use super::exec;
 use super::serve::{Farewell, Monitor, moved_problem};
 use super::stdio::Stdio;
 use super::wire::{Attach, Exec, Gone, Kind, Reply, Request, Size};
+use crate::cgroup::throttle::Throttle;
 use crate::lifecycle;
 use crate::network::Attachment;
 use crate::problem::{Doing, Problem, Result};
@@ -68,9 +69,27 @@ impl Monitor {
                         _ => client.role = Role::Holding { link },
                     }
                 }
+                Role::Throttling => {
+                    let Some(line) = client.take_line() else { return };
+                    self.throttling(id, &line);
+                }
                 Role::Waiting | Role::Closing => return,
             }
         }
+    }
+
+    /// Of the client that throttles the pod: for less, or the end of it.
+    fn throttling(&mut self, id: u64, line: &[u8]) {
+        let (role, done) = match (serde_json::from_slice(line), &mut self.throttle) {
+            (Ok(Request::Throttle { cpu }), Some(throttle)) => (Role::Throttling, throttle.set(cpu)),
+            (Ok(Request::Release), throttle) => {
+                *throttle = None;
+                (Role::Closing, Ok(()))
+            }
+            _ => (Role::Throttling, Err(Problem::new("E-MONITOR", "this connection throttles the pod"))),
+        };
+        let reply = done.map_or_else(|problem| Reply::problem(&problem), |()| Reply::default());
+        self.answer(id, role, &reply);
     }
 
     fn request(&mut self, id: u64, line: &[u8]) {
@@ -113,6 +132,15 @@ impl Monitor {
                     return Err(Problem::new("E-STATE", "the pod is not leaving for that job"));
                 }
                 self.moved(id, &to);
+            }
+            Request::Throttle { .. } if self.throttle.is_some() => {
+                return Err(Problem::new("E-BUSY", "the pod is throttled already"));
+            }
+            Request::Throttle { cpu } => {
+                let mut throttle = Throttle::begin(&self.cgroup, &self.pod.run_dir())?;
+                throttle.set(cpu)?;
+                self.throttle = Some(throttle);
+                self.answer(id, Role::Throttling, &Reply::default());
             }
             Request::Release => return Err(Problem::new("E-STATE", "this connection does not hold the pod")),
         }
@@ -268,6 +296,7 @@ impl Monitor {
     /// The pod runs elsewhere: the copy here goes, silently.
     fn moved(&mut self, id: u64, to: &str) {
         self.ended = true;
+        self.throttle = None;
         self.held = None;
         self.untype();
         let killed = self.kill_all();

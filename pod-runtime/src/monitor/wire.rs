@@ -33,7 +33,12 @@ pub enum Request {
         #[serde(default)]
         leaving: bool,
     },
-    /// Of the connection that holds the pod: ends the hold, and is answered when the pod is back on the network.
+    /// So many millionths of a CPU are all that the pod gets until this connection closes. May be said again, for less.
+    Throttle {
+        cpu: u64,
+    },
+    /// Of the connection that holds or throttles the pod: ends that, and is answered when the pod is back on the network, or
+    /// has the CPU limit that it had.
     Release,
     /// The pod lives on another host now: the copy here is killed, the tombstone set, everything removed.
     Moved {
