@@ -30,7 +30,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::About;
-use pod_runtime::monitor::client::{self, Hold};
+use pod_runtime::monitor::client::{self, Hold, Throttle};
 use pod_runtime::monitor::log::History;
 use pod_runtime::network::{cable, port};
 use pod_runtime::spec::Spec;
@@ -252,8 +252,9 @@ impl Capture {
     }
 
     /// Holds the pod still: its stdio is not read any more, then its tasks stop. With `leaving`, at a moment at which no
-    /// connection is between the kernel and a program, if there is one soon.
-    pub fn freeze(mut self, leaving: bool) -> Result<Still> {
+    /// connection is between the kernel and a program, if there is one soon. One that was throttled is no more just before: a task
+    /// that has used up what it may takes no order to stop until the next period.
+    pub fn freeze(mut self, leaving: bool, mut throttle: Option<Throttle>) -> Result<Still> {
         self.usual_groups = cgroups::usual(&self.spec.security, &self.cgroup)?;
         self.usual_settings = settings::usual(&self.spec)?;
         let settling = leaving.then(|| Settling::begin(self.init, &self.cgroup, &self.spec));
@@ -270,6 +271,7 @@ impl Capture {
         let frozen = loop {
             let processes = cgroup.procs()?;
             let waits = observer.observe(&processes);
+            drop(throttle.take());
             let frozen = if servers.is_empty() {
                 Frozen::seize(self.init, || cgroup.procs(), &waits)?
             } else {

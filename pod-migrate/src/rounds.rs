@@ -25,6 +25,8 @@ pub enum OnStall {
     /// The pod stands still for as long as it takes.
     #[default]
     Switch,
+    /// The pod gets less CPU time, by steps, until it is little enough or less is not possible; then as [`OnStall::Switch`].
+    Throttle,
     /// It is given up; the pod runs on as if nothing had happened.
     Abort,
 }
@@ -36,6 +38,9 @@ pub enum Next {
     Again,
     /// What is left is little enough, or as little as it becomes.
     Enough,
+    /// It does not become little enough, for the reason said: the pod is to have less CPU time ([`Rounds::slowed`]), or, where it
+    /// cannot have less, this is [`Next::Long`].
+    Throttle(String),
     /// It does not become little enough: the pod will stand still for longer than it should, and this is to be said.
     Long(String),
 }
@@ -50,6 +55,10 @@ pub struct Rounds {
     /// Bytes a second, in the best of the rounds: a short one is mostly the search for what was written.
     speed: f64,
     estimate: Option<Estimate>,
+    /// They become shorter, be it by little.
+    shorter: bool,
+    /// What the next round sends was written while the pod had more CPU time than it has now.
+    slowed: bool,
 }
 
 /// What a round lets expect.
@@ -69,7 +78,7 @@ impl Default for Rounds {
 
 impl Rounds {
     pub fn new(downtime: Duration, on_stall: OnStall) -> Rounds {
-        Rounds { downtime, on_stall, done: 0, before: None, speed: 0.0, estimate: None }
+        Rounds { downtime, on_stall, done: 0, before: None, speed: 0.0, estimate: None, shorter: false, slowed: false }
     }
 
     /// How many there were.
@@ -80,6 +89,17 @@ impl Rounds {
     /// What the last one lets expect. None before the second: what the first sends was not written during one.
     pub fn estimate(&self) -> Option<Estimate> {
         self.estimate
+    }
+
+    /// The pod has less CPU time from now on: what that leads to the next round does not show yet.
+    pub fn slowed(&mut self) {
+        self.slowed = true;
+    }
+
+    /// Whether there should be more of them for a pod that has as little CPU time as it may have: the last one was shorter than the one
+    /// before, and by little is better than not at all.
+    pub fn still_pay(&self) -> bool {
+        self.shorter && self.done < MOST
     }
 
     /// After a round. A link that is held back on purpose is taken for as fast as it may be: what it could do while the
@@ -96,7 +116,9 @@ impl Rounds {
         if left.as_secs_f64() < self.downtime.as_secs_f64() / SHARE_OF_DOWNTIME {
             return Ok(Next::Enough);
         }
-        if pass.written <= before.written / 4 * 3 && self.done < MOST {
+        self.shorter = pass.written <= before.written / 10 * 9;
+        let shorter = pass.written <= before.written / 4 * 3 && self.done < MOST;
+        if std::mem::take(&mut self.slowed) || shorter {
             return Ok(Next::Again);
         }
         if left < self.downtime {
@@ -111,8 +133,9 @@ impl Rounds {
         );
         match self.on_stall {
             OnStall::Switch => Ok(Next::Long(what)),
+            OnStall::Throttle => Ok(Next::Throttle(what)),
             OnStall::Abort => Err(Problem::new(STALL, what).fix(
-                "move it when it has less to do, give it --downtime, or let it stand still with --on-stall switch",
+                "move it when it has less to do, give it --downtime, or --on-stall throttle (less CPU time) or switch (it stands still)",
             )),
         }
     }
@@ -158,6 +181,29 @@ mod tests {
         assert!(what.contains("986 MiB/s beside 1000 MiB/s") && what.contains("690 ms, not 40"), "{what}");
         let problem = rounds(OnStall::Abort, &busy).pop().unwrap().unwrap_err();
         assert_eq!(problem.code(), STALL);
+    }
+
+    #[test]
+    fn less_cpu_time_shows_in_the_round_after_the_next() {
+        let mut rounds = Rounds::new(Duration::from_millis(40), OnStall::Throttle);
+        let judge = |rounds: &mut Rounds, mib, ms| rounds.judge(pass(mib, ms)).unwrap();
+        let step = |next: Next| matches!(next, Next::Throttle(what) if what.contains("MiB/s"));
+        assert_eq!(judge(&mut rounds, 1000, 1000), Next::Again);
+        assert!(step(judge(&mut rounds, 800, 800)));
+        rounds.slowed();
+        // Written before that, all the same as fast.
+        assert_eq!(judge(&mut rounds, 790, 800), Next::Again);
+        // Half as fast helps; then it stays, and that is too much, and the next step is enough.
+        assert_eq!(judge(&mut rounds, 400, 400), Next::Again);
+        assert!(step(judge(&mut rounds, 390, 400)) && !rounds.still_pay());
+        rounds.slowed();
+        assert_eq!(judge(&mut rounds, 385, 400), Next::Again);
+        assert_eq!(judge(&mut rounds, 50, 50), Next::Again);
+        assert!(step(judge(&mut rounds, 44, 45)) && rounds.still_pay());
+        assert_eq!(judge(&mut rounds, 35, 40), Next::Enough);
+        // What is little is enough at once.
+        rounds.slowed();
+        assert_eq!(judge(&mut rounds, 2, 4), Next::Enough);
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub fn create(store: &Store, pod: &Pod, options: &Options) -> Result<Made> {
         room::make(file.file(), w.bytes(), &capture.processes());
     }
     let watchdog = Watchdog::over_writes();
-    let mut still = capture.freeze(options.stop)?;
+    let mut still = capture.freeze(options.stop, None)?;
     let captured = still.dump(&mut w, || Ok(()))?;
     let mut frozen = still.since().elapsed();
     // Who goes on does so from here; who is to end stands still until the checkpoint has its name.

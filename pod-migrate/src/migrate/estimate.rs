@@ -7,6 +7,7 @@
 
 use super::progress::{MigrationInfo, MigrationStats, PAGE};
 use super::source::Limits;
+use super::throttling;
 use crate::capture::Capture;
 use crate::objects::memory::tracking::{LEAST_TO_SEND, Pass};
 use crate::rounds::{Next, Rounds, STALL};
@@ -22,6 +23,8 @@ const LONG: Duration = Duration::from_millis(320);
 const SEARCH: Duration = Duration::from_micros(500);
 /// How long a small pod stands still whose memory is no matter.
 const FIXED: Duration = Duration::from_millis(25);
+/// The least part of its CPU time that a pod would have for the sake of its move.
+const LEAST_SHARE: f64 = 1.0 / throttling::MOST as f64;
 /// It would stand still for longer than it should.
 pub const WOULD_STALL: &str = "W-STALL";
 
@@ -98,16 +101,25 @@ pub fn expect((memory, files): (u64, u64), written: &Written, link: u64, limits:
     let time = |bytes: u64, speed: f64| bytes as f64 / speed.max(1.0);
     let mut rounds = Rounds::new(limits.downtime, limits.on_stall);
     let (mut total, mut sent, mut bytes, mut stalls) = (time(files, slow), files, written.watched, None);
+    // Of its CPU time: with half of it a pod writes in a second what it wrote in half of one.
+    let mut share = 1.0;
     while bytes > 0 || rounds.done() > 0 {
         let took = Duration::from_secs_f64(time(bytes, slow)) + SEARCH;
         total += took.as_secs_f64();
         sent += bytes;
         let next = rounds.judge(Pass { written: bytes, took });
-        bytes = written.within(took.as_secs_f64());
+        bytes = written.within(took.as_secs_f64() * share);
         match next {
             Ok(Next::Again) => continue,
             Ok(Next::Enough) => {}
-            Ok(Next::Long(what)) => stalls = Some(Problem::new(WOULD_STALL, what).fix(RATHER)),
+            Ok(Next::Throttle(what)) if share > LEAST_SHARE => {
+                share /= 2.0;
+                rounds.slowed();
+                let what = format!("{what}; it would be given less CPU time, {:.0} % of what it uses", share * 1e2);
+                stalls = Some(Problem::new(WOULD_STALL, what).fix(RATHER));
+                continue;
+            }
+            Ok(Next::Throttle(what) | Next::Long(what)) => stalls = Some(Problem::new(WOULD_STALL, what).fix(RATHER)),
             Err(problem) => stalls = Some(problem),
         }
         break;
@@ -127,7 +139,8 @@ pub fn expect((memory, files): (u64, u64), written: &Written, link: u64, limits:
     }
 }
 
-const RATHER: &str = "move it when it has less to do, or say what shall happen: --downtime TIME, --on-stall abort";
+const RATHER: &str =
+    "move it when it has less to do, or say what shall happen: --downtime TIME, --on-stall throttle or abort";
 
 impl Expected {
     /// Whether the move would be given up for it.
@@ -144,6 +157,7 @@ impl Expected {
             setup_time: 0,
             downtime: 0,
             expected_downtime: Some(ms(self.stall_ms)),
+            cpu_throttle_percentage: None,
             ram: MigrationStats {
                 remaining: self.memory,
                 total: self.memory,
@@ -201,6 +215,11 @@ mod tests {
         assert!(said.stall_ms > 4000.0 && !said.given_up(), "{said:?}");
         let abort = Limits { on_stall: OnStall::Abort, ..Limits::default() };
         assert!(expected(&through, &abort).given_up());
+        let throttle = Limits { on_stall: OnStall::Throttle, ..Limits::default() };
+        let slowed = expected(&through, &throttle);
+        assert!(slowed.stall_ms < 60.0 && slowed.rounds > said.rounds, "{slowed:?}");
+        let named = slowed.stalls.unwrap();
+        assert!(named.code() == WOULD_STALL && named.what().ends_with("25 % of what it uses"), "{named:?}");
     }
 
     #[test]

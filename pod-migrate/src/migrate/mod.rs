@@ -6,6 +6,7 @@
 //! * [`inquiry`]: what a destination says before anything is moved; [`drain`] asks several about many pods, and
 //!   [`placement`] decides which goes where; [`estimate`] says what a move would be like.
 //! * [`way`]: directly or through ssh.
+//! * [`throttling`]: less CPU time for a pod that writes its memory as fast as it is sent.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
 
@@ -28,6 +29,7 @@ mod questions;
 mod repair;
 pub mod source;
 mod supersede;
+mod throttling;
 mod turn;
 pub mod way;
 

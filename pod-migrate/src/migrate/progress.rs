@@ -34,6 +34,13 @@ pub enum Event {
     Stalled {
         text: String,
     },
+    /// For the same reason it gets less CPU time now.
+    Throttled {
+        /// Of the CPU time that it used before: that it does not get.
+        #[serde(rename = "cpu-throttle-percentage")]
+        percentage: u64,
+        text: String,
+    },
     /// Somebody else has to be done with the pod first.
     Waiting {
         text: String,
@@ -81,6 +88,7 @@ pub struct Report {
     pub rounds: u32,
     #[serde(flatten)]
     pub estimate: Option<Estimate>,
+    pub throttled: Option<Throttled>,
     pub connections_kept: u64,
     pub connections_closed: u64,
     /// Half-open: left to their clients, who send again.
@@ -94,6 +102,15 @@ pub struct Report {
     /// The same more closely, here and at the destination, which works on its part at the same time.
     pub laps_here: Vec<Lap>,
     pub laps_there: Vec<Lap>,
+}
+
+/// A pod had less CPU time before it stood still.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Throttled {
+    /// In the end: how much of the CPU time that it used before it did not get.
+    pub percentage: u64,
+    /// For how long it had less.
+    pub ms: f64,
 }
 
 /// A part of the frozen time: `files` (and what is in memory file systems) that changed, `hold` (until the destination holds
@@ -114,6 +131,9 @@ pub struct MigrationInfo {
     pub setup_time: u64,
     pub downtime: u64,
     pub expected_downtime: Option<u64>,
+    /// Of a pod that was throttled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_percentage: Option<u64>,
     pub ram: MigrationStats,
 }
 
@@ -150,6 +170,7 @@ impl Report {
             setup_time: ms(self.setup_ms),
             downtime: ms(self.frozen_ms),
             expected_downtime: self.estimate.map(|estimate| ms(estimate.expected_ms)),
+            cpu_throttle_percentage: self.throttled.map(|throttled| throttled.percentage),
             ram: MigrationStats {
                 transferred: self.bytes_sent,
                 remaining: 0,

@@ -138,8 +138,8 @@ fn reconnect(pod: &Pod) -> Result<()> {
     }
 }
 
-/// Pods that were off the network when both who held them and their monitor were killed; and such as were restored and not
-/// let go when it was.
+/// Pods that were off the network, or throttled, when both who did that and their monitor were killed; and such as were
+/// restored and not let go when it was.
 fn reconnect_lost(store: &Store) -> Result<()> {
     let network = store.network_dir()?;
     let reconnect = |pod: &Pod| -> Result<()> {
@@ -156,6 +156,7 @@ fn reconnect_lost(store: &Store) -> Result<()> {
         if Attachment::open(&network, &spec, None)?.is_held() {
             lifecycle::reconnect(pod)?;
         }
+        lifecycle::unthrottle(pod)?;
         Ok(())
     };
     for pod in store.pods()? {

@@ -13,6 +13,7 @@ use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
 use super::protocol::{Answer, CHANGES, Hello, KNOCKS, Purpose, SETTLED, SHARES, STOPS, Say};
+use super::throttling::{self, Throttling};
 use super::way::{self, Transport};
 use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
@@ -116,7 +117,7 @@ pub fn migrate(
     let job = reserved.journal.job.id.clone();
     let setup = began.elapsed();
     tell(Step::Files, String::new());
-    let result = reserved.copy(&listener).and_then(|copied| copied.memory(&listener)).and_then(|copied| {
+    let result = reserved.copy(pod, &listener).and_then(|copied| copied.memory(&listener)).and_then(|copied| {
         tell(Step::Freeze, String::new());
         copied.freeze()
     });
@@ -164,6 +165,8 @@ struct Reserved {
 
 /// The pod runs; its files are there as they were a moment ago, and then its memory.
 struct Copied {
+    /// The first to be let go: the pod has all of its CPU time again.
+    throttling: Throttling,
     reserved: Reserved,
     rounds: Rounds,
 }
@@ -254,7 +257,7 @@ fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
 }
 
 impl Reserved {
-    fn copy(mut self, listener: &Listener) -> Result<Copied, Failure> {
+    fn copy(mut self, pod: &Pod, listener: &Listener) -> Result<Copied, Failure> {
         let (listener, limits) = (Rc::clone(listener), self.limits);
         let watched = self.link.writer.sink().map(|sink| {
             sink.watch(move |bytes| {
@@ -271,7 +274,10 @@ impl Reserved {
         }
         let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
         match sent.and_then(|()| self.link.writer.flush()) {
-            Ok(()) => Ok(Copied { rounds: Rounds::new(limits.downtime, limits.on_stall), reserved: self }),
+            Ok(()) => {
+                let rounds = Rounds::new(limits.downtime, limits.on_stall);
+                Ok(Copied { throttling: Throttling::begin(pod), reserved: self, rounds })
+            }
             Err(problem) => Err(broken(problem, &mut self.link, &mut self.journal, &self.remote)),
         }
     }
@@ -281,8 +287,13 @@ impl Copied {
     /// Memory, while the pod runs on.
     fn memory(mut self, listener: &Listener) -> Result<Copied, Failure> {
         (listener.borrow_mut())(&Event::Step { step: Step::Memory, detail: String::new() });
-        let Copied { reserved, rounds } = &mut self;
+        let Copied { throttling, reserved, rounds } = &mut self;
         let Reserved { capture, link, journal, remote, warnings, .. } = reserved;
+        let mut long = |what: String| {
+            (listener.borrow_mut())(&Event::Stalled { text: what.clone() });
+            warnings.push(what);
+            Ok(false)
+        };
         let again = |pass: Pass| {
             Watchdog::fed();
             let next = rounds.judge(pass);
@@ -291,24 +302,36 @@ impl Copied {
             match next? {
                 Next::Again => Ok(true),
                 Next::Enough => Ok(false),
-                Next::Long(what) => {
-                    (listener.borrow_mut())(&Event::Stalled { text: what.clone() });
-                    warnings.push(what);
-                    Ok(false)
-                }
+                Next::Throttle(what) => match throttling.step() {
+                    Ok(Some(percentage)) => {
+                        rounds.slowed();
+                        let text = throttling::slower(&what, percentage);
+                        (listener.borrow_mut())(&Event::Throttled { percentage, text });
+                        Ok(true)
+                    }
+                    Ok(None) if rounds.still_pay() => Ok(true),
+                    no_less => long(format!("{what}, {}", throttling::no_slower(no_less.err()))),
+                },
+                Next::Long(what) => long(what),
             }
         };
-        match capture.memory_ahead(&mut link.writer, LEAST_TO_SEND, again) {
-            Ok(_) => Ok(self),
-            Err(problem) if is_the_links(&problem) => Err(broken(problem, link, journal, remote)),
-            Err(problem) => Err(gave_up(problem, link, journal)),
+        let problem = match capture.memory_ahead(&mut link.writer, LEAST_TO_SEND, again) {
+            Ok(_) => return Ok(self),
+            Err(problem) => problem,
+        };
+        // Before the other side is told, which may take its time.
+        throttling.lift();
+        match is_the_links(&problem) {
+            true => Err(broken(problem, link, journal, remote)),
+            false => Err(gave_up(problem, link, journal)),
         }
     }
 
     fn freeze(self) -> Result<Frozen, Failure> {
-        let Copied { reserved, rounds } = self;
-        let Reserved { remote, mut link, transport, capture, mut journal, warnings, memory, .. } = reserved;
-        let report = Report {
+        let Copied { throttling, reserved, rounds } = self;
+        let Reserved { remote, mut link, transport, capture, mut journal, mut warnings, memory, .. } = reserved;
+        let (throttle, throttled) = throttling.end();
+        let mut report = Report {
             transport,
             rounds: rounds.done(),
             estimate: rounds.estimate(),
@@ -318,9 +341,13 @@ impl Copied {
         };
         let watchdog = Watchdog::start();
         let full_speed = link.writer.sink().map(|sink| sink.pace(None));
-        let still = full_speed.and_then(|_| journal.phase(Phase::Frozen)).and_then(|()| capture.freeze(true));
+        let still = full_speed.and_then(|_| journal.phase(Phase::Frozen)).and_then(|()| capture.freeze(true, throttle));
         match still {
-            Ok(still) => Ok(Frozen { still, watchdog, link, remote, journal, warnings, report }),
+            Ok(still) => {
+                report.throttled = throttled(still.since());
+                warnings.extend(report.throttled.iter().map(throttling::told));
+                Ok(Frozen { still, watchdog, link, remote, journal, warnings, report })
+            }
             Err(problem) => Err(gave_up(problem, &mut link, &mut journal)),
         }
     }

@@ -79,6 +79,8 @@ pub struct Tuning {
 enum Stall {
     /// Move it all the same; it stands still for longer
     Switch,
+    /// Give it less CPU time, step by step, until its memory settles; the copy there has all of it
+    Throttle,
     /// Give up; it runs on here
     Abort,
 }
@@ -87,6 +89,7 @@ impl Tuning {
     fn limits(&self) -> Limits {
         let on_stall = match self.on_stall {
             Stall::Switch => OnStall::Switch,
+            Stall::Throttle => OnStall::Throttle,
             Stall::Abort => OnStall::Abort,
         };
         Limits { downtime: self.downtime, on_stall, bandwidth: self.bandwidth }
@@ -95,7 +98,11 @@ impl Tuning {
     /// As options, for another `pod migrate`.
     pub fn words(&self) -> Vec<String> {
         let time = |time: Duration| format!("{}ns", time.as_nanos());
-        let on_stall = if self.on_stall == Stall::Abort { "abort" } else { "switch" };
+        let on_stall = match self.on_stall {
+            Stall::Switch => "switch",
+            Stall::Throttle => "throttle",
+            Stall::Abort => "abort",
+        };
         let mut words: Vec<String> =
             ["--downtime", &time(self.downtime), "--on-stall", on_stall].map(str::to_owned).into();
         words.extend(self.timeout.into_iter().flat_map(|limit| ["--timeout".to_owned(), time(limit)]));
@@ -365,7 +372,9 @@ impl Show {
             Event::Pass { pass, bytes, ms, estimate } => {
                 self.told.push_str(&stamped(&passed(*pass, *bytes, *ms, *estimate)));
             }
-            Event::Stalled { text } | Event::Waiting { text } => self.told.push_str(&stamped(text)),
+            Event::Stalled { text } | Event::Throttled { text, .. } | Event::Waiting { text } => {
+                self.told.push_str(&stamped(text));
+            }
             _ => {}
         }
         match (self.how, event) {
@@ -387,7 +396,7 @@ impl Show {
                 output::say(passed(*pass, *bytes, *ms, *estimate));
             }
             (_, Event::Pass { .. }) => self.line(),
-            (_, Event::Stalled { text } | Event::Waiting { text }) => match &self.bar {
+            (_, Event::Stalled { text } | Event::Throttled { text, .. } | Event::Waiting { text }) => match &self.bar {
                 Some(bar) => bar.println(text),
                 None => output::say(text.clone()),
             },

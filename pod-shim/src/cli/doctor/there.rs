@@ -69,8 +69,7 @@ fn speed(host: &str, there: &mut Inquiry) -> Finding {
         Ok(None) => (true, "not measured: the version there is too old".to_owned()),
         Err(problem) => (false, problem.chain()),
     };
-    let fix =
-        "another network; --ssh-option Ciphers=aes128-gcm@openssh.com; for one move --on-stall abort, --downtime TIME";
+    let fix = "another network; --ssh-option Ciphers=aes128-gcm@openssh.com; for one move --on-stall throttle, --downtime TIME";
     finding(format!("{host}: link"), good, Health::Warn, found, "quick moves of pods with much memory", fix)
 }
 

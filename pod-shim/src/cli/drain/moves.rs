@@ -151,7 +151,9 @@ impl Moves<'_> {
                 Ok(Event::Pass { pass, bytes, ms, estimate }) => {
                     self.say(index, passed(pass, bytes, ms, estimate).trim_start());
                 }
-                Ok(Event::Stalled { text } | Event::Waiting { text }) => self.say(index, &text),
+                Ok(Event::Stalled { text } | Event::Throttled { text, .. } | Event::Waiting { text }) => {
+                    self.say(index, &text);
+                }
                 Ok(Event::Warning { text }) => self.say(index, &format!("warning: {text}")),
                 _ => {}
             },
