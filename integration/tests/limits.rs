@@ -1,9 +1,12 @@
 //! What a move may take: how long it stands still, how long it lasts, how much of the link it uses.
 
 use anyhow::{Context, Result, ensure};
+use integration::bed::host::program_of;
 use integration::bed::{Bed, Host};
 use integration::pods::said;
 use integration::wait::{SOON, until_true};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -56,6 +59,129 @@ fn a_pod_that_writes_too_fast_is_given_up_or_switched() -> Result<()> {
     bed.b().pod(&wide)?;
     bed.a().pod(&["rm", "-f", "writer"])?;
     bed.b().pod(&["rm", "writer"])?;
+    bed.nothing_left(&before)
+}
+
+/// A pod that writes 50 MiB in each second of CPU time that it has, and says when it has gone round.
+fn slow_writer(host: &Host, options: &[&str]) -> Result<()> {
+    const PROGRAM: &str = "
+import time
+memory, block = bytearray(8 << 20), bytes(range(256)) * 256
+while True:
+    for at in range(0, len(memory), len(block)):
+        memory[at:at + len(block)] = block
+        until = time.process_time() + 0.00125
+        while time.process_time() < until: pass
+    print('round', flush=True)
+";
+    let head = ["run", "-d", "--name", "writer", "--network", "none"];
+    host.pod(&[&head, options, &["--", "python3", "-c", PROGRAM]].concat())?;
+    until_true("the writer to go round", SOON, || rounds(host) > 1)
+}
+
+fn rounds(host: &Host) -> usize {
+    host.pod(&["logs", "writer"]).unwrap_or_default().lines().filter(|line| *line == "round").count()
+}
+
+/// The CPU limit of the only pod of a host, as its control group has it.
+fn cpu_limit(host: &Host) -> Result<String> {
+    let files = "for file in $(find /sys/fs/cgroup -path '*/pod/*' -name cpu.cfs_quota_us -o -path '*/pod/*' -name \
+        cpu.cfs_period_us -o -path '*/pod/*' -name cpu.max | sort); do echo ${file##*/} $(cat $file); done";
+    let limit = host.run(&["sh", "-c", files])?;
+    ensure!(!limit.is_empty(), "this machine has no cpu controller");
+    Ok(limit)
+}
+
+/// How often it has used up what its limit gives it.
+fn times_throttled(host: &Host) -> Result<String> {
+    host.run(&["sh", "-c", "find /sys/fs/cgroup -path '*/pod/*' -name cpu.stat -exec grep nr_throttled {} +"])
+}
+
+/// Memory settles when its pod has less CPU time, and that is over when the pod stands still.
+#[test]
+fn a_pod_that_writes_too_fast_is_throttled_for_its_move() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    // Of a privileged one all that its groups say goes along.
+    for options in [&[][..], &["--cpus", "0.8"], &["--cpus", "0.8", "--privileged"]] {
+        slow_writer(bed.a(), options)?;
+        let limit = cpu_limit(bed.a())?;
+        let throttle = ["migrate", "writer", "--to", "hostB", "--on-stall", "throttle", "--json"];
+        let throttle = [&throttle[..], &["--bandwidth", "10M", "--downtime", "200ms"]].concat();
+        let moved = bed.a().command("pod").args(throttle).args(["--progress", "json"]).output()?;
+        let said = String::from_utf8_lossy(&moved.stderr);
+        ensure!(moved.status.success(), "{said}");
+        let events = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let (mut expected, mut stalled, mut percentages) = (0.0, 0.0, Vec::new());
+        for event in events {
+            expected = event["expected_ms"].as_f64().unwrap_or(expected);
+            if let Some(percentage) = event["cpu-throttle-percentage"].as_u64() {
+                percentages.push(percentage);
+                stalled = expected;
+            }
+            ensure!(event["event"] != "stalled", "it did not settle: {said}");
+        }
+        ensure!(!percentages.is_empty() && percentages.is_sorted(), "{percentages:?}: {said}");
+        let report: serde_json::Value = serde_json::from_slice(&moved.stdout)?;
+        println!("{options:?}: {percentages:?}, {stalled} -> {expected} ms, frozen {} ms", report["frozen_ms"]);
+        ensure!(stalled > 200.0 && expected < 200.0, "{stalled} ms were expected, then {expected}");
+        let last = percentages.last().copied();
+        let named = (&report["throttled"]["percentage"], &report["migration"]["cpu-throttle-percentage"]);
+        ensure!((named.0.as_u64(), named.1.as_u64()) == (last, last), "{report}");
+        ensure!(report["throttled"]["ms"].as_f64() > Some(0.0), "{report}");
+        ensure!(report["warnings"].to_string().contains("was throttled for"), "{report}");
+        ensure!(cpu_limit(bed.b())? == limit, "its limit was {limit}, and is {}", cpu_limit(bed.b())?);
+        bed.b().pod(&["rm", "-f", "writer"])?;
+        bed.a().pod(&["rm", "writer"])?;
+    }
+    bed.nothing_left(&before)
+}
+
+/// Whoever dies while a pod is throttled, it has what it had before.
+#[test]
+fn a_pod_is_throttled_no_longer_than_somebody_wants_it() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    for (options, whose) in [
+        (&[][..], &["tool"][..]),
+        (&["--cpus", "0.8"], &["tool"]),
+        (&[], &["tool, asked"]),
+        (&["--cpus", "0.8"], &["monitor"]),
+        (&[], &["monitor", "tool"]),
+    ] {
+        slow_writer(bed.a(), options)?;
+        let limit = cpu_limit(bed.a())?;
+        let mut command = bed.a().command("pod");
+        command.args(["migrate", "writer", "--to", "hostB", "--on-stall", "throttle", "--bandwidth", "10M"]);
+        let mut tool = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let pid = Pid::from_raw(program_of(&tool)?);
+        let less = || cpu_limit(bed.a()).is_ok_and(|now| now != limit);
+        let throttled = until_true("the pod to be throttled", SOON, less);
+        for one in whose.iter().filter(|_| throttled.is_ok()) {
+            match *one {
+                "tool" => kill(pid, Signal::SIGKILL)?,
+                "monitor" => drop(bed.a().run(&["pkill", "-KILL", "-x", "pod-monitor"])?),
+                _ => kill(pid, Signal::SIGINT)?,
+            }
+        }
+        if throttled.is_err() {
+            tool.kill()?;
+        }
+        let ended = tool.wait_with_output()?;
+        throttled.with_context(|| String::from_utf8_lossy(&ended.stderr).into_owned())?;
+        if whose.len() > 1 {
+            bed.a().pod(&["ps"])?;
+        }
+        until_true(&format!("{whose:?} gone: the limit to be {limit}"), SOON, || !less())?;
+        if !whose.contains(&"monitor") {
+            runs_on(&bed, "writer")?;
+            let (went, throttled) = (rounds(bed.a()), times_throttled(bed.a())?);
+            until_true("the writer to go round", SOON, || rounds(bed.a()) > went + 1)?;
+            let now = times_throttled(bed.a())?;
+            ensure!(!options.is_empty() || now == throttled, "it is throttled: {throttled}, then {now}");
+        }
+        bed.a().pod(&["rm", "-f", "writer"])?;
+    }
     bed.nothing_left(&before)
 }
 

@@ -100,7 +100,7 @@ fn attempt(workload: &'static Workload, count: usize, json: bool) -> Result<Outc
     let bed = Bed::new()?;
     let finish = workload.start(&bed).context("it did not start")?;
     let capture = Capture::start(bed.client(), ADDRESS.parse()?)?;
-    let (moves, broken) = moved(&bed, count);
+    let (moves, broken) = moved(&bed, count, &std::env::var("ON_STALL").unwrap_or_else(|_| "switch".to_owned()));
     let mut heard = finish().context("its clients")?;
     let seen = capture.finish()?;
     heard.errors.extend(broken);
@@ -145,13 +145,13 @@ fn others_busy() -> Result<f64> {
 }
 
 /// There and back, so many moves in all; what stopped it, if anything did.
-fn moved(bed: &Bed, count: usize) -> (Vec<mover::Move>, Option<String>) {
+fn moved(bed: &Bed, count: usize, on_stall: &str) -> (Vec<mover::Move>, Option<String>) {
     let mut moves = Vec::new();
     let (mut from, mut to) = (bed.a(), bed.b());
     for step in 1..=count {
         // A second before a move shows how it is without one, and the second after it belongs to it.
         std::thread::sleep(Duration::from_nanos(2 * figures::AFTER));
-        match mover::once(from, to, POD) {
+        match mover::once(from, to, POD, on_stall) {
             Ok(one) => {
                 eprintln!("move {step} of {count}: {:.0} ms, frozen {:.1}", one.total_ms, one.frozen_ms);
                 moves.push(one);

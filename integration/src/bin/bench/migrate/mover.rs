@@ -47,11 +47,11 @@ fn listen(events: ChildStderr) -> (Option<u64>, String) {
 }
 
 /// Moves a pod and removes the note of it.
-pub fn once(from: &Host, to: &Host, pod: &str) -> Result<Move> {
+pub fn once(from: &Host, to: &Host, pod: &str, on_stall: &str) -> Result<Move> {
     let begun = clock::now();
     let mut child = from
         .command("pod")
-        .args(["migrate", pod, "--to", to.name(), "--json", "--progress", "json"])
+        .args(["migrate", pod, "--to", to.name(), "--on-stall", on_stall, "--json", "--progress", "json"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
