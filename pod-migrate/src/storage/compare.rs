@@ -3,10 +3,11 @@
 
 use super::Entry;
 use super::blocks::{BLOCK, Digesting, Digests};
-use super::walk::{RUN, Sent, extents, meta};
-use crate::Result;
+use super::walk::{RUN, Sent, meta};
+use super::{STORAGE, lossy};
 use crate::crew;
 use crate::image::{Kind, Owner, PageRun, Writer};
+use crate::{Doing, Result};
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
 use nix::unistd::{Whence, lseek};
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// What a thread takes at once.
@@ -109,25 +111,54 @@ fn parts(candidate: &Candidate) -> Vec<Range<u64>> {
 }
 
 fn part(candidate: &Candidate, part: &Range<u64>) -> Result<Compared> {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
     let mut changed = Vec::new();
     let mut digesting = Digesting::part(&candidate.before, part);
     let mut note = |number: u64, block: &[u8]| -> Result<()> {
         changed.push((number, block.to_vec()));
         Ok(())
     };
-    if !part.is_empty() {
-        let range = part.start as i64..part.end as i64;
-        BUFFER.with_borrow_mut(|buffer| {
-            extents(&candidate.entry.path, &candidate.fd, range, buffer, |at, bytes| {
-                digesting.feed(at, bytes, &mut note)
-            })
-        })?;
-    }
+    read(candidate, part, |at, bytes| digesting.feed(at, bytes, &mut note))?;
     let digests = digesting.end(part.end, &mut note)?;
     Ok(Compared { digests, changed })
+}
+
+/// What there is in a part from its first data on. Holes between are read as the zeros that they are: where the next one
+/// begins a tmpfs finds out page by page, and would for each part up to the end of the file.
+fn read(candidate: &Candidate, part: &Range<u64>, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    if part.is_empty() {
+        return Ok(());
+    }
+    let path = || lossy(&candidate.entry.path);
+    let file = File::open(format!("/proc/self/fd/{}", candidate.fd.as_raw_fd()));
+    let file = file.code(STORAGE, || format!("open {}", path()))?;
+    let data = |at: u64| match lseek(&file, at as i64, Whence::SeekData) {
+        Ok(data) => Ok(data as u64),
+        Err(Errno::ENXIO) => Ok(part.end),
+        Err(Errno::EINVAL) => Ok(at), // no holes on this file system
+        Err(error) => Err(error).code(STORAGE, || format!("seek in {}", path())),
+    };
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut at = part.start;
+        loop {
+            // What was a long hole a moment ago may have something in its middle.
+            at = data(at)?;
+            if at >= part.end {
+                return Ok(());
+            }
+            let most = (PART.min(part.end - at)) as usize;
+            // Most files are small, and a page that is touched costs more than what is read into it.
+            buffer.resize(most.max(buffer.len()), 0);
+            let n = file.read_at(&mut buffer[..most], at).code(STORAGE, || format!("read {}", path()))?;
+            if n == 0 {
+                return Ok(()); // it has become shorter
+            }
+            each(at, &buffer[..n])?;
+            at += n as u64;
+        }
+    })
 }
 
 /// The changes of one file, on their way out: what lies side by side goes together.

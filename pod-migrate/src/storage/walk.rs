@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
@@ -306,7 +305,7 @@ impl<W: Write> Pass<'_, W> {
         let mut digesting = (self.manner != Manner::Whole).then(|| Digesting::new(None));
         if size > 0 {
             let (out, sent) = (&mut *self.out, &mut self.sent);
-            extents(&entry.path, fd, 0..size as i64, &mut self.buffer, |at, bytes| {
+            extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {
                 if let Some(digesting) = &mut digesting {
                     digesting.feed(at, bytes, &mut |_, _| Ok(()))?;
                 }
@@ -349,28 +348,27 @@ fn inodes_of(tree: &Tree, mapped: &Mapped) -> BTreeSet<u64> {
     mapped.paths.iter().filter_map(inode).collect()
 }
 
-/// Reads the extents that hold data in a part of a file, at most up to the size that was announced (what a file grows
-/// meanwhile comes later).
-pub(super) fn extents(
+/// Reads the extents that hold data, up to the size that was announced (what a file grows meanwhile comes later).
+fn extents(
     path: &[u8],
     fd: &OwnedFd,
-    part: Range<i64>,
+    size: i64,
     buffer: &mut Vec<u8>,
     mut each: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let Ok(file) = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
         return Err(Problem::new(STORAGE, format!("open {}", lossy(path))));
     };
-    let mut at = part.start;
+    let mut at = 0;
     loop {
         let start = match lseek(&file, at, Whence::SeekData) {
-            Ok(start) if start >= part.end => return Ok(()),
+            Ok(start) if start >= size => return Ok(()),
             Ok(start) => start,
             Err(Errno::ENXIO) => return Ok(()),
             Err(Errno::EINVAL) => at, // no holes on this file system
             Err(error) => return Err(error).code(STORAGE, || format!("seek in {}", lossy(path))),
         };
-        let end = lseek(&file, start, Whence::SeekHole).unwrap_or(part.end).min(part.end);
+        let end = lseek(&file, start, Whence::SeekHole).unwrap_or(size).min(size);
         // Most files are small, and a page that is touched costs more than what is read into it.
         let longest = RUN.min(usize::try_from(end - start).unwrap_or(RUN));
         buffer.resize(longest.max(buffer.len()), 0);
@@ -384,7 +382,7 @@ pub(super) fn extents(
             each(at as u64, &buffer[..n])?;
             at += n as i64;
         }
-        if at >= part.end {
+        if at >= size {
             return Ok(());
         }
     }
