@@ -2,6 +2,7 @@
 
 use super::head::{Head, Header, SKIPPABLE};
 use super::{Kind, Lanes, MAX_RAW, MAX_STATE, Packed, PageRun, Record, WRITE};
+use crate::crew;
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
 use std::fs::File;
@@ -14,10 +15,23 @@ const GATHER: usize = 64 << 10;
 /// Raw payloads of at least this size are aligned to a page in files, so that they can be mapped later.
 const ALIGN_FROM: u64 = 64 << 10;
 pub(super) const PAGE: u64 = 4096;
+/// So many records are encoded at once.
+const CROWD: usize = 1024;
 /// A link that was silent this long gets filler.
 const BREATH: Duration = Duration::from_secs(5);
 /// Fewer than the kernel's IOV_MAX.
 const MOST_SLICES: usize = 512;
+
+fn encoded<T: Serialize + ?Sized>(kind: Kind, state: &T) -> Result<Vec<u8>> {
+    debug_assert!(!kind.is_raw());
+    let mut payload = Vec::new();
+    ciborium::into_writer(state, &mut payload).doing(|| format!("encode a {kind} record"))?;
+    if payload.len() as u64 > MAX_STATE {
+        let what = format!("a {kind} record of {} bytes is larger than an image can hold", payload.len());
+        return Err(Problem::new(WRITE, what));
+    }
+    Ok(payload)
+}
 
 pub struct Writer<W: Write> {
     to: W,
@@ -126,14 +140,18 @@ impl<W: Write> Writer<W> {
 
     /// One record with a state as CBOR. Written at the latest by the next [`Writer::flush`] or [`Writer::finish`].
     pub fn put<T: Serialize + ?Sized>(&mut self, kind: Kind, id: u64, state: &T) -> Result<()> {
-        debug_assert!(!kind.is_raw());
-        let mut payload = Vec::new();
-        ciborium::into_writer(state, &mut payload).doing(|| format!("encode a {kind} record"))?;
-        if payload.len() as u64 > MAX_STATE {
-            let what = format!("a {kind} record of {} bytes is larger than an image can hold", payload.len());
-            return Err(Problem::new(WRITE, what));
+        self.record(kind, 0, id, &encoded(kind, state)?)
+    }
+
+    /// The same of many, encoded by all CPUs, some at a time so that whoever reads begins meanwhile.
+    pub fn put_all<T: Serialize + Sync>(&mut self, kind: Kind, all: &[(u64, T)]) -> Result<()> {
+        for some in all.chunks(CROWD) {
+            let payloads = crew::share(some.len(), |at| encoded(kind, &some[at].1));
+            for ((id, _), payload) in some.iter().zip(payloads) {
+                self.record(kind, 0, *id, &payload?)?;
+            }
         }
-        self.record(kind, 0, id, &payload)
+        Ok(())
     }
 
     /// A record with a state as it was read.

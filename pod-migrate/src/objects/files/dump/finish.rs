@@ -21,9 +21,8 @@ impl FilesDump<'_> {
         self.finish_inotifies()?;
         self.finish_pipes();
         self.share_options();
-        for (index, entry) in self.entries.iter().enumerate() {
-            w.put(Kind::FILE, index as u64 + 1, &entry.file)?;
-        }
+        let files = self.entries.iter().enumerate().map(|(index, entry)| (index as u64 + 1, &entry.file));
+        w.put_all(Kind::FILE, &files.collect::<Vec<_>>())?;
         for (index, state) in self.view.outside.closed.iter().enumerate() {
             w.put(Kind::FILE, (self.entries.len() + index) as u64 + 1, &closed(state))?;
         }
