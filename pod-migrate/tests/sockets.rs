@@ -216,6 +216,50 @@ fn established_and_idle() {
     }
 }
 
+/// How many segments of the other end a socket has seen (tcpi_segs_in).
+fn segments(socket: &TcpStream) -> u32 {
+    let info = inet::option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, &[], 144).unwrap();
+    u32::from_ne_bytes(info[140..144].try_into().unwrap())
+}
+
+/// A connection on which nobody waits goes on without a packet; one whose peer has no room for more asks about that.
+#[test]
+fn who_is_at_rest_says_nothing() {
+    for ip in IPS {
+        let world = Move::new();
+        let (mut server, mut client) = world.connect(ip);
+        talk(&mut server, &mut client, 3);
+        // What came is acknowledged, if late.
+        let acknowledged = |socket: &TcpStream| inet::unacknowledged(socket.as_fd()).unwrap() == 0;
+        until("acknowledgements", || acknowledged(&client) && acknowledged(&server));
+        let before = segments(&client);
+        let mut moved = world.one(server);
+        assert_eq!(segments(&client), before);
+        talk(&mut moved, &mut client, 100_000);
+        moved.write_all(b"one more").unwrap();
+        exactly(&mut client, "one more");
+        until("the last acknowledgement", || acknowledged(&moved));
+    }
+}
+
+/// What came and was not acknowledged yet is, at once: the peer would send it again.
+#[test]
+fn what_waits_for_an_acknowledgement_gets_it() {
+    let world = Move::new();
+    let (server, mut client) = world.connect("10.77.0.100");
+    inet::set_number(server.as_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0).unwrap();
+    client.write_all(b"request").unwrap();
+    until("the request", || inet::unread(server.as_fd()).unwrap() == 7);
+    world.from.cut();
+    let waits = inet::unacknowledged(client.as_fd()).unwrap() > 0;
+    let began = Instant::now();
+    let mut moved = world.one(server);
+    until("its acknowledgement", || inet::unacknowledged(client.as_fd()).unwrap() == 0);
+    eprintln!("waited: {waits}, {:?}", began.elapsed());
+    exactly(&mut moved, "request");
+    talk(&mut moved, &mut client, 1000);
+}
+
 /// Unread bytes at the pod, unacknowledged bytes of the pod, and more in both directions after.
 #[test]
 fn both_queues_with_contents() {

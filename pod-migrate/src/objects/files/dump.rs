@@ -11,14 +11,13 @@ use super::socket::tcp::summary::Groups;
 use super::survey::{self, Seen, Survey};
 use super::{
     Fd, FdTable, File, FileState, Owner, OwnerKind, Task, View, device, epoll, eventfd, inotify, locks, memfd, mqueue,
-    pidfd, pipe, pty, regular, signalfd, socket, timerfd,
+    pidfd, pipe, pty, raise_limit, regular, signalfd, socket, timerfd,
 };
 use crate::crew;
 use crate::freeze::Standstill;
 use crate::ids::{FdTableId, FileId, HostPid, PodPid, TaskFd};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::fstat;
 use pod_runtime::proc::fdinfo::{self, FdInfo};
 use pod_runtime::sys::kcmp::{self, Shared};
@@ -114,11 +113,7 @@ pub struct Rest {
 impl<'v> FilesDump<'v> {
     /// Raises this process's limit of descriptors: it holds a copy of every open file of the pod.
     pub fn new(view: &'v View) -> Self {
-        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-            && soft < hard
-        {
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        }
+        raise_limit();
         FilesDump {
             view,
             warnings: Vec::new(),

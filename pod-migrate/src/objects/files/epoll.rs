@@ -24,7 +24,7 @@ use pod_runtime::sys::{descriptor, kcmp};
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -94,17 +94,25 @@ pub(super) fn register<'a>(
     for target in state.targets.iter().filter(|target| !by_itself(target)) {
         let Target { fd, file, events, data } = target;
         let source = number_of(*file).ok_or_else(|| opener::broken(format!("an epoll watches file {file}")))?;
-        // The loop below must not move the two descriptors that it uses itself.
         let doing = || format!("register descriptor {fd} in an epoll");
+        if source.as_raw_fd() == fd.0 {
+            descriptor::epoll_add(epoll, fd.0, *events, *data).doing(doing)?;
+            continue;
+        }
+        if !descriptor::is_open(fd.0) {
+            descriptor::dup_to(source, fd.0).doing(doing)?;
+            let added = descriptor::epoll_add(epoll, fd.0, *events, *data);
+            descriptor::close_number(fd.0);
+            added.doing(doing)?;
+            continue;
+        }
+        // What follows must not move the two descriptors that it uses itself.
         let source = descriptor::dup_above(source, fd.0.saturating_add(1)).doing(doing)?;
         let epoll = descriptor::dup_above(epoll, fd.0.saturating_add(1)).doing(doing)?;
-        let aside = if descriptor::is_open(fd.0) { Some(aside(fd.0).doing(doing)?) } else { None };
+        let aside = aside(fd.0).doing(doing)?;
         let added = descriptor::dup_to(source.as_fd(), fd.0)
             .and_then(|()| descriptor::epoll_add(epoll.as_fd(), fd.0, *events, *data));
-        match aside {
-            Some(old) => descriptor::dup_to(old.as_fd(), fd.0).doing(doing)?,
-            None => descriptor::close_number(fd.0),
-        }
+        descriptor::dup_to(aside.as_fd(), fd.0).doing(doing)?;
         added.doing(doing)?;
     }
     Ok(())
@@ -180,7 +188,6 @@ mod tests {
     use super::super::classify::Look;
     use super::*;
     use std::collections::BTreeMap;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_socket_is_told_by_its_inode() {

@@ -39,9 +39,12 @@ pub use opener::{Opener, Opening, task_work};
 pub use view::{Holder, Outside, Task, View};
 
 use crate::ids::{FdTableId, FileId, PodPid, TaskFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pod_runtime::Result;
+use pod_runtime::sys::descriptor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 
 /// One open file description. Record `FILE`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,6 +132,24 @@ pub struct ControllingTerminal {
     pub file: FileId,
     /// The foreground process group.
     pub foreground: Option<PodPid>,
+}
+
+/// Lets this process have as many descriptors as it may.
+fn raise_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Has this process's table of descriptors grow now by that many. When several threads have the table, the kernel waits for all
+/// CPUs each time that it grows.
+fn room_for(more: usize) {
+    let Ok(number) = i32::try_from(more.saturating_add(64)) else { return };
+    let Ok(any) = descriptor::eventfd(false) else { return };
+    // Above the limit it fails, and so will whoever needs the room.
+    let _ = descriptor::dup_above(any.as_fd(), number);
 }
 
 impl Files {

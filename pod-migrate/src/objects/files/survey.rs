@@ -71,10 +71,14 @@ impl Survey {
         SURVEY.get_or_init(load).as_ref()
     }
 
-    /// Loads it while the pod still runs, when one of its processes has so many descriptors that it will be asked for.
+    /// Loads it while the pod still runs, when one of its processes has so many descriptors that it will be asked for, and makes
+    /// room for copies of them.
     pub fn prepare(processes: &[i32]) {
-        if processes.iter().any(|process| count(*process) >= MANY) {
+        let counts: Vec<usize> = processes.iter().map(|process| count(*process)).collect();
+        if counts.iter().any(|count| *count >= MANY) {
             Survey::get();
+            super::raise_limit();
+            super::room_for(counts.iter().sum());
         }
     }
 

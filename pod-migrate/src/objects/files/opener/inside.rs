@@ -4,26 +4,27 @@ use super::super::socket::unix;
 use super::super::view::Holder;
 use super::super::{
     File, FileState, Files, OwnerKind, device, epoll, eventfd, inotify, locks, memfd, mqueue, pidfd, pipe, pty,
-    regular, signalfd, socket, timerfd,
+    raise_limit, regular, room_for, signalfd, socket, timerfd,
 };
 use super::{Errand, Holding, Memory, Order, Said};
+use crate::crew;
 use crate::ids::FileId;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Uid, setresuid};
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, Uid, gettid, setresuid};
 use pod_runtime::sys::descriptor::{self, AsyncOwner};
-use pod_runtime::{Doing, Result};
-use std::collections::BTreeMap;
+use pod_runtime::{Doing, Problem, Result};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 
-/// Opens everything, answers, and follows orders until told to finish or until nobody is there any more.
-pub(super) fn run(files: &Files, memory: Memory, link: UnixStream) -> i32 {
+/// Opens everything, answers, and follows orders until told to finish or until nobody is there any more. `alone`: it was forked
+/// by a process of one thread, so it may have several itself.
+pub(super) fn run(files: &Files, memory: Memory, link: UnixStream, alone: bool) -> i32 {
     // Half of the files of a pod at its limit would not fit under the soft one.
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    let mut inside = Inside::new(files, memory);
+    raise_limit();
+    let mut inside = Inside { alone, ..Inside::new(files, memory) };
     let opened = inside.open_all();
     if answer(&link, opened.map(|()| inside.holding())).is_err() {
         return 1;
@@ -49,7 +50,9 @@ pub(super) fn run(files: &Files, memory: Memory, link: UnixStream) -> i32 {
             }
             Order::Finish => Ok(()),
         };
-        if answer(&link, done.map(|()| inside.holding())).is_err() || order == Order::Finish {
+        // Ten thousand numbers take milliseconds to tell: only where there are new ones.
+        let holding = |()| if order == Order::Connect { inside.holding() } else { Holding::default() };
+        if answer(&link, done.map(holding)).is_err() || order == Order::Finish {
             break;
         }
     }
@@ -76,6 +79,7 @@ struct Inside<'a> {
     terminals: Vec<(Holder, OwnedFd)>,
     unix: unix::restore::Restored,
     warnings: Vec<String>,
+    alone: bool,
 }
 
 impl<'a> Inside<'a> {
@@ -89,6 +93,7 @@ impl<'a> Inside<'a> {
             terminals: Vec::new(),
             unix: unix::restore::Restored::default(),
             warnings: Vec::new(),
+            alone: false,
         }
     }
 
@@ -111,7 +116,9 @@ impl<'a> Inside<'a> {
         let mut pipes: BTreeMap<u64, BTreeMap<FileId, (&pipe::State, &File)>> = BTreeMap::new();
         let mut terminals = BTreeMap::new();
         // Firsts before those that share their inode.
-        let (first, others): (Vec<_>, Vec<_>) = files.files.iter().partition(|(_, file)| is_first(file));
+        let (connections, rest): (Vec<_>, Vec<_>) = files.files.iter().partition(|(_, file)| is_connection(file));
+        let (first, others): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, file)| is_first(file));
+        self.open_connections(&connections)?;
         for (id, file) in first.into_iter().chain(others) {
             match &file.state {
                 FileState::Pipe(state) => {
@@ -143,6 +150,31 @@ impl<'a> Inside<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Established connections, by all CPUs: they are of a kind of which many are open, and none needs another file. Their order
+    /// to listeners of the same port does not matter either.
+    fn open_connections(&mut self, connections: &[(&FileId, &File)]) -> Result<()> {
+        // Their numbers are above those by which epolls know them, which then need not be put aside one by one.
+        let above = self.files.tables.values().filter_map(|table| table.fds.last()).map(|fd| fd.fd.0).max();
+        let above = above.unwrap_or(0).saturating_add(1);
+        room_for(connections.len() + above as usize);
+        let restored = self.share(connections.len(), |at| {
+            let (_, file) = connections[at];
+            let FileState::Socket(state) = &file.state else {
+                return Err(Problem::new("E-INTERNAL", "a connection that is no socket"));
+            };
+            let fd = socket::restore(state).doing(|| format!("restore {}", file.name))?;
+            Ok(descriptor::dup_above(fd.as_fd(), above).unwrap_or(fd))
+        });
+        for ((id, _), fd) in connections.iter().zip(restored) {
+            self.held.insert(**id, fd?);
+        }
+        Ok(())
+    }
+
+    fn share<T: Send>(&self, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        if self.alone { share(count, work) } else { (0..count).map(work).collect() }
     }
 
     fn open(&mut self, id: FileId, file: &File) -> Result<()> {
@@ -232,7 +264,16 @@ impl<'a> Inside<'a> {
     }
 
     fn release(&mut self) -> Result<()> {
-        for (id, file) in &self.files.files {
+        let held = &self.held;
+        let quiet = |file: &File| matches!(&file.state, FileState::Socket(state) if socket::is_quiet(state));
+        // Those that say nothing yet first, so that both ends listen where one of them speaks to the other.
+        let (first, others): (Vec<_>, Vec<_>) = self.files.files.iter().partition(|(_, file)| quiet(file));
+        let released = self.share(first.len(), |at| match (&first[at].1.state, held.get(first[at].0)) {
+            (FileState::Socket(state), Some(fd)) => socket::release(state, fd.as_fd()),
+            _ => Ok(()),
+        });
+        released.into_iter().collect::<Result<()>>()?;
+        for (id, file) in others {
             let Some(fd) = self.held.get(id) else { continue };
             match &file.state {
                 FileState::Memfd(state) if state.first => memfd::seal(state, fd.as_fd())?,
@@ -247,6 +288,27 @@ impl<'a> Inside<'a> {
         self.contents.clear();
         Ok(())
     }
+}
+
+/// Work for all CPUs. A thread has a number in the pod that one of its processes may want next, so all of them are gone when this
+/// returns.
+pub(super) fn share<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let threads = Mutex::new(BTreeSet::new());
+    let done = crew::share(count, |at| {
+        threads.lock().unwrap_or_else(PoisonError::into_inner).insert(gettid().as_raw());
+        work(at)
+    });
+    let threads = threads.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for thread in threads.into_iter().filter(|thread| *thread != gettid().as_raw()) {
+        while kill(Pid::from_raw(thread), None).is_ok() {
+            std::thread::yield_now();
+        }
+    }
+    done
+}
+
+fn is_connection(file: &File) -> bool {
+    matches!(&file.state, FileState::Socket(state) if socket::is_connection(state))
 }
 
 fn inode_of(file: &File) -> Option<u64> {

@@ -15,7 +15,8 @@
 mod inside;
 
 use super::view::Holder;
-use super::{Files, epoll, locks};
+use super::{File, Files, epoll, locks};
+use crate::crew;
 use crate::ids::{FdTableId, FileId, PodPid, SharedMemoryId};
 use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::birth::{self, Born};
@@ -176,7 +177,7 @@ impl Opener {
         let host = spawn(Box::new(move || {
             // The child's own copy of our end, which nothing in it owns: with it the link would never end.
             descriptor::close_number(ours_number);
-            inside::run(files, memory, theirs)
+            inside::run(files, memory, theirs, false)
         }))?;
         let mut opener = Opener::of(pid, host, ours)?;
         opener.holding = opener.answer()?;
@@ -340,36 +341,65 @@ impl Drop for Process {
 /// What an opener does that was not forked with the files in its memory: it is told them first.
 pub fn run_inside(link: UnixStream) -> i32 {
     match taken_over(&link) {
-        Ok((files, memory)) => inside::run(&files, memory, link),
+        Ok((files, memory)) => inside::run(&files, memory, link, true),
         // Nobody is there any more, or it hears that the link has ended.
         Err(_) => 1,
     }
 }
 
-/// The descriptors first, while nothing is in their way; then what is to be opened and whose memory they are, as CBOR
-/// behind its length.
+/// So many files are told of in one part.
+const PART: usize = 256;
+
+/// The descriptors first, while nothing is in their way. Then what is to be opened in parts, each CBOR behind its length, which
+/// both sides work on with all CPUs; the first has the tables, and whose memory the descriptors are.
 fn hand_over(files: &Files, memory: &Memory, mut link: &UnixStream) -> Result<()> {
     let doing = || "tell the opener".to_owned();
     let numbers: Vec<i32> = memory.values().map(AsRawFd::as_raw_fd).collect();
     unix::send(link.as_fd(), &[0], &[], &numbers, None).doing(doing)?;
     let ids: Vec<SharedMemoryId> = memory.keys().copied().collect();
-    let mut bytes = vec![0; 8];
-    ciborium::into_writer(&(files, ids), &mut bytes).doing(doing)?;
-    let length = (bytes.len() as u64 - 8).to_le_bytes();
-    bytes[..8].copy_from_slice(&length);
-    link.write_all(&bytes).doing(doing)
+    let all: Vec<(&FileId, &File)> = files.files.iter().collect();
+    let parts: Vec<&[(&FileId, &File)]> = all.chunks(PART).collect();
+    link.write_all(&(parts.len() as u64 + 1).to_le_bytes()).doing(doing)?;
+    link.write_all(&part(&(&files.tables, ids))?).doing(doing)?;
+    for part in crew::share(parts.len(), |at| part(parts[at])) {
+        link.write_all(&part?).doing(doing)?;
+    }
+    Ok(())
 }
 
-fn taken_over(mut link: &UnixStream) -> Result<(Files, Memory)> {
+fn part(of: &(impl Serialize + ?Sized)) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; 8];
+    ciborium::into_writer(of, &mut bytes).doing(|| "tell the opener".to_owned())?;
+    let length = (bytes.len() as u64 - 8).to_le_bytes();
+    bytes[..8].copy_from_slice(&length);
+    Ok(bytes)
+}
+
+fn number(mut link: &UnixStream) -> Result<u64> {
+    let mut bytes = [0; 8];
+    link.read_exact(&mut bytes).doing(|| "hear which files are to be opened".to_owned())?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn taken_over(link: &UnixStream) -> Result<(Files, Memory)> {
     let doing = || "hear which files are to be opened".to_owned();
     let fds = unix::take(link.as_fd(), 1).doing(doing)?.fds;
-    let mut length = [0; 8];
-    link.read_exact(&mut length).doing(doing)?;
-    let mut bytes = Vec::new();
-    link.take(u64::from_le_bytes(length)).read_to_end(&mut bytes).doing(doing)?;
-    let (mut files, ids): (Files, Vec<SharedMemoryId>) = ciborium::from_reader(&bytes[..]).doing(doing)?;
+    let mut parts = Vec::new();
+    for _ in 0..number(link)? {
+        let length = number(link)?;
+        let mut bytes = Vec::new();
+        link.take(length).read_to_end(&mut bytes).doing(doing)?;
+        parts.push(bytes);
+    }
+    let (tables, parts) = parts.split_first().ok_or_else(|| Problem::new("E-INTERNAL", "nothing is to be opened"))?;
+    let (tables, ids): (_, Vec<SharedMemoryId>) = ciborium::from_reader(&tables[..]).doing(doing)?;
     if ids.len() != fds.len() {
         return Err(Problem::new("E-SYSTEM", format!("of {} pieces of memory {} came", ids.len(), fds.len())));
+    }
+    let mut files = Files { tables, ..Files::default() };
+    let read = |at: usize| ciborium::from_reader::<Vec<(FileId, File)>, _>(&parts[at][..]);
+    for part in inside::share(parts.len(), read) {
+        files.files.extend(part.doing(doing)?);
     }
     files.share_options()?;
     Ok((files, ids.into_iter().zip(fds).collect()))

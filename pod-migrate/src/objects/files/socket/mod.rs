@@ -208,6 +208,12 @@ pub(super) fn is_connection(state: &State) -> bool {
     matches!(state, State::Tcp(state) if matches!(state.phase, tcp::Phase::Connected(_)))
 }
 
+/// Whether it says nothing when it is released.
+pub(super) fn is_quiet(state: &State) -> bool {
+    let State::Tcp(tcp::State { phase: tcp::Phase::Connected(connection), .. }) = state else { return false };
+    tcp::is_quiet(connection)
+}
+
 /// The same, to be changed.
 pub fn options_mut(state: &mut State) -> Option<&mut options::Options> {
     match state {

@@ -24,28 +24,29 @@
 pub mod closed;
 mod ended;
 pub mod pairs;
+mod release;
 mod repair;
+mod rest;
 pub(super) mod signature;
 mod silence;
 pub mod summary;
 pub(super) mod unaccepted;
 mod window;
 
+pub(super) use release::is_quiet;
+pub use release::release;
 use repair::Repair;
 pub use silence::Silence;
 pub use window::Window;
 
 use super::address::{Endpoint, Family};
-use super::inject::Segment;
 use super::options::Options;
-use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_EOR, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
-use nix::sys::socket::{Shutdown, shutdown};
-use pod_runtime::network::frame::{ACK, FIN};
+use libc::{IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOCK_STREAM, SOL_SOCKET};
 use pod_runtime::sys::inet;
 use pod_runtime::{Doing, Problem, Result};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 const TCP_REPAIR: i32 = 19;
@@ -198,9 +199,26 @@ pub(in super::super) fn dump_of_many(
     summary: &summary::Summary,
 ) -> Result<Read> {
     let family = groups.plan().family(summary);
-    let state = dump_as(fd, family, subject, &|but| groups.options(fd, summary, but, subject))?;
+    let asked = || dump_as(fd, family, subject, &|but| groups.options(fd, summary, but, subject));
+    let told = groups.at_rest(summary, || match dump_as(fd, family, subject, &|_| Ok(Options::default()))?.phase {
+        Phase::Connected(connection) => Ok(Some(*connection)),
+        _ => Ok(None),
+    })?;
+    let state = match told {
+        Some(connection) => {
+            let options = groups.options(fd, summary, NOT_OF_CONNECTIONS, subject)?;
+            let phase = Phase::Connected(Box::new(connection));
+            State { family, options, phase, signatures: Vec::new(), unaccepted: Vec::new() }
+        }
+        None => asked()?,
+    };
     Ok(Read { state, unsigned: groups.plan().is_unsigned(summary) })
 }
+
+/// TCP shows one (accepted connections that of their first packet), but lets nobody set it.
+const NOBODYS: &str = "multicast_ttl";
+/// Of a connection the others tell what was negotiated, which is restored by other means.
+const NOT_OF_CONNECTIONS: &[&str] = &[NOBODYS, "tcp_maxseg", "tcp_window_clamp"];
 
 /// `options` reads those that do not have one of these names.
 type ReadOptions<'a> = &'a dyn Fn(&[&str]) -> Result<Options>;
@@ -228,12 +246,9 @@ fn dump_once(fd: BorrowedFd<'_>, family: Family, subject: &str, options: ReadOpt
             .fix("let the program do it itself (for TLS: switch kTLS off)"));
     }
     let info = Info::of(fd)?;
-    // TCP shows one (accepted connections that of their first packet), but lets nobody set it.
-    const NOBODYS: &str = "multicast_ttl";
-    // Of a connection they tell what was negotiated, which is restored by other means.
     let but: &[&str] = match info.state {
         LISTEN | CLOSE => &[NOBODYS],
-        _ => &[NOBODYS, "tcp_maxseg", "tcp_window_clamp"],
+        _ => NOT_OF_CONNECTIONS,
     };
     let options = options(but)?;
     let phase = match info.state {
@@ -493,8 +508,9 @@ pub fn restore(state: &State) -> Result<OwnedFd> {
         }
         Phase::Ended { unread, failed, refused: false } => ended::restore_ended(fd, *family, unread, *failed, options)?,
     }
-    if !matches!(phase, Phase::Connected(_)) {
-        options.last(fd)?;
+    match phase {
+        Phase::Connected(connection) if !is_quiet(connection) => {}
+        _ => options.last(fd)?,
     }
     Ok(socket)
 }
@@ -586,75 +602,6 @@ fn fill_received(fd: BorrowedFd<'_>, mut unread: &[u8], options: &Options) -> Re
         unread = &unread[taken..];
     }
     if enlarged { size(own) } else { Ok(()) }
-}
-
-/// The last moment: every socket of the pod exists and its port is plugged in. The connection speaks from here on.
-pub fn release(state: &State, fd: BorrowedFd<'_>) -> Result<()> {
-    match &state.phase {
-        Phase::Listening { .. } => {
-            unaccepted::reset_all(&state.unaccepted);
-            Ok(())
-        }
-        Phase::Fresh { .. } | Phase::Ended { .. } => Ok(()),
-        Phase::Connecting { peer, .. } => {
-            let flags = descriptor_flags(fd)?;
-            set_descriptor_flags(fd, flags | libc::O_NONBLOCK)?;
-            let connected = inet::connect(fd, &peer.bytes());
-            set_descriptor_flags(fd, flags)?;
-            match connected {
-                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
-                    // The program learns it by its own call, as it would have without the move.
-                    tracing::warn!("W-CONNECT: connecting to {peer} again: {error}");
-                    Ok(())
-                }
-                _ => Ok(()),
-            }
-        }
-        Phase::Connected(connection) => release_connection(connection, &state.options, fd)
-            .doing(|| format!("release {} to {}", connection.local, connection.peer)),
-    }
-}
-
-fn release_connection(connection: &Connection, options: &Options, fd: BorrowedFd<'_>) -> Result<()> {
-    // With a probe of the window: the peer answers where it stands. One that has ended may be gone (an end in the same
-    // pod always is) and would answer with a reset before its own end is handed in.
-    let probe = !connection.received_fin || sent_before(connection) > 0;
-    let off = if probe { REPAIR_OFF } else { REPAIR_OFF_SILENTLY };
-    inet::set_number(fd, IPPROTO_TCP, TCP_REPAIR, off).doing(|| "leave repair mode".into())?;
-    inet::set_number(fd, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(options.reuse_address))
-        .doing(|| "set SO_REUSEADDR".into())?;
-    if connection.received_fin && !connection.sent_fin_first {
-        hand_in_fin(connection)?;
-    }
-    // What had been sent ends a segment. Written together with what follows, its end would be in the middle of a full one,
-    // for which the window may have no room: what the peer acknowledges would never have been sent.
-    let (again, rest) = connection.unacknowledged.split_at(sent(connection));
-    send_again(fd, &again[sent_before(connection)..], MSG_EOR, options)?;
-    send_again(fd, rest, 0, options)?;
-    options.last(fd)?;
-    if connection.sent_fin {
-        shutdown(fd.as_raw_fd(), Shutdown::Write).doing(|| "shut down for writing".into())?;
-    }
-    if connection.received_fin && connection.sent_fin_first {
-        hand_in_fin(connection)?;
-    }
-    if connection.read_shut {
-        shutdown(fd.as_raw_fd(), Shutdown::Read).doing(|| "shut down for reading".into())?;
-    }
-    Ok(())
-}
-
-fn hand_in_fin(connection: &Connection) -> Result<()> {
-    let shift = connection.window_scale.map_or(0, |(send, _)| u32::from(send).min(14));
-    Segment {
-        from: connection.peer,
-        to: connection.local,
-        sequence: connection.receive_sequence.wrapping_add(connection.unread.len() as u32),
-        acknowledge: connection.send_sequence,
-        flags: FIN | ACK,
-        window: (connection.window.snd_wnd >> shift).min(0xffff) as u16,
-    }
-    .inject()
 }
 
 /// Writes what was not acknowledged, without waiting. With MSG_EOR nothing joins its last segment. The buffer is as large as it was and so holds it, except that

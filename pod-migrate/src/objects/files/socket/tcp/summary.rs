@@ -7,18 +7,19 @@
 
 use super::super::address::Family;
 use super::super::options::{Options, TABLE};
+use super::{Connection, rest};
 use crate::objects::pieces::{moved, pieces};
 use pod_runtime::Result;
 use pod_runtime::proc::btf::{Btf, Place};
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Of so many sockets that are alike, one is asked for all.
 const CHECKED: usize = 64;
 
-type Member = (&'static str, &'static str);
+pub(super) type Member = (&'static str, &'static str);
 
 /// Options, and the members of the kernel's structs that decide them.
 const TOLD: &[(&[&str], &[Member])] = &[
@@ -96,6 +97,20 @@ const TOLD: &[(&[&str], &[Member])] = &[
     (&["tcp_rto_max_ms"], &[("inet_connection_sock", "icsk_rto_max")]),
 ];
 
+/// Options that are decided deeper down: a member, its own, and so on.
+const TOLD_DEEP: [(&str, &[Member]); 2] = [
+    ("tcp_defer_accept", &[("inet_connection_sock", "icsk_accept_queue"), ("request_sock_queue", "rskq_defer_accept")]),
+    // Without a key of its own a socket has that of its network.
+    (
+        "tcp_fastopen_key",
+        &[
+            ("inet_connection_sock", "icsk_accept_queue"),
+            ("request_sock_queue", "fastopenq"),
+            ("fastopen_queue", "ctx"),
+        ],
+    ),
+];
+
 /// Since Linux 6.7 the same flags as those of IPv4; before, bits of their own, of which this is one.
 const TOLD_V6: (&[&str], &[Member]) = (
     &[
@@ -151,6 +166,8 @@ pub struct Plan {
     signatures: Place,
     /// Options that nobody tells of: indices into the table.
     asked: Vec<usize>,
+    /// None where something is not known of a connection at rest.
+    rest: Option<rest::Places>,
 }
 
 /// The bytes that were read of one socket.
@@ -163,11 +180,11 @@ impl Plan {
         let mut wanted: Vec<Member> = NEEDED.to_vec();
         wanted.extend(TOLD.iter().flat_map(|(_, members)| *members));
         wanted.extend([TOLD_V6.1[0], BEFORE]);
+        wanted.extend(TOLD_DEEP.iter().flat_map(|(_, way)| *way));
+        wanted.extend(rest::MEMBERS.iter().chain(&rest::NEGOTIATED).chain([&rest::MICROSECONDS]));
         let (places, _) = btf.places(&wanted, "");
-        let place = |member: &Member| {
-            let place = places[wanted.iter().position(|one| one == member)?];
-            place.filter(|place| place.bit % 8 + place.bits <= 64)
-        };
+        let any = |member: &Member| places[wanted.iter().position(|one| one == member)?];
+        let place = |member: &Member| any(member).filter(|place| place.bit % 8 + place.bits <= 64);
         let needed: Option<Vec<Place>> = NEEDED.iter().map(place).collect();
         let [to_sock, _, protocol, kind, to_v6, ..] = needed?[..] else { return None };
 
@@ -180,21 +197,31 @@ impl Plan {
         members.extend([("sock_common", "skc_reuse"), ("sock", "sk_userlocks")]);
         let all = members.iter().copied().chain(NEEDED.into_iter().skip(5));
         let (of_v6, of_sock): (Vec<Member>, Vec<Member>) = all.partition(|(outer, _)| *outer == "ipv6_pinfo");
-        let pieces = |members: &[Member]| pieces(members.iter().filter_map(place));
-        let (sock, v6) = (pieces(&of_sock), pieces(&of_v6));
+        let deep = |way: &[Member]| {
+            let steps = way.iter().map(any).collect::<Option<Vec<Place>>>()?;
+            let place = Place { bit: steps.iter().map(|step| step.bit).sum(), bits: steps.last()?.bits };
+            Some(place).filter(|place| place.bits <= 64)
+        };
+        let deep: Vec<(&str, Place)> = TOLD_DEEP.iter().filter_map(|(name, way)| Some((*name, deep(way)?))).collect();
+        let at_rest = rest::MEMBERS.iter().chain([&rest::MICROSECONDS]).filter_map(any);
+        let of_sock = of_sock.iter().filter_map(place).chain(deep.iter().map(|(_, place)| *place));
+        let sock = pieces(of_sock.chain(at_rest));
+        let v6 = pieces(of_v6.iter().filter_map(place));
 
         let before = sock.iter().map(|(_, bytes)| bytes).sum();
         let within = |member: &Member| match member.0 {
             "ipv6_pinfo" => moved(place(member)?, &v6, before),
             _ => moved(place(member)?, &sock, 0),
         };
-        let asked = TABLE.iter().enumerate().filter(|(_, entry)| !names.contains(entry.0)).map(|(index, _)| index);
+        let is_told = |name: &str| names.contains(name) || deep.iter().any(|(deep, _)| *deep == name);
+        let asked = TABLE.iter().enumerate().filter(|(_, entry)| !is_told(entry.0)).map(|(index, _)| index);
+        let deep = deep.iter().map(|(_, place)| moved(*place, &sock, 0));
         Some(Plan {
             to_sock,
             protocol,
             kind,
             to_v6,
-            key: members.iter().map(within).collect::<Option<_>>()?,
+            key: members.iter().map(within).chain(deep).collect::<Option<_>>()?,
             family: within(&("sock_common", "skc_family"))?,
             send_buffer: within(&("sock", "sk_sndbuf"))?,
             receive_buffer: within(&("sock", "sk_rcvbuf"))?,
@@ -202,6 +229,7 @@ impl Plan {
             filter: within(&("sock", "sk_filter"))?,
             signatures: within(&("tcp_sock", "md5sig_info"))?,
             asked: asked.collect(),
+            rest: rest::Places::of(any, &sock),
             sock,
             v6,
         })
@@ -230,6 +258,10 @@ pub struct Groups<'p> {
     plan: &'p Plan,
     known: Mutex<HashMap<Vec<u64>, Arc<Group>>>,
     wrong: AtomicBool,
+    /// Of connections at rest.
+    told: AtomicUsize,
+    /// By which their clocks go, once one was asked.
+    clock: OnceLock<u32>,
 }
 
 struct Group {
@@ -242,7 +274,39 @@ struct Group {
 
 impl<'p> Groups<'p> {
     pub fn new(plan: &'p Plan) -> Groups<'p> {
-        Groups { plan, known: Mutex::default(), wrong: AtomicBool::new(false) }
+        Groups {
+            plan,
+            known: Mutex::default(),
+            wrong: AtomicBool::new(false),
+            told: AtomicUsize::new(0),
+            clock: OnceLock::new(),
+        }
+    }
+
+    /// A connection, if it is at rest and known without being asked. `ask` asks it: for the first, and now and then.
+    pub fn at_rest(
+        &self,
+        summary: &Summary,
+        ask: impl FnOnce() -> Result<Option<Connection>>,
+    ) -> Result<Option<Connection>> {
+        let family = self.plan.family(summary);
+        let told = self.plan.rest.as_ref().and_then(|places| places.connection(summary, family));
+        let Some((mut connection, offset)) = told else { return Ok(None) };
+        let checked = self.told.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECKED);
+        let clock = self.clock.get().copied();
+        if !checked && (offset.is_none() || clock.is_some()) {
+            connection.timestamp = offset.zip(clock).map(|(offset, clock)| offset.shown(clock));
+            return Ok(Some(connection));
+        }
+        let Some(asked) = ask()? else { return Ok(None) };
+        if let (Some(offset), Some(shown)) = (offset, asked.timestamp) {
+            connection.timestamp = Some(offset.shown(*self.clock.get_or_init(|| offset.clock(shown))));
+        }
+        if !rest::is_same(&connection, &asked) {
+            tracing::debug!("{} is not as it is told: each connection is asked", asked.local);
+            self.wrong.store(true, Ordering::Relaxed);
+        }
+        Ok(Some(asked))
     }
 
     pub fn plan(&self) -> &'p Plan {
@@ -309,7 +373,10 @@ mod tests {
     use super::*;
     use crate::objects::pieces::PIECE;
     use pod_runtime::sys::inet;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
     use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn this_kernel_keeps_sockets_as_known_here() {
@@ -326,6 +393,7 @@ mod tests {
         let words = |words: &[i32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
         match *name {
             "bindtodevice" => vec![b"lo".to_vec()],
+            "tcp_fastopen_key" => vec![vec![7; 16]],
             "tcp_congestion" => vec![b"reno".to_vec(), b"cubic".to_vec()],
             "linger" => vec![words(&[1, 5])],
             "txtime" => vec![words(&[libc::CLOCK_MONOTONIC, 1])],
@@ -373,7 +441,8 @@ mod tests {
         plain.iter().for_each(|socket| options("as made", socket));
         made.iter().for_each(|(name, socket)| socket.iter().for_each(|socket| options(name, socket)));
         let left: BTreeSet<&str> = made.iter().filter(|(_, socket)| socket.is_none()).map(|(name, _)| *name).collect();
-        let told: BTreeSet<&str> = TOLD.iter().chain([&TOLD_V6]).flat_map(|(names, _)| *names).copied().collect();
+        let told = TOLD.iter().chain([&TOLD_V6]).flat_map(|(names, _)| *names).copied();
+        let told: BTreeSet<&str> = told.chain(TOLD_DEEP.iter().map(|(name, _)| *name)).collect();
         let untried: Vec<&&str> = left.intersection(&told).collect();
         println!("not changed: {untried:?}");
         let unexpected: Vec<_> = untried.iter().filter(|name| !FIXED.contains(name)).collect();
@@ -421,12 +490,89 @@ mod tests {
         assert!(!groups.wrong());
         let like_the_first =
             groups.known.lock().unwrap().values().map(|group| group.others.load(Ordering::Relaxed)).max();
-        assert!(like_the_first >= Some(2), "the second, and those with options that are asked for");
+        assert!(like_the_first >= Some(1), "the second");
+    }
+
+    /// Both ends of a connection over the loopback device, over which something was said.
+    fn pair(listen: &str, connect: &str) -> [TcpStream; 2] {
+        let listener = TcpListener::bind(listen).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut one = TcpStream::connect((connect, port)).unwrap();
+        let mut other = listener.accept().unwrap().0;
+        for _ in 0..3 {
+            one.write_all(b"request").unwrap();
+            other.read_exact(&mut [0; 7]).unwrap();
+            other.write_all(b"answer").unwrap();
+            one.read_exact(&mut [0; 6]).unwrap();
+        }
+        [one, other]
+    }
+
+    #[test]
+    fn a_connection_at_rest_is_as_it_says() {
+        let Some((survey, plan)) = Survey::get().and_then(|survey| Some((survey, survey.plan()?))) else {
+            return pod_runtime::untested::here("the kernel does not tell of sockets");
+        };
+        let places = plan.rest.as_ref().expect("a connection at rest is known");
+        const WAYS: [(&str, &str); 3] = [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")];
+        let mut ends: Vec<TcpStream> = WAYS.iter().flat_map(|(listen, connect)| pair(listen, connect)).collect();
+        let summary = |socket: &TcpStream| {
+            let all = survey.of(std::process::id() as i32).unwrap();
+            all.into_iter().find(|seen| seen.number == socket.as_raw_fd()).unwrap().summary.unwrap()
+        };
+        let told = |socket: &TcpStream| {
+            let summary = summary(socket);
+            places.connection(&summary, plan.family(&summary))
+        };
+        let groups = Groups::new(plan);
+        for end in &ends {
+            let start = Instant::now();
+            while told(end).is_none() {
+                assert!(start.elapsed() < Duration::from_secs(10), "it does not come to rest");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let summary = summary(end);
+            let ask = |but: &[&str]| Options::dump(end.as_fd(), but, "a test");
+            let asked = || super::super::dump_as(end.as_fd(), plan.family(&summary), "a test", &ask).unwrap();
+            let connection = || match asked().phase {
+                super::super::Phase::Connected(connection) => *connection,
+                other => panic!("{other:?}"),
+            };
+            let found = groups.at_rest(&summary, || Ok(Some(connection()))).unwrap().unwrap();
+            assert!(found.timestamp.is_some() && rest::is_same(&found, &connection()), "{found:?} {:?}", connection());
+        }
+        assert!(!groups.wrong());
+        ends[0].write_all(b"more").unwrap();
+        let start = Instant::now();
+        while told(&ends[1]).is_some() {
+            assert!(start.elapsed() < Duration::from_secs(10), "something is to be read");
+        }
+        ends[2].shutdown(Shutdown::Write).unwrap();
+        assert!(told(&ends[2]).is_none() && told(&ends[3]).is_none(), "one side is closed");
+        ends[4].shutdown(Shutdown::Read).unwrap();
+        assert!(told(&ends[4]).is_none(), "one side reads no more");
+    }
+
+    /// One that is not as it is told gives all of them away.
+    #[test]
+    fn what_is_told_wrongly_is_noticed() {
+        let Some((survey, plan)) = Survey::get().and_then(|survey| Some((survey, survey.plan()?))) else {
+            return pod_runtime::untested::here("the kernel does not tell of sockets");
+        };
+        let [one, _other] = pair("127.0.0.1:0", "127.0.0.1");
+        let all = survey.of(std::process::id() as i32).unwrap();
+        let summary = all.into_iter().find(|seen| seen.number == one.as_raw_fd()).unwrap().summary.unwrap();
+        let (connection, _) = plan.rest.as_ref().unwrap().connection(&summary, Family::V4).unwrap();
+        let groups = Groups::new(plan);
+        let other = Connection { send_sequence: connection.send_sequence + 1, timestamp: Some(0), ..connection };
+        groups.at_rest(&summary, || Ok(Some(other))).unwrap();
+        assert!(groups.wrong());
     }
 
     #[test]
     fn each_option_is_told_of_once() {
-        let told: Vec<&str> = TOLD.iter().chain([&TOLD_V6]).flat_map(|(names, _)| *names).copied().collect();
+        let told = TOLD.iter().chain([&TOLD_V6]).flat_map(|(names, _)| *names).copied();
+        let told: Vec<&str> = told.chain(TOLD_DEEP.iter().map(|(name, _)| *name)).collect();
         assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), told.len());
         for name in told {
             assert!(TABLE.iter().any(|entry| entry.0 == name), "{name}");
