@@ -399,7 +399,11 @@ fn held_frames_reach_the_pod() {
     holder.announce().unwrap();
     assert!(sh("bridge fdb").contains("02:aa:aa:aa:aa:aa dev pdhaaaaaaaaaaaa"), "{}", sh("bridge fdb"));
     let sender = client.inside(|| UdpSocket::bind("10.77.0.9:1000").unwrap());
-    for number in 0..100u32 {
+    for number in 0..50u32 {
+        sender.send_to(&number.to_be_bytes(), "10.77.0.100:2000").unwrap();
+    }
+    holder.gather();
+    for number in 50..100u32 {
         sender.send_to(&number.to_be_bytes(), "10.77.0.100:2000").unwrap();
     }
     let receiver = init.inside(|| UdpSocket::bind("10.77.0.100:2000").unwrap());

@@ -217,6 +217,7 @@ fn ready(
     lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
     lap("outlive");
+    holder.as_ref().map(Holder::gather);
     arrival.laps = laps::take();
     await_commit(link, journal, &arrival)?;
     lap("decide");
@@ -232,6 +233,7 @@ fn let_go(
     restored: &mut Restored,
     (holder, knocks): (Option<&Holder>, &[ByteBuf]),
 ) -> Running {
+    holder.map(Holder::gather);
     if let Some(attachment) = &newborn.attachment {
         logged("the pod is not on the network", attachment.join());
         logged("what comes now may overtake what was held", attachment.notice(holder.is_none()));

@@ -18,7 +18,7 @@
 //! 4. source: [`Attachment::hold`], then dumps the sockets. Where ports cannot be locked (before Linux 5.16), its last words may
 //!    have drawn the switches back to it:
 //! 5. destination: [`Holder::announce`] again, whenever it hears from the source, until the sockets are here.
-//! 6. destination: [`Attachment::join`], unnoticed ([`Attachment::notice`]), so that new frames still come here; sockets leave
+//! 6. destination: [`Holder::gather`], so that there is room for what comes now; [`Attachment::join`], unnoticed ([`Attachment::notice`]), so that new frames still come here; sockets leave
 //!    repair mode, [`Holder::hand`] (who knocked at the source), [`Holder::inject`]. Only then the bridge may know where the pod
 //!    is, [`Attachment::announce`], and what came in between is injected. A frame that overtook a held one would show: the
 //!    client's FIN that was said again is answered, and when the first one is answered after it the client knows nothing of the
@@ -35,13 +35,17 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{read, write};
 use rtnetlink::LinkUnspec;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Frames that wait at most. A frame is up to 64 KiB, so this bounds the memory at about 128 MiB in the worst case,
 /// and at 3 MiB with frames of an ordinary Ethernet.
 pub const QUEUE: u32 = 2048;
+/// Bytes of frames that wait here besides, once they were gathered.
+const MOST_GATHERED: usize = 128 << 20;
+/// Longer than any frame with its header.
+const LONGEST: usize = 128 * 1024;
 
 /// A holding port in the bridge of a destination. Dropping it takes the port away and forgets what it held.
 #[derive(Debug)]
@@ -54,6 +58,14 @@ pub struct Holder {
     addresses: Vec<Address>,
     /// What ends a connection and was handed on.
     ends: RefCell<HashSet<End>>,
+    gathered: RefCell<Gathered>,
+}
+
+/// Frames that were taken from the port, the first one first.
+#[derive(Debug, Default)]
+struct Gathered {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
 }
 
 impl Holder {
@@ -82,11 +94,12 @@ impl Holder {
         let injector = netdev::packet_socket(outside, Receive::Nothing, true);
         let injector = injector.doing(|| "open a packet socket to the pod".into())?;
         let (mac, addresses) = (attachment.mac, attachment.addresses.clone());
-        Ok(Some(Holder { tap, injector, mac, addresses, ends: RefCell::default() }))
+        Ok(Some(Holder { tap, injector, mac, addresses, ends: RefCell::default(), gathered: RefCell::default() }))
     }
 
     /// Forgets what has come: as long as the pod runs elsewhere, what all of the bridge got (broadcasts), and the pod too.
     pub fn forget(&self) {
+        self.gathered.replace(Gathered::default());
         let mut buffer = [0; 64];
         // What does not fit is cut off.
         while matches!(read(&self.tap, &mut buffer), Ok(_) | Err(nix::Error::EINTR)) {}
@@ -116,30 +129,58 @@ impl Holder {
     /// waits for the whole kernel (10–40 ms), and the pod should not wait with it. What strays in until then can be
     /// injected again.
     pub fn inject(&self) -> usize {
-        let mut buffer = vec![0; 128 * 1024];
+        let mut buffer = vec![0; LONGEST];
         let mut frames = 0;
         loop {
-            let length = match read(&self.tap, &mut buffer) {
-                Ok(length) => length,
-                Err(nix::Error::EINTR) => continue,
-                // Empty.
-                Err(_) => return frames,
-            };
-            // The end of a connection that was waited for long enough to be said again: the first is answered, and whoever
-            // sent it knows nothing of the connection when the second is.
-            let end = end_of_connection(&buffer[netdev::VNET_HEADER.min(length)..length]);
-            if end.as_ref().is_some_and(|end| self.ends.borrow().contains(end)) {
+            let gathered = self.gathered.borrow_mut().frames.pop_front();
+            if let Some(frame) = gathered {
+                self.gathered.borrow_mut().bytes -= frame.len();
+                frames += usize::from(self.pass_on(&frame));
                 continue;
             }
-            // A frame that the pod's queue has no room for is lost as on any link; its sender repeats it.
-            match send(self.injector.as_raw_fd(), &buffer[..length], MsgFlags::empty()) {
-                Ok(_) => {
-                    frames += 1;
-                    self.ends.borrow_mut().extend(end);
-                }
-                Err(error) => tracing::debug!("a held frame of {length} bytes was lost: {error}"),
+            let Some(length) = self.next(&mut buffer) else { return frames };
+            frames += usize::from(self.pass_on(&buffer[..length]));
+        }
+    }
+
+    /// Takes what waits in the port's queue, so that there is room in it: a full one would drop the answer to the pod's first
+    /// question about a neighbour, which is asked again only after a second.
+    pub fn gather(&self) {
+        let mut buffer = vec![0; LONGEST];
+        let Gathered { frames, bytes } = &mut *self.gathered.borrow_mut();
+        while *bytes < MOST_GATHERED {
+            let Some(length) = self.next(&mut buffer) else { return };
+            frames.push_back(buffer[..length].to_vec());
+            *bytes += length;
+        }
+    }
+
+    /// The length of the frame that has waited longest. None waits for one to come.
+    fn next(&self, buffer: &mut [u8]) -> Option<usize> {
+        loop {
+            match read(&self.tap, buffer) {
+                Ok(length) => return Some(length),
+                Err(nix::Error::EINTR) => {}
+                // Empty.
+                Err(_) => return None,
             }
         }
+    }
+
+    fn pass_on(&self, frame: &[u8]) -> bool {
+        // The end of a connection that was waited for long enough to be said again: the first is answered, and whoever
+        // sent it knows nothing of the connection when the second is.
+        let end = end_of_connection(&frame[netdev::VNET_HEADER.min(frame.len())..]);
+        if end.as_ref().is_some_and(|end| self.ends.borrow().contains(end)) {
+            return false;
+        }
+        // A frame that the pod's queue has no room for is lost as on any link; its sender repeats it.
+        let sent = send(self.injector.as_raw_fd(), frame, MsgFlags::empty());
+        match sent {
+            Ok(_) => self.ends.borrow_mut().extend(end),
+            Err(error) => tracing::debug!("a held frame of {} bytes was lost: {error}", frame.len()),
+        }
+        sent.is_ok()
     }
 }
 
