@@ -229,7 +229,8 @@ impl Capture {
         if let Some(tracker) = &mut self.ahead.private {
             written += tracker.pass(w)?;
         }
-        Ok(Pass { written, took: began.elapsed() })
+        let (compared, at_rest) = self.ahead.shared.compared();
+        Ok(Pass { written, took: began.elapsed(), compared, at_rest })
     }
 
     /// Puts the memory of processes that have so many bytes of it under watch, for which they stand still for a moment. None

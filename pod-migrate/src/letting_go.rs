@@ -10,6 +10,7 @@
 
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::network::{self, Attachment};
+use pod_runtime::proc::{self, stat};
 use pod_runtime::status::{ProcessKey, State, Status, now};
 use pod_runtime::store::Pod;
 use pod_runtime::{Problem, Result};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long the opener may take to let the connections go.
 const LETTING_GO: Duration = Duration::from_secs(20);
+/// How long a process that was killed may take to be gone.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// A step from which there is no way back.
 pub(crate) fn logged(without: &str, step: Result<()>) {
@@ -33,6 +36,15 @@ pub(crate) fn decide(pod: &Pod) -> Result<()> {
     pod.update_quickly(|status| {
         status.let_go = true;
         status.started = Some(now());
+    })?;
+    Ok(())
+}
+
+/// Undoes [`decide`], for a pod that could not be heard.
+pub(crate) fn decide_otherwise(pod: &Pod) -> Result<()> {
+    pod.update_quickly(|status| {
+        status.let_go = false;
+        status.started = None;
     })?;
     Ok(())
 }
@@ -54,6 +66,16 @@ pub(crate) fn settle(pod: &Pod) -> Result<Option<ProcessKey>> {
         let gone = || Problem::new("E-MONITOR", "the pod ended with its monitor as soon as it was restored");
         status.init.filter(|_| status.state == State::Running).map(Some).ok_or_else(gone)
     })
+}
+
+/// The same of a pod whose monitor has hung up, and may take a moment more to end.
+pub(crate) fn settle_at_its_end(pod: &Pod) -> Result<Option<ProcessKey>> {
+    let until = Instant::now() + ENDING;
+    let is_ending = || pod.dir().exists() && pod.status().is_ok_and(|status| status.let_go && !was_left(&status));
+    while is_ending() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    settle(pod)
 }
 
 /// Lets a pod run in the place of its monitor; doing it twice is no harm. `event`: what has become of it then.
@@ -95,21 +117,47 @@ fn it_ended(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Until nothing is in the pod's pid namespace but what is in its cgroup.
+/// Until nothing is in the pod's pid namespace but what is in its cgroup. What has ended and is not waited for is in none, and
+/// what was born a moment ago is in none that was read before.
 fn wait_for_the_opener(init: i32, cgroup: &Cgroup) -> Result<()> {
     let space = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let own = space(init);
     let deadline = Instant::now() + LETTING_GO;
     loop {
-        let members = cgroup.procs()?;
         let pids = fs::read_dir(Path::new("/proc")).into_iter().flatten().flatten();
-        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        if own.is_none() || !pids.any(|pid| !members.contains(&pid) && space(pid) == own) {
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let inside: Vec<i32> = pids.filter(|pid| space(*pid) == own && !has_ended(*pid)).collect();
+        let members = cgroup.procs()?;
+        if own.is_none() || inside.iter().all(|pid| members.contains(pid) || has_ended(*pid)) {
             return Ok(());
         }
         if Instant::now() > deadline {
             return Err(Problem::new("E-SYSTEM", "the pod's connections are not let go"));
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn has_ended(pid: i32) -> bool {
+    let stat = proc::read(format!("/proc/{pid}/stat")).ok().and_then(|text| stat::parse(&text));
+    stat.is_none_or(|stat| matches!(stat.state, 'Z' | 'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_waited_for_has_ended() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        let until = Instant::now() + Duration::from_secs(10);
+        while !has_ended(pid) {
+            assert!(Instant::now() < until, "it runs");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(Path::new(&format!("/proc/{pid}/ns/pid")).symlink_metadata().is_ok(), "it is still there");
+        child.wait().unwrap();
+        assert!(has_ended(pid) && !has_ended(std::process::id() as i32));
     }
 }

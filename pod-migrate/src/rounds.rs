@@ -106,15 +106,17 @@ impl Rounds {
     /// pod stands still nobody has seen.
     pub fn judge(&mut self, pass: Pass) -> Result<Next> {
         self.done += 1;
-        self.speed = self.speed.max(pass.written as f64 / pass.took.as_secs_f64().max(1e-6));
+        let sending = pass.took.saturating_sub(pass.compared);
+        self.speed = self.speed.max(pass.written as f64 / sending.as_secs_f64().max(1e-6));
         let Some(before) = self.before.replace(pass) else { return Ok(Next::Again) };
         // What was written during this round is at most what was written during the one before, as long as those become
         // shorter: that much is expected to be left.
         let left = Duration::from_secs_f64(pass.written as f64 / self.speed.max(1.0));
         let written = pass.written as f64 / before.took.as_secs_f64().max(1e-6);
-        self.estimate = Some(Estimate { written_per_second: written as u64, expected_ms: left.as_secs_f64() * 1e3 });
+        let in_all = left + pass.at_rest;
+        self.estimate = Some(Estimate { written_per_second: written as u64, expected_ms: in_all.as_secs_f64() * 1e3 });
         if left.as_secs_f64() < self.downtime.as_secs_f64() / SHARE_OF_DOWNTIME {
-            return Ok(Next::Enough);
+            return self.enough(pass, in_all);
         }
         self.shorter = pass.written <= before.written / 10 * 9;
         let shorter = pass.written <= before.written / 4 * 3 && self.done < MOST;
@@ -122,7 +124,7 @@ impl Rounds {
             return Ok(Next::Again);
         }
         if left < self.downtime {
-            return Ok(Next::Enough);
+            return self.enough(pass, in_all);
         }
         let what = format!(
             "memory is written as fast as it is sent ({} MiB/s beside {} MiB/s): the pod would stand still for up to {} ms, not {}",
@@ -141,6 +143,21 @@ impl Rounds {
     }
 }
 
+impl Rounds {
+    /// What was written is little enough. What is compared takes as long as there is of it, and no more rounds change that.
+    fn enough(&self, pass: Pass, in_all: Duration) -> Result<Next> {
+        if self.on_stall != OnStall::Abort || in_all < self.downtime {
+            return Ok(Next::Enough);
+        }
+        let (all, compared) = (in_all.as_millis(), pass.at_rest.as_millis());
+        let what = format!(
+            "the pod would stand still for up to {all} ms, not {}: its shared memory alone takes {compared} to be compared",
+            self.downtime.as_millis(),
+        );
+        Err(Problem::new(STALL, what).fix("give it --downtime, or --on-stall switch"))
+    }
+}
+
 fn mib(bytes: f64) -> u64 {
     (bytes / f64::from(1 << 20)).round() as u64
 }
@@ -152,7 +169,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn pass(mib: u64, ms: u64) -> Pass {
-        Pass { written: mib * MIB, took: Duration::from_millis(ms) }
+        Pass { written: mib * MIB, took: Duration::from_millis(ms), ..Pass::default() }
     }
 
     fn rounds(on_stall: OnStall, passes: &[Pass]) -> Vec<Result<Next>> {
@@ -207,9 +224,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_compared_counts() {
+        let (compared, at_rest) = (Duration::from_millis(100), Duration::from_millis(50));
+        let passes = [pass(1000, 1000), pass(2, 102), pass(2, 102)].map(|pass| Pass { compared, at_rest, ..pass });
+        let judge = |on_stall| rounds(on_stall, &passes).pop().unwrap();
+        assert_eq!(judge(OnStall::Switch).unwrap(), Next::Enough);
+        let problem = judge(OnStall::Abort).unwrap_err();
+        assert!(problem.code() == STALL && problem.what().contains("takes 50 to be compared"), "{}", problem.what());
+        let mut rounds = Rounds::new(Duration::from_millis(40), OnStall::Switch);
+        passes.iter().for_each(|pass| drop(rounds.judge(*pass).unwrap()));
+        // 2 MiB took 2 ms to be sent.
+        assert!((51.0..53.0).contains(&rounds.estimate().unwrap().expected_ms), "{:?}", rounds.estimate());
+    }
+
+    #[test]
     fn nothing_at_all_is_enough() {
         let mut rounds = Rounds::new(Duration::from_millis(40), OnStall::Abort);
-        let none = Pass { written: 0, took: Duration::ZERO };
+        let none = Pass::default();
         assert_eq!(rounds.judge(none).unwrap(), Next::Again);
         assert_eq!(rounds.judge(none).unwrap(), Next::Enough);
         assert_eq!(rounds.estimate(), Some(Estimate { written_per_second: 0, expected_ms: 0.0 }));
@@ -221,7 +252,8 @@ mod tests {
         let mut size = 1 << 50;
         let many = (0..100).position(|_| {
             size = size / 4 * 3;
-            rounds.judge(Pass { written: size, took: Duration::from_millis(1) }).unwrap() != Next::Again
+            rounds.judge(Pass { written: size, took: Duration::from_millis(1), ..Pass::default() }).unwrap()
+                != Next::Again
         });
         assert_eq!(many, Some(MOST as usize - 1));
     }

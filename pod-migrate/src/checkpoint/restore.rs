@@ -85,7 +85,7 @@ pub fn restore(store: &Store, path: &Path, options: &Options) -> Result<Restored
     });
     let started = match started {
         Ok(started) => Ok((started.init, started.warnings)),
-        Err(problem) => match letting_go::settle(&pod) {
+        Err(problem) => match letting_go::settle_at_its_end(&pod) {
             Ok(None) => return Err(problem),
             Ok(Some(init)) => Ok((init.pid, vec![monitor::LOST.to_owned()])),
             Err(left) => Err(left),
@@ -178,8 +178,11 @@ fn fill(
     network::publish(&newborn.pod.store().network_dir()?, &newborn.spec)?;
     // On the network its kernel answers its clients, before it runs.
     letting_go::decide(&newborn.pod)?;
-    // If it never was there, nobody has heard of it.
-    newborn.attachment.as_ref().map_or(Ok(()), Attachment::join)?;
+    if let Err(problem) = newborn.attachment.as_ref().map_or(Ok(()), Attachment::join) {
+        // It never was there, so nobody has heard of it.
+        letting_go::decide_otherwise(&newborn.pod)?;
+        return Err(problem);
+    }
     let running = let_go(newborn, &mut restored);
     let mut filled = arrival::filled(running, sessions, false);
     filled.remains = Some(Box::new(restored));

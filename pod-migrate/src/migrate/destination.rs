@@ -237,6 +237,8 @@ fn let_go(
     if let Some(attachment) = &newborn.attachment {
         logged("the pod is not on the network", attachment.join());
         logged("what comes now may overtake what was held", attachment.notice(holder.is_none()));
+        // Its kernel may have said a word in between.
+        logged("what comes now may overtake what was held", holder.map_or(Ok(()), Holder::announce));
     }
     lap("join");
     restored.speak().unwrap_or_else(|problem| monitor::abandon(&problem));

@@ -107,7 +107,7 @@ pub fn expect((memory, files): (u64, u64), written: &Written, link: u64, limits:
         let took = Duration::from_secs_f64(time(bytes, slow)) + SEARCH;
         total += took.as_secs_f64();
         sent += bytes;
-        let next = rounds.judge(Pass { written: bytes, took });
+        let next = rounds.judge(Pass { written: bytes, took, ..Pass::default() });
         bytes = written.within(took.as_secs_f64() * share);
         match next {
             Ok(Next::Again) => continue,

@@ -6,6 +6,7 @@ use super::blocks::{BLOCK, Digesting, Digests};
 use super::walk::{RUN, Sent, meta};
 use super::{STORAGE, lossy};
 use crate::crew;
+use crate::digest::is_zero;
 use crate::image::{Kind, Owner, PageRun, Writer};
 use crate::{Doing, Result};
 use nix::errno::Errno;
@@ -42,7 +43,7 @@ pub(super) struct Candidate {
 /// What of a part is as it is now.
 struct Compared {
     digests: Digests,
-    /// Blocks that are others, by number.
+    /// Blocks that are others, by number; nothing for zeros, of which a hole may have made any number.
     changed: Vec<(u64, Vec<u8>)>,
 }
 
@@ -114,7 +115,7 @@ fn part(candidate: &Candidate, part: &Range<u64>) -> Result<Compared> {
     let mut changed = Vec::new();
     let mut digesting = Digesting::part(&candidate.before, part);
     let mut note = |number: u64, block: &[u8]| -> Result<()> {
-        changed.push((number, block.to_vec()));
+        changed.push((number, if is_zero(block) { Vec::new() } else { block.to_vec() }));
         Ok(())
     };
     read(candidate, part, |at, bytes| digesting.feed(at, bytes, &mut note))?;
@@ -187,14 +188,18 @@ impl<'a> Changes<'a> {
         }
     }
 
+    /// A block that is empty here is one of zeros.
     fn add<W: Write>(&mut self, number: u64, block: &[u8], out: &mut Writer<W>, sent: &mut Sent) -> Result<()> {
         let at = number * BLOCK as u64;
         if at != self.at + self.bytes.len() as u64 || self.bytes.len() >= RUN {
             self.send(out, sent)?;
             self.at = at;
         }
-        let end = block.len().min(self.of.size.saturating_sub(at) as usize);
-        self.bytes.extend_from_slice(&block[..end]);
+        let end = BLOCK.min(self.of.size.saturating_sub(at) as usize);
+        match block {
+            [] => self.bytes.resize(self.bytes.len() + end, 0),
+            block => self.bytes.extend_from_slice(&block[..end]),
+        }
         Ok(())
     }
 

@@ -406,6 +406,8 @@ fn names(directory: &OwnedFd) -> Vec<Vec<u8>> {
     let Ok(entries) = fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd())) else { return Vec::new() };
     let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().into_vec()).collect();
     names.sort_unstable();
+    // Where a name is given to another file meanwhile, some file systems list it twice.
+    names.dedup();
     names
 }
 

@@ -50,6 +50,23 @@ impl Limit {
     }
 }
 
+/// What is written down of a pod that is throttled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    /// To be put back.
+    was: Limit,
+    /// What was there when this was written, and what was set then: v1 has them half and half in between.
+    ours: [Limit; 2],
+}
+
+impl Note {
+    /// Whether a limit is not somebody else's.
+    fn knows(&self, now: &Limit) -> bool {
+        let all = [self.was, self.ours[0], self.ours[1]];
+        all.iter().any(|limit| limit.quota == now.quota) && all.iter().any(|limit| limit.period == now.period)
+    }
+}
+
 /// The files of a limit.
 #[derive(Debug, Clone)]
 enum Files {
@@ -133,7 +150,7 @@ impl Throttle {
         if !to.is_less_than(&self.was) {
             return Err(Problem::new("E-CGROUP", "the pod's own CPU limit is no higher than what it would be given"));
         }
-        write_json_quickly(&self.note, &self.was)?;
+        write_json_quickly(&self.note, &Note { was: self.was, ours: [now, to] })?;
         if let Err(error) = self.files.write(now, to) {
             self.put_back();
             self.set = None;
@@ -164,9 +181,19 @@ impl Drop for Throttle {
 
 /// Gives a pod back what it had before it was throttled by somebody who was killed. Nobody throttles it now.
 pub fn undo(cgroup: &Cgroup, run_dir: &Path) {
-    let note = run_dir.join(NOTE);
-    let (Ok(was), Some(files)) = (read_json(&note), Files::of(cgroup)) else { return };
-    if let Err(problem) = put_back(&files, was, &note) {
+    if let Some(files) = Files::of(cgroup) {
+        undo_by(&files, &run_dir.join(NOTE));
+    }
+}
+
+fn undo_by(files: &Files, note: &Path) {
+    let Ok(noted) = read_json::<Note>(note) else { return };
+    if files.read().is_ok_and(|now| !noted.knows(&now)) {
+        // Somebody else has set it since.
+        let _ = fs::remove_file(note);
+        return;
+    }
+    if let Err(problem) = put_back(files, noted.was, note) {
         tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
     }
 }
@@ -225,8 +252,8 @@ mod tests {
         assert_eq!(says(&dir), "5000 10000");
         throttle.set(ONE_CPU / 4).unwrap();
         assert_eq!(says(&dir), "2500 10000");
-        let noted: Limit = read_json(&dir.path().join(NOTE)).unwrap();
-        assert_eq!(noted, Limit { quota: Some(150_000), period: 100_000 });
+        let noted: Note = read_json(&dir.path().join(NOTE)).unwrap();
+        assert_eq!(noted.was, Limit { quota: Some(150_000), period: 100_000 });
         drop(throttle);
         assert_eq!(says(&dir), "150000 100000");
         assert!(!is_noted(dir.path()));
@@ -255,6 +282,27 @@ mod tests {
         drop(throttle);
         assert_eq!(says(&dir), "20000 100000");
         assert!(!is_noted(dir.path()));
+    }
+
+    #[test]
+    fn who_comes_after_one_who_was_killed_puts_back_what_is_ours() {
+        for (found, left) in [
+            ("2500 10000", "150000 100000"),
+            ("5000 10000", "150000 100000"),
+            // Half of it, as v1 would have it in between.
+            ("2500 100000", "150000 100000"),
+            // Somebody else has set that.
+            ("20000 100000", "20000 100000"),
+            ("max 100000", "max 100000"),
+        ] {
+            let (dir, mut throttle) = v2("150000 100000\n");
+            throttle.set(ONE_CPU / 2).unwrap();
+            throttle.set(ONE_CPU / 4).unwrap();
+            std::mem::forget(throttle);
+            fs::write(dir.path().join("cpu.max"), found).unwrap();
+            undo_by(&Files::V2(dir.path().to_owned()), &dir.path().join(NOTE));
+            assert_eq!((says(&dir).as_str(), is_noted(dir.path())), (left, false), "{found}");
+        }
     }
 
     #[test]

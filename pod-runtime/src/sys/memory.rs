@@ -154,7 +154,8 @@ pub fn lay_out(start: u64, bytes: usize) -> io::Result<()> {
 /// have given him. Gone with the last who has it.
 pub fn make_shared(bytes: u64) -> io::Result<File> {
     let length = usize::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    // Whether a host promises memory for all of it was settled when the program asked for it.
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: new memory at an address of the kernel's choice, to which nothing refers.
     let place = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0) };
     if place == libc::MAP_FAILED {

@@ -211,21 +211,21 @@ impl<'a> Spaces<'a> {
         if !self.shared.contains_key(&key) {
             let source = open_mapped(process, map, false)?;
             let bytes = source.metadata().doing(|| format!("look at {} of {}", map.name, process.name()))?.len();
-            let id = self.shared_id(&key);
             let kind = match kind {
                 Nameless::Anonymous => SharedMemoryKind::Anonymous,
                 Nameless::SysV => super::sysv::kind(process.host, map.inode as i32)?,
             };
+            let id = self.shared_id(&key, &kind);
             self.shared.insert(key, SharedMemory { state: SharedMemoryState { id, bytes, kind }, source });
         }
         Ok(Backing::Shared { memory: self.shared[&key].state.id, offset: map.offset })
     }
 
     /// That under which it went ahead, or the next that is free.
-    fn shared_id(&self, key: &Key) -> SharedMemoryId {
+    fn shared_id(&self, key: &Key, kind: &SharedMemoryKind) -> SharedMemoryId {
         let ahead = self.shared_ahead.as_deref();
         let taken = ahead.map_or(0, Sharing::last_id) + self.shared.len() as u64;
-        ahead.and_then(|ahead| ahead.id(key)).unwrap_or(SharedMemoryId(taken + 1))
+        ahead.and_then(|ahead| ahead.id(key, kind)).unwrap_or(SharedMemoryId(taken + 1))
     }
 
     fn file(&mut self, process: &Process, map: &maps::Map, files: &mut FilesDump<'_>) -> Result<Backing> {
@@ -252,7 +252,7 @@ impl<'a> Spaces<'a> {
     /// Segments that nobody has attached live on by themselves.
     pub fn unattached(&mut self, init: HostPid) -> Result<()> {
         for segment in super::sysv::unattached(init)? {
-            let id = self.shared_id(&segment.key);
+            let id = self.shared_id(&segment.key, &segment.kind);
             let state = SharedMemoryState { id, bytes: segment.bytes, kind: segment.kind };
             self.shared.entry(segment.key).or_insert(SharedMemory { state, source: segment.memory });
         }
@@ -310,7 +310,9 @@ impl<'a> Spaces<'a> {
     pub fn pages(self, more: Vec<Contents>, w: &mut Writer<impl Write>) -> Result<()> {
         let mut whole = self.shared;
         if let Some(ahead) = self.shared_ahead {
-            for (key, _) in whole.extract_if(.., |key, _| ahead.id(key).is_some()).collect::<Vec<_>>() {
+            for (key, _) in
+                whole.extract_if(.., |key, memory| ahead.id(key, &memory.state.kind).is_some()).collect::<Vec<_>>()
+            {
                 ahead.rest(&key, w)?;
             }
         }

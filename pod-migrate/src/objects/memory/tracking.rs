@@ -73,6 +73,9 @@ pub struct Pass {
     /// Bytes of pages that had been written.
     pub written: u64,
     pub took: Duration,
+    /// Of that, to find out what had been written by comparing; and how long that will take when the pod stands still.
+    pub compared: Duration,
+    pub at_rest: Duration,
 }
 
 impl Tracker {
