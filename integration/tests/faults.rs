@@ -26,7 +26,8 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// Redis with some memory to send, and a client that loses nothing silently.
+/// Redis with some memory to send and a child that has ended, which it knows nothing of and does not wait for; and a client that loses
+/// nothing silently.
 fn start(bed: &Bed) -> Result<Client> {
     let address = format!("{ADDRESS}/24");
     bed.a().pod(&[
@@ -39,7 +40,10 @@ fn start(bed: &Bed) -> Result<Client> {
         "--ip",
         &address,
         "--",
-        "redis-server",
+        "sh",
+        "-c",
+        "true & exec redis-server \"$@\"",
+        "sh",
         "--bind",
         "0.0.0.0",
         "--protected-mode",

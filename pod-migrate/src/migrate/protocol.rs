@@ -14,6 +14,7 @@ use serde_bytes::ByteBuf;
 
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
 /// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
+/// What came later has a name below.
 pub const PROTOCOL: u32 = 7;
 /// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
 pub const OLDEST: u32 = 3;

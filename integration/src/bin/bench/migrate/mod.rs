@@ -100,7 +100,8 @@ fn attempt(workload: &'static Workload, count: usize, json: bool) -> Result<Outc
     let bed = Bed::new()?;
     let finish = workload.start(&bed).context("it did not start")?;
     let capture = Capture::start(bed.client(), ADDRESS.parse()?)?;
-    let (moves, broken) = moved(&bed, count, &std::env::var("ON_STALL").unwrap_or_else(|_| "switch".to_owned()));
+    let (moves, broken) =
+        moved(&bed, count, &std::env::var("ON_STALL").unwrap_or_else(|_| workload.on_stall.to_owned()));
     let mut heard = finish().context("its clients")?;
     let seen = capture.finish()?;
     heard.errors.extend(broken);

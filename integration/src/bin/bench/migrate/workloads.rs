@@ -44,6 +44,8 @@ pub struct Workload {
     start: fn(&Bed) -> Result<Finish>,
     /// To how many Gbit/s the first host's cable is limited.
     pub gbit: Option<f64>,
+    /// What is done where memory does not settle.
+    pub on_stall: &'static str,
 }
 
 impl Workload {
@@ -60,14 +62,16 @@ pub const ALL: [Workload; 7] = [
         seen_by: "all SETs, sent when they are due",
         start: |bed| redis(bed, Pace::PerSecond(2000)),
         gbit: None,
+        on_stall: "switch",
     },
     Workload {
         name: "saturated",
-        title: "redis 1 GiB, 50 connections, saturated",
+        title: "redis 1 GiB, 50 connections, saturated, `--on-stall throttle`",
         aim: Aim { median: 25.0, worst: f64::INFINITY },
         seen_by: "all SETs, each sent when the one before was answered",
         start: |bed| redis(bed, Pace::Always),
         gbit: None,
+        on_stall: "throttle",
     },
     Workload {
         name: "nginx",
@@ -76,6 +80,7 @@ pub const ALL: [Workload; 7] = [
         seen_by: "1 000 GETs a second over 4 connections, wrk has 96",
         start: nginx,
         gbit: None,
+        on_stall: "switch",
     },
     Workload {
         name: "postgres",
@@ -84,14 +89,16 @@ pub const ALL: [Workload; 7] = [
         seen_by: "all transactions, by pgbench's log",
         start: postgres,
         gbit: None,
+        on_stall: "switch",
     },
     Workload {
         name: "java",
-        title: "Java, heap of 2 GiB, allocating some 100 MiB/s",
+        title: "Java, heap of 2 GiB, allocating some 100 MiB/s, `--on-stall throttle`",
         aim: Aim::always(60.0),
         seen_by: "1 000 lines a second over 8 connections, echoed",
         start: java,
         gbit: None,
+        on_stall: "throttle",
     },
     Workload {
         name: "connections",
@@ -100,6 +107,7 @@ pub const ALL: [Workload; 7] = [
         seen_by: "1 000 lines a second, each over the next connection, echoed",
         start: connections,
         gbit: None,
+        on_stall: "switch",
     },
     Workload {
         name: "link",
@@ -108,6 +116,7 @@ pub const ALL: [Workload; 7] = [
         seen_by: "1 000 lines a second over 8 connections, echoed",
         start: link,
         gbit: Some(1.0),
+        on_stall: "switch",
     },
 ];
 
