@@ -191,16 +191,7 @@ fn receive_log<R: Read>(reader: &mut Reader<R>, pod: &Pod, spec: &Spec, record: 
     let here = || "write the pod's log".into();
     // Its limits are the pod's own, also those that a hostile image has.
     let mut log = Log::resume(&pod.dir(), spec.log).doing(here)?;
-    let mut buffer = vec![0; 64 << 10];
-    let mut at = run.address;
-    loop {
-        let n = reader.read_pages(&mut buffer)?;
-        if n == 0 {
-            return Ok(());
-        }
-        log.receive(at, &buffer[..n]).doing(here)?;
-        at += n as u64;
-    }
+    reader.each_piece(run.address, &mut vec![0; 64 << 10], |at, lines| log.receive(at, lines).doing(here))
 }
 
 /// A line of our own in the pod's log.

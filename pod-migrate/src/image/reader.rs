@@ -271,6 +271,24 @@ impl<R: Read> Reader<R> {
         self.put_back = Some(record);
     }
 
+    /// Hands out the raw record at hand in pieces of at most the buffer's size: where each belongs, when the record begins
+    /// at `at`, and what is in it.
+    pub fn each_piece(
+        &mut self,
+        mut at: u64,
+        buffer: &mut [u8],
+        mut each: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let count = self.read_pages(buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            each(at, &buffer[..count])?;
+            at += count as u64;
+        }
+    }
+
     /// Fills `into` from the raw record at hand; returns how many bytes came, 0 when it is used up. The last piece is
     /// handed out only if the checksum fits.
     pub fn read_pages(&mut self, into: &mut [u8]) -> Result<usize> {

@@ -69,16 +69,7 @@ impl Ahead {
             self.left.entry(mm).or_default().push((run.address, waiting));
             return Ok(());
         }
-        let mut buffer = PageBuffer::new(PIECE);
-        let mut at = run.address;
-        loop {
-            let count = reader.read_pages(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
-            }
-            self.keep(mm, at, &buffer[..count])?;
-            at += count as u64;
-        }
+        reader.each_piece(run.address, &mut PageBuffer::new(PIECE), |at, pages| self.keep(mm, at, pages))
     }
 
     /// Makes room where the first process will have its memory, if this is about it; there is another way if that fails.

@@ -229,15 +229,7 @@ pub(super) fn fill<R: Read>(
 
 /// The run at hand, by this thread.
 fn place<R: Read>(run: PageRun, target: &Target<'_>, reader: &mut Reader<R>, buffer: &mut [u8]) -> Result<()> {
-    let mut at = run.address;
-    loop {
-        let count = reader.read_pages(buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
-        target.write(at, &buffer[..count])?;
-        at += count as u64;
-    }
+    reader.each_piece(run.address, buffer, |at, pages| target.write(at, pages))
 }
 
 /// A run that was left in the file.

@@ -45,16 +45,9 @@ impl Premade {
         if run.address.checked_add(run.bytes).is_none_or(|end| end > *bytes) {
             return Err(damaged(format!("contents of {:?} beyond its {bytes} bytes", Owner::SharedMemory(id))));
         }
-        let mut buffer = PageBuffer::new(PIECE);
-        let mut at = run.address;
-        loop {
-            let count = reader.read_pages(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
-            }
-            file.write_all_at(&buffer[..count], at).doing(|| format!("write contents of shared memory {id}"))?;
-            at += count as u64;
-        }
+        reader.each_piece(run.address, &mut PageBuffer::new(PIECE), |at, pages| {
+            file.write_all_at(pages, at).doing(|| format!("write contents of shared memory {id}"))
+        })
     }
 
     /// What of it the image still has, for whoever maps it. A piece that is of another size or kind now is another one.

@@ -153,16 +153,12 @@ impl Writing {
         // Most files are small, and a page that is touched costs more than what is read into it.
         let piece = PIECE.min(bytes as usize);
         self.buffer.resize(piece.max(self.buffer.len()), 0);
-        let mut at = offset;
-        loop {
-            let n = reader.read_pages(&mut self.buffer)?;
-            if n == 0 {
-                return Ok(());
-            }
-            file.write_all_at(&self.buffer[..n], at).code(STORAGE, || format!("write {}", lossy(&entry.path)))?;
-            at += n as u64;
-            self.arrived.bytes += n as u64;
-        }
+        let arrived = &mut self.arrived;
+        reader.each_piece(offset, &mut self.buffer, |at, bytes| {
+            file.write_all_at(bytes, at).code(STORAGE, || format!("write {}", lossy(&entry.path)))?;
+            arrived.bytes += bytes.len() as u64;
+            Ok(())
+        })
     }
 
     /// Gives the last file and all directories their final times.
