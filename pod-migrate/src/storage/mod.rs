@@ -10,10 +10,9 @@
 //! attributes (ACLs and capabilities are such), hard links within the layer, device numbers, the whiteouts and opaque
 //! marks of the overlay. What does not: inode numbers, the change time, attributes of `chattr`.
 
-mod blocks;
-mod compare;
 mod layers;
 mod mounts;
+mod patch;
 mod sending;
 pub mod volumes;
 mod walk;

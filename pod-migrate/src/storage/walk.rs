@@ -4,9 +4,9 @@
 //! because a file's stamp is taken before its contents are read. Every object is opened by its parent's descriptor and
 //! without following links, so nothing outside of the layer is ever read, whatever the pod does meanwhile.
 
-use super::blocks::{Digesting, Digests};
-use super::compare::{Candidate, compare};
+use super::patch::{self, BLOCK, Candidate};
 use super::{Entry, Meta, Node, STORAGE, lossy};
+use crate::compare::{Digesting, Digests, RUN};
 use crate::image::{Kind, Owner, PageRun, Writer};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
@@ -26,8 +26,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Contents go out in runs of at most this.
-pub(super) const RUN: usize = 1 << 20;
 /// So many files that came before are compared at once: each is a descriptor.
 const CROWD: usize = 128;
 /// A file changed this shortly before it was looked at may change again without a new stamp on kernels whose file times
@@ -290,7 +288,7 @@ impl<W: Write> Pass<'_, W> {
     /// What is another in files that came before. Nothing at all of one that is in nothing.
     fn compare(&mut self) -> Result<()> {
         let candidates = std::mem::take(&mut self.candidates);
-        let digests = compare(&candidates, self.out, &mut self.sent)?;
+        let digests = patch::send(&candidates, self.out, &mut self.sent)?;
         let paths = candidates.into_iter().map(|candidate| candidate.entry.path.into_vec());
         self.now.digests.extend(paths.zip(digests.into_iter().map(Arc::new)));
         Ok(())
@@ -302,7 +300,7 @@ impl<W: Write> Pass<'_, W> {
     }
 
     fn file(&mut self, id: u64, entry: Entry, fd: &OwnedFd, size: u64) -> Result<()> {
-        let mut digesting = (self.manner != Manner::Whole).then(|| Digesting::new(None));
+        let mut digesting = (self.manner != Manner::Whole).then(|| Digesting::new(BLOCK, None));
         if size > 0 {
             let (out, sent) = (&mut *self.out, &mut self.sent);
             extents(&entry.path, fd, size as i64, &mut self.buffer, |at, bytes| {

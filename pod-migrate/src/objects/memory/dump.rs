@@ -4,8 +4,7 @@
 use super::forked::{self, Claims, Member};
 use super::pages::{self, Contents};
 use super::ranges::Ranges;
-use super::shared::{Key, Sharing};
-use super::tracking::Tracker;
+use super::shared::Key;
 use super::{
     Backing, Inherited, Kept, Layout, Map, MmState, Policy, SharedMemoryKind, SharedMemoryState, Told, WentAhead,
 };
@@ -19,7 +18,7 @@ use pod_runtime::proc::{self, maps, status};
 use pod_runtime::sys::memory;
 use pod_runtime::{Doing, Problem, Result};
 use serde_bytes::ByteBuf;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::ops::Range;
@@ -31,11 +30,9 @@ pub const KIND: &str = "E-MEMORY-KIND";
 pub const FORKED: &str = "W-FORK-SHARED";
 
 /// Address spaces and shared memory of a frozen pod.
-#[derive(Default)]
 pub struct Spaces<'a> {
     /// What was sent while the pod ran.
-    ahead: Option<&'a Tracker>,
-    shared_ahead: Option<&'a mut Sharing>,
+    ahead: &'a mut WentAhead,
     /// A mapped file is the same file wherever it is mapped: device, inode, name, writable.
     files: BTreeMap<((u32, u32), u64, String, bool), FileId>,
     shared: BTreeMap<(u32, u32, u64), SharedMemory>,
@@ -80,7 +77,16 @@ pub(super) struct Place {
 
 impl<'a> Spaces<'a> {
     pub fn new(ahead: &'a mut WentAhead) -> Spaces<'a> {
-        Spaces { ahead: ahead.private.as_ref(), shared_ahead: Some(&mut ahead.shared), ..Spaces::default() }
+        Spaces {
+            ahead,
+            files: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            private: Vec::new(),
+            forked: 0,
+            claims: Claims::new(),
+            lent: BTreeMap::new(),
+            related: BTreeMap::new(),
+        }
     }
 
     /// Finds what processes share since a fork, before their maps are taken.
@@ -155,7 +161,7 @@ impl<'a> Spaces<'a> {
         if map.start >= map.end || map.name == "[vsyscall]" {
             return Ok(());
         }
-        let ours = map.has(b"uw") && self.ahead.is_some_and(|ahead| ahead.watches(process.host, map));
+        let ours = map.has(b"uw") && self.ahead.private.as_ref().is_some_and(|ahead| ahead.watches(process.host, map));
         refuse(&process.name(), map, ours)?;
         self.forked += map.shared_since_fork();
         let backing = self.backing(process, map, files)?;
@@ -223,9 +229,8 @@ impl<'a> Spaces<'a> {
 
     /// That under which it went ahead, or the next that is free.
     fn shared_id(&self, key: &Key, kind: &SharedMemoryKind) -> SharedMemoryId {
-        let ahead = self.shared_ahead.as_deref();
-        let taken = ahead.map_or(0, Sharing::last_id) + self.shared.len() as u64;
-        ahead.and_then(|ahead| ahead.id(key, kind)).unwrap_or(SharedMemoryId(taken + 1))
+        let ahead = &self.ahead.shared;
+        ahead.id(key, kind).unwrap_or(SharedMemoryId(ahead.last_id() + self.shared.len() as u64 + 1))
     }
 
     fn file(&mut self, process: &Process, map: &maps::Map, files: &mut FilesDump<'_>) -> Result<Backing> {
@@ -280,7 +285,13 @@ impl<'a> Spaces<'a> {
             let claimed = self.claims.get(&space.mm).into_iter().flatten().map(|claim| claim.range.clone());
             let claimed = Ranges::of(claimed);
             let lent = self.lent.get(&space.mm).cloned().unwrap_or_default();
-            let ahead = self.ahead.map(|ahead| ahead.kept(HostPid(space.host), &space.places)).transpose()?.flatten();
+            let ahead = self
+                .ahead
+                .private
+                .as_ref()
+                .map(|ahead| ahead.kept(HostPid(space.host), &space.places))
+                .transpose()?
+                .flatten();
             let holds = match ahead {
                 Some((holds, rest)) => {
                     let holds = holds.without(&claimed);
@@ -309,13 +320,9 @@ impl<'a> Spaces<'a> {
     /// The raw bytes of everything, and after them `more`.
     pub fn pages(self, more: Vec<Contents>, w: &mut Writer<impl Write>) -> Result<()> {
         let mut whole = self.shared;
-        if let Some(ahead) = self.shared_ahead {
-            for (key, _) in
-                whole.extract_if(.., |key, memory| ahead.id(key, &memory.state.kind).is_some()).collect::<Vec<_>>()
-            {
-                ahead.rest(&key, w)?;
-            }
-        }
+        let there = whole.extract_if(.., |key, memory| self.ahead.shared.id(key, &memory.state.kind).is_some());
+        let there: BTreeSet<Key> = there.map(|(key, _)| key).collect();
+        self.ahead.shared.rest(&there, w)?;
         let shared = whole.into_values().map(|SharedMemory { state, source }| Contents {
             source,
             bytes: state.bytes,

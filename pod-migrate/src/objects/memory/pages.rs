@@ -8,8 +8,8 @@
 
 use super::dump::{Place, Private};
 use super::ranges::Ranges;
+use crate::compare::is_zero;
 use crate::crew;
-use crate::digest::is_zero;
 use crate::ids::MmId;
 use crate::image::{Lanes, Owner, PageBuffer, PageRun, Writer};
 use pod_runtime::sys::memory::{self, PageRegion};

@@ -6,28 +6,20 @@
 //! read it, some 5 GiB a second and processor, and cannot miss anything.
 
 use super::{MOST_AHEAD, SharedMemoryKind, SharedMemoryState};
+use crate::Result;
+use crate::compare::{self, Digests, Found, Subject};
 use crate::crew;
-use crate::digest::{Digest, ZEROS, digest};
 use crate::ids::SharedMemoryId;
 use crate::image::{Kind, Owner, PageRun, Writer};
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 use pod_runtime::proc::{self, maps};
-use pod_runtime::{Doing, Result};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
-const PAGE: u64 = 4096;
 /// Less is sent when the pod stands still: it takes less than a millisecond.
 const LEAST: u64 = 1 << 20;
-/// What a thread compares at once, and so many of that before what is another is sent.
-const PART: u64 = 256 << 10;
-const PARTS: usize = 64;
-
 /// Device and inode: which memory it is, in all maps of it.
 pub(super) type Key = (u32, u32, u64);
 
@@ -45,12 +37,9 @@ pub struct Sharing {
 struct Piece {
     state: SharedMemoryState,
     source: File,
-    sent: Sent,
+    /// What went out of each page.
+    sent: Digests,
 }
-
-/// What went out of each page, by [`PART`]s of which some page was no zeros.
-type Sent = BTreeMap<u64, Box<Digests>>;
-type Digests = [Digest; (PART / PAGE) as usize];
 
 /// Whether a map may be of such memory: a program may have mapped a part of it, and to look at the rest costs more than to send it.
 fn is_of_it(map: &maps::Map) -> bool {
@@ -80,11 +69,8 @@ impl Sharing {
         // What the pod has no more it must not be kept from giving back. (Who has it all the same has it from now on as memory
         // that did not go ahead.)
         self.pieces.retain(|key, _| seen.contains(key));
-        let (mut bytes, mut compared) = (0, Duration::ZERO);
-        for piece in self.pieces.values_mut() {
-            let (sent, took) = piece.different(1, w)?;
-            (bytes, compared) = (bytes + sent, compared + took);
-        }
+        let mut pieces: Vec<&mut Piece> = self.pieces.values_mut().collect();
+        let (bytes, compared) = different(&mut pieces, 1, w)?;
         self.compared = compared;
         w.flush()?;
         Ok(bytes)
@@ -112,7 +98,7 @@ impl Sharing {
         let id = SharedMemoryId(self.met);
         let state = SharedMemoryState { id, bytes: meta.len(), kind: SharedMemoryKind::Anonymous };
         w.put(Kind::SHARED_MEMORY, id.0, &state)?;
-        self.pieces.insert(key(map), Piece { state, source, sent: Sent::new() });
+        self.pieces.insert(key(map), Piece { state, source, sent: Digests::default() });
         Ok(())
     }
 
@@ -126,113 +112,51 @@ impl Sharing {
         self.met
     }
 
-    /// What of a piece is not as it was sent. The pod stands still.
-    pub(super) fn rest(&mut self, key: &Key, w: &mut Writer<impl Write>) -> Result<()> {
-        self.pieces.get_mut(key).map_or(Ok(()), |piece| piece.different(crew::cpus(), w).map(drop))
+    /// What of these pieces is not as it was sent. The pod stands still.
+    pub(super) fn rest(&mut self, keys: &BTreeSet<Key>, w: &mut Writer<impl Write>) -> Result<()> {
+        let mut pieces: Vec<&mut Piece> =
+            self.pieces.iter_mut().filter(|(key, _)| keys.contains(*key)).map(|(_, piece)| piece).collect();
+        different(&mut pieces, crew::cpus(), w).map(drop)
     }
+}
+
+/// Sends what is not as it was sent. Returns how many bytes that were, and what the comparison took.
+fn different(pieces: &mut [&mut Piece], hands: usize, w: &mut Writer<impl Write>) -> Result<(u64, Duration)> {
+    let subjects: Vec<&Piece> = pieces.iter().map(|piece| &**piece).collect();
+    let mut sent = 0;
+    let (digests, took) = compare::compare(&subjects, hands, w, |index, found, w| {
+        let Found::Run { at, bytes } = found else { return Ok(()) };
+        let owner = Owner::SharedMemory(subjects[index].state.id);
+        sent += bytes.len() as u64;
+        w.pages(PageRun { owner, address: at, bytes: bytes.len() as u64 }, &[bytes])
+    })?;
+    pieces.iter_mut().zip(digests).for_each(|(piece, digests)| piece.sent = digests);
+    Ok((sent, took))
 }
 
 fn maps_of(host: i32) -> Vec<maps::Map> {
     maps::parse(&proc::read(format!("/proc/{host}/maps")).unwrap_or_default())
 }
 
-impl Piece {
-    /// Sends the pages that are not as they were sent. Returns how many bytes that were, and what the comparison took.
-    fn different(&mut self, hands: usize, w: &mut Writer<impl Write>) -> Result<(u64, Duration)> {
-        let Piece { state, source, sent } = self;
-        let (mut bytes, mut compared) = (0, Duration::ZERO);
-        for parts in parts(source, state.bytes, sent).chunks(PARTS) {
-            w.breathe()?;
-            let began = Instant::now();
-            let work = |at: usize| compare(source, &parts[at], sent.get(&parts[at].number).map(|sent| &**sent));
-            let found: Vec<Result<Vec<Different>>> =
-                if hands == 1 { (0..parts.len()).map(work).collect() } else { crew::share(parts.len(), work) };
-            let found = found.into_iter().collect::<Result<Vec<_>>>()?;
-            compared += began.elapsed();
-            for (part, found) in parts.iter().zip(found) {
-                for Different { first, digests, data } in found {
-                    let address = part.number * PART + first as u64 * PAGE;
-                    let run = PageRun { owner: Owner::SharedMemory(state.id), address, bytes: data.len() as u64 };
-                    w.pages(run, &[&data])?;
-                    bytes += run.bytes;
-                    let sent = sent.entry(part.number).or_insert_with(|| Box::new([ZEROS; (PART / PAGE) as usize]));
-                    sent[first..first + digests.len()].copy_from_slice(&digests);
-                }
-                if part.hole {
-                    sent.remove(&part.number);
-                }
-            }
-        }
-        Ok((bytes, compared))
+impl Subject for Piece {
+    const BLOCK: usize = 4096;
+    const CODE: &'static str = "E-SYSTEM";
+
+    fn open(&self) -> std::io::Result<File> {
+        self.source.try_clone()
     }
-}
 
-/// Pages of a part side by side that are not as they were.
-struct Different {
-    first: usize,
-    digests: Vec<Digest>,
-    data: Vec<u8>,
-}
-
-/// One [`PART`] of the memory, the last one shorter.
-struct Part {
-    number: u64,
-    bytes: usize,
-    /// There is nothing in it any more.
-    hole: bool,
-}
-
-/// Where there is something, or was.
-fn parts(source: &File, size: u64, sent: &Sent) -> Vec<Part> {
-    let part = |number: u64, hole| Part { number, bytes: PART.min(size - number * PART) as usize, hole };
-    let mut found = Vec::new();
-    let (mut next, end) = (0, size.div_ceil(PART));
-    while next < end {
-        let data = match lseek(source, (next * PART) as i64, Whence::SeekData) {
-            Ok(data) => end.min(data as u64 / PART),
-            Err(Errno::ENXIO) => end,
-            // No holes known: all of it is data.
-            Err(_) => next,
-        };
-        found.extend(sent.range(next..data).map(|(number, _)| part(*number, true)));
-        if data < end {
-            found.push(part(data, false));
-        }
-        next = data + 1;
+    fn bytes(&self) -> u64 {
+        self.state.bytes
     }
-    found
-}
 
-fn compare(source: &File, part: &Part, before: Option<&Digests>) -> Result<Vec<Different>> {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    fn before(&self) -> &Digests {
+        &self.sent
     }
-    let mut found: Vec<Different> = Vec::new();
-    let mut page = |number: usize, data: &[u8], now: Digest| {
-        if now == before.map_or(ZEROS, |before| before[number]) {
-            return;
-        }
-        match found.last_mut().filter(|last| last.first + last.digests.len() == number) {
-            Some(last) => {
-                last.digests.push(now);
-                last.data.extend_from_slice(data);
-            }
-            None => found.push(Different { first: number, digests: vec![now], data: data.to_vec() }),
-        }
-    };
-    let read = BUFFER.with_borrow_mut(|buffer| {
-        buffer.resize(PART as usize, 0);
-        let data = &mut buffer[..part.bytes];
-        match part.hole {
-            true => data.fill(0),
-            false => source.read_exact_at(data, part.number * PART)?,
-        }
-        let pages = data.chunks(PAGE as usize).enumerate();
-        pages.for_each(|(number, data)| page(number, data, digest(data)));
-        std::io::Result::Ok(())
-    });
-    read.doing(|| "read shared memory".into())?;
-    Ok(found)
+
+    fn name(&self) -> String {
+        "shared memory".to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -241,8 +165,10 @@ mod tests {
     use crate::image::Reader;
     use nix::fcntl::{FallocateFlags, fallocate};
     use pod_runtime::sys::memory::make_shared;
+    use std::os::unix::fs::FileExt;
 
-    const BYTES: u64 = 3 * PART + 5 * PAGE;
+    const PAGE: u64 = 4096;
+    const BYTES: u64 = (3 << 20) + 5 * PAGE;
 
     /// What the records make of memory that was as `there`.
     fn apply(stream: &[u8], there: &mut [u8]) -> usize {
@@ -262,7 +188,7 @@ mod tests {
     fn what_is_another_makes_it_the_same() {
         let source = make_shared(BYTES).unwrap();
         let state = SharedMemoryState { id: SharedMemoryId(1), bytes: BYTES, kind: SharedMemoryKind::Anonymous };
-        let mut piece = Piece { state, source, sent: Sent::new() };
+        let mut piece = Piece { state, source, sent: Digests::default() };
         let (mut there, mut here) = (vec![0u8; BYTES as usize], vec![0u8; BYTES as usize]);
         let mut random = 7u64;
         let mut below = |n: u64| {
@@ -273,7 +199,7 @@ mod tests {
         };
         for pass in 0..40 {
             for _ in 0..below(5) {
-                let (at, bytes) = (below(BYTES), below(PART));
+                let (at, bytes) = (below(BYTES), below(1 << 20));
                 match below(4) {
                     0 => {
                         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -284,27 +210,11 @@ mod tests {
             }
             piece.source.read_exact_at(&mut here, 0).unwrap();
             let mut w = Writer::new(Vec::new());
-            let (told, _) = piece.different(1 + pass % 2, &mut w).unwrap();
+            let (told, _) = different(&mut [&mut piece], 1 + pass % 2, &mut w).unwrap();
             assert_eq!(apply(&w.finish().unwrap(), &mut there), told as usize);
             assert!(here == there, "pass {pass}");
-            let (more, _) = piece.different(1, &mut Writer::new(Vec::new())).unwrap();
+            let (more, _) = different(&mut [&mut piece], 1, &mut Writer::new(Vec::new())).unwrap();
             assert_eq!(more, 0, "pass {pass}: nothing is sent twice");
         }
-    }
-
-    #[test]
-    fn untouched_memory_is_no_work() {
-        const HUGE: u64 = 1 << 44;
-        let source = make_shared(HUGE).unwrap();
-        let said = |sent: &Sent| -> Vec<(u64, usize, bool)> {
-            parts(&source, HUGE, sent).into_iter().map(|part| (part.number, part.bytes, part.hole)).collect()
-        };
-        assert_eq!(said(&Sent::new()), []);
-        source.write_all_at(b"x", HUGE / 2 + PAGE).unwrap();
-        let data = (HUGE / 2 / PART, PART as usize, false);
-        assert_eq!(said(&Sent::new()), [data]);
-        // And what was there before and is given back.
-        let sent = [3, data.0, HUGE / PART - 1].map(|number| (number, Box::new([1; 64]))).into();
-        assert_eq!(said(&sent), [(3, PART as usize, true), data, (HUGE / PART - 1, PART as usize, true)]);
     }
 }

@@ -1,26 +1,21 @@
-//! What was sent of a file, block by block, to send of a changed one only the blocks that are others now.
+//! What was sent of a file or of memory, block by block, to send of a changed one only the blocks that are others now.
 //!
 //! A digest is of the bytes that went out, not of the file: what changes while it is read is seen by the next pass. Blocks
 //! of zeros have none, so that a hole costs nothing; and the last block is filled up with zeros, as the file itself is when
 //! it grows.
 
+use super::digest::{self, Digest, digest};
 use crate::Result;
-use crate::digest::{self, Digest, digest};
 use std::ops::Range;
 
-/// Bytes in a block: two pages of postgres, four of sqlite. Its number and digest are 32.
-pub const BLOCK: usize = 16 << 10;
-
-static ZEROS: [u8; BLOCK] = [0; BLOCK];
-
-/// Those of a file, or of a part of it, by their number.
+/// Those of a file, or of a part of it, by their number: 32 bytes each.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Digests(Vec<(u64, Digest)>);
 
 impl Digests {
-    /// Those of the blocks that begin in a part of the file.
-    fn within(&self, part: &Range<u64>) -> &[(u64, Digest)] {
-        let first = |at: u64| self.0.partition_point(|(number, _)| *number < at.div_ceil(BLOCK as u64));
+    /// Those of the blocks, of so many bytes, that begin in a part of the file.
+    fn within(&self, block: usize, part: &Range<u64>) -> &[(u64, Digest)] {
+        let first = |at: u64| self.0.partition_point(|(number, _)| *number < at.div_ceil(block as u64));
         &self.0[first(part.start)..first(part.end)]
     }
 
@@ -42,34 +37,36 @@ pub struct Digesting<'a> {
     before: Option<&'a [(u64, Digest)]>,
 }
 
-/// Takes a block that is another one now: its number and what is in it.
+/// Takes a block that is another one now: its number and what is in it, nothing where it is zeros now.
 pub type Changed<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<'a> Digesting<'a> {
-    pub fn new(before: Option<&'a Digests>) -> Digesting<'a> {
-        Digesting::of(before.map(|before| &before.0[..]))
+    /// In blocks of so many bytes.
+    pub fn new(block: usize, before: Option<&'a Digests>) -> Digesting<'a> {
+        Digesting::of(block, before.map(|before| &before.0[..]))
     }
 
     /// Of a part of a file that begins with a block, and ends with one or where the file does.
-    pub fn part(before: &'a Digests, part: &Range<u64>) -> Digesting<'a> {
-        Digesting::of(Some(before.within(part)))
+    pub fn part(block: usize, before: &'a Digests, part: &Range<u64>) -> Digesting<'a> {
+        Digesting::of(block, Some(before.within(block, part)))
     }
 
-    fn of(before: Option<&'a [(u64, Digest)]>) -> Digesting<'a> {
-        Digesting { digests: Vec::new(), block: vec![0; BLOCK], number: 0, touched: false, before }
+    fn of(block: usize, before: Option<&'a [(u64, Digest)]>) -> Digesting<'a> {
+        Digesting { digests: Vec::new(), block: vec![0; block], number: 0, touched: false, before }
     }
 
     /// `changed` is told of what is not as it was before; of nothing if there was no before.
     pub fn feed(&mut self, mut at: u64, mut bytes: &[u8], changed: Changed<'_>) -> Result<()> {
+        let block = self.block.len();
         while !bytes.is_empty() {
-            let (number, from) = (at / BLOCK as u64, (at % BLOCK as u64) as usize);
+            let (number, from) = (at / block as u64, (at % block as u64) as usize);
             if number != self.number {
                 self.end_block(changed)?;
                 self.number = number;
             }
-            let n = bytes.len().min(BLOCK - from);
+            let n = bytes.len().min(block - from);
             let (now, rest) = bytes.split_at(n);
-            if n == BLOCK {
+            if n == block {
                 self.whole(number, now, changed)?;
             } else {
                 self.block[from..from + n].copy_from_slice(now);
@@ -83,7 +80,7 @@ impl<'a> Digesting<'a> {
     /// All that there is of it, in a file of this size or a part that ends there.
     pub fn end(mut self, size: u64, changed: Changed<'_>) -> Result<Digests> {
         self.end_block(changed)?;
-        self.gone_before(size.div_ceil(BLOCK as u64), changed)?;
+        self.gone_before(size.div_ceil(self.block.len() as u64), changed)?;
         Ok(Digests(self.digests))
     }
 
@@ -120,7 +117,7 @@ impl<'a> Digesting<'a> {
         let Some(left) = &mut self.before else { return Ok(()) };
         while let Some(((gone, _), rest)) = left.split_first().filter(|((gone, _), _)| *gone < number) {
             *left = rest;
-            changed(*gone, &ZEROS)?;
+            changed(*gone, &[])?;
         }
         Ok(())
     }
@@ -131,13 +128,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const BLOCK: usize = 16 << 10;
+
     fn nothing(number: u64, _: &[u8]) -> Result<()> {
         panic!("block {number} of the first pass");
     }
 
     /// In pieces of this size, holes left out.
     fn digest(file: &[u8], piece: usize, before: Option<&Digests>, changed: Changed<'_>) -> Digests {
-        let mut digesting = Digesting::new(before);
+        let mut digesting = Digesting::new(BLOCK, before);
         let mut at = 0;
         for part in file.chunks(piece) {
             if part.iter().any(|byte| *byte != 0) {
@@ -156,7 +155,7 @@ mod tests {
         file[3 * BLOCK..].fill(0);
         let mut told = Vec::new();
         let now = digest(&file, 4096, Some(&before), &mut |number, block| {
-            assert_eq!(block, ZEROS);
+            assert!(block.is_empty());
             told.push(number);
             Ok(())
         });
@@ -185,7 +184,10 @@ mod tests {
             let now = digest(&new, 4096, Some(&before), &mut |number, block| {
                 let at = number as usize * BLOCK;
                 let end = made.len().min(at + BLOCK);
-                made[at..end].copy_from_slice(&block[..end - at]);
+                match block {
+                    [] => made[at..end].fill(0),
+                    block => made[at..end].copy_from_slice(&block[..end - at]),
+                }
                 Ok(())
             });
             prop_assert!(made == new);

@@ -3,7 +3,7 @@
 //! What a program in the pod writes may be chosen by somebody, so two blocks must not be alike for who knows the function. It
 //! is XXH3's 128 bits under a secret of 192 random bytes, which is this process's own: to find two that are alike one
 //! would have to know it, and what that breaks is one's own copy. It takes a third of the time of a BLAKE3, and a block
-//! of memory is read in about that time ([decision 0069](../../docs/decisions/0069-compared-by-xxh3.md)).
+//! of memory is read in about that time ([decision 0069](../../../docs/decisions/0069-compared-by-xxh3.md)).
 
 use ring::rand::{SecureRandom, SystemRandom};
 use std::sync::LazyLock;
