@@ -250,13 +250,13 @@ pub fn reconnect(pod: &Pod) -> Result<()> {
     Attachment::open(&pod.store().network_dir()?, &pod.spec()?, init)?.release()
 }
 
-/// Gives a pod the CPU limit that it had, in the place of its monitor, which was killed while the pod was throttled. Nothing is done
-/// where the monitor lives.
-pub fn unthrottle(pod: &Pod) -> Result<()> {
+/// Gives a pod the CPU limit that it had, in the place of its monitor, which was killed while the pod was throttled. Nothing is
+/// done where the monitor lives. Returns whether the pod has it.
+pub fn unthrottle(pod: &Pod) -> Result<bool> {
     if throttle::is_noted(&pod.run_dir()) && client::settled_status(pod)?.monitor_lost {
         throttle::undo(&Cgroup::open(pod.id())?, &pod.run_dir());
     }
-    Ok(())
+    Ok(!throttle::is_noted(&pod.run_dir()))
 }
 
 /// Whoever held the pod may have been killed while it read a connection.

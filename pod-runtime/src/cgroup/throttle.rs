@@ -152,7 +152,8 @@ impl Throttle {
         }
         write_json_quickly(&self.note, &Note { was: self.was, ours: [now, to] })?;
         if let Err(error) = self.files.write(now, to) {
-            self.put_back();
+            // Also half of a change.
+            logged(put_back(&self.files, self.was, &self.note));
             self.set = None;
             return Err(error).doing(|| "lower the pod's CPU limit".into());
         }
@@ -160,22 +161,28 @@ impl Throttle {
         Ok(())
     }
 
-    /// Also after half of a change.
-    fn put_back(&self) {
-        if let Err(problem) = put_back(&self.files, self.was, &self.note) {
-            tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
+    /// Gives the pod what it had. Dropping it does the same, and tells nobody whether it could.
+    pub fn end(&mut self) -> Result<()> {
+        let Some(set) = self.set else { return Ok(()) };
+        match self.files.read() {
+            Ok(now) if now == set => put_back(&self.files, self.was, &self.note)?,
+            // Somebody else has set it since; or the pod has ended, and the group is gone.
+            _ => drop(fs::remove_file(&self.note)),
         }
+        self.set = None;
+        Ok(())
     }
 }
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        let Some(set) = self.set else { return };
-        match self.files.read() {
-            Ok(now) if now == set => self.put_back(),
-            // Somebody else has set it since; or the pod has ended, and the group is gone.
-            _ => drop(fs::remove_file(&self.note)),
-        }
+        logged(self.end());
+    }
+}
+
+fn logged(put_back: Result<()>) {
+    if let Err(problem) = put_back {
+        tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
     }
 }
 
@@ -193,9 +200,7 @@ fn undo_by(files: &Files, note: &Path) {
         let _ = fs::remove_file(note);
         return;
     }
-    if let Err(problem) = put_back(files, noted.was, note) {
-        tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
-    }
+    logged(put_back(files, noted.was, note));
 }
 
 /// Whether there is something to undo.

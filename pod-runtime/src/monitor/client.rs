@@ -273,12 +273,13 @@ impl Throttle {
 impl Drop for Throttle {
     fn drop(&mut self) {
         // Answered when it is done: what comes next is to find the pod as it was.
-        if ask(&mut self.stream, &Request::Release).is_err() {
-            // One that lives and does not answer sees at least that we are gone.
-            let _ = self.stream.shutdown(Shutdown::Both);
-            if let Err(problem) = lifecycle::unthrottle(&self.pod) {
-                tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
-            }
+        let Err(problem) = ask(&mut self.stream, &Request::Release) else { return };
+        // One that lives and does not answer sees at least that we are gone.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Err(problem) =
+            lifecycle::unthrottle(&self.pod).and_then(|put_back| if put_back { Ok(()) } else { Err(problem) })
+        {
+            tracing::error!(problem = problem.chain(), "the pod's CPU limit could not be put back");
         }
     }
 }

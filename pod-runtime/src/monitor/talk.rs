@@ -83,8 +83,8 @@ impl Monitor {
         let (role, done) = match (serde_json::from_slice(line), &mut self.throttle) {
             (Ok(Request::Throttle { cpu }), Some(throttle)) => (Role::Throttling, throttle.set(cpu)),
             (Ok(Request::Release), throttle) => {
-                *throttle = None;
-                (Role::Closing, Ok(()))
+                let ended = throttle.take().map_or(Ok(()), |mut throttle| throttle.end());
+                (Role::Closing, ended)
             }
             _ => (Role::Throttling, Err(Problem::new("E-MONITOR", "this connection throttles the pod"))),
         };
