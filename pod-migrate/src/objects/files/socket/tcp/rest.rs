@@ -159,9 +159,11 @@ impl Offset {
     }
 }
 
-/// Whether what was told is what the connection says, but for its clock, which goes on.
+/// Whether what was told is what the connection says, but for its clock, which goes on while it is asked. One that is behind makes
+/// its peer drop all that it says until it is not.
 pub(super) fn is_same(told: &Connection, asked: &Connection) -> bool {
-    const LONG: i32 = 60_000;
+    /// Milliseconds: of a machine that has much else to do.
+    const LONG: i32 = 1000;
     let clocks = match (told.timestamp, asked.timestamp) {
         (Some(told), Some(asked)) => (asked.wrapping_sub(told) as i32).abs() < LONG,
         (told, asked) => told == asked,

@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Of so many sockets that are alike, one is asked for all.
 const CHECKED: usize = 64;
@@ -260,8 +261,8 @@ pub struct Groups<'p> {
     wrong: AtomicBool,
     /// Of connections at rest.
     told: AtomicUsize,
-    /// By which their clocks go, once one was asked.
-    clock: OnceLock<u32>,
+    /// By which their clocks go, once one was asked, and when that was.
+    clock: OnceLock<(u32, Instant)>,
 }
 
 struct Group {
@@ -295,12 +296,13 @@ impl<'p> Groups<'p> {
         let checked = self.told.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECKED);
         let clock = self.clock.get().copied();
         if !checked && (offset.is_none() || clock.is_some()) {
-            connection.timestamp = offset.zip(clock).map(|(offset, clock)| offset.shown(clock));
+            connection.timestamp = offset.zip(clock).map(|(offset, (clock, _))| offset.shown(clock));
             return Ok(Some(connection));
         }
         let Some(asked) = ask()? else { return Ok(None) };
         if let (Some(offset), Some(shown)) = (offset, asked.timestamp) {
-            connection.timestamp = Some(offset.shown(*self.clock.get_or_init(|| offset.clock(shown))));
+            let (clock, then) = *self.clock.get_or_init(|| (offset.clock(shown), Instant::now()));
+            connection.timestamp = Some(offset.shown(clock.wrapping_add(then.elapsed().as_millis() as u32)));
         }
         if !rest::is_same(&connection, &asked) {
             tracing::debug!("{} is not as it is told: each connection is asked", asked.local);
@@ -376,7 +378,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
     use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     #[test]
     fn this_kernel_keeps_sockets_as_known_here() {
