@@ -170,14 +170,11 @@ impl Capture {
         self.log(w, u64::MAX)
     }
 
-    /// What comes goes to a host that takes changes of files, and file systems in memory while the pod runs.
-    pub fn to_a_host(&mut self) {
+    /// What comes goes to a host that takes changes of files, and file systems in memory while the pod runs; and shared memory,
+    /// if it does that too.
+    pub fn to_a_host(&mut self, shared_too: bool) {
         self.files.to_a_host();
-    }
-
-    /// That host takes shared memory while the pod runs, too.
-    pub fn shared_memory_too(&mut self) {
-        self.shared_too = true;
+        self.shared_too = shared_too;
     }
 
     /// Where the pod has mounted something itself. What cannot be moved of that may be gone until it stands still.

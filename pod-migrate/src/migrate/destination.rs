@@ -217,7 +217,9 @@ fn ready(
     lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
     lap("outlive");
-    holder.as_ref().map(Holder::gather);
+    if let Some(holder) = &holder {
+        holder.gather();
+    }
     arrival.laps = laps::take();
     await_commit(link, journal, &arrival)?;
     lap("decide");
@@ -233,12 +235,14 @@ fn let_go(
     restored: &mut Restored,
     (holder, knocks): (Option<&Holder>, &[ByteBuf]),
 ) -> Running {
-    holder.map(Holder::gather);
+    if let Some(holder) = holder {
+        holder.gather();
+    }
     if let Some(attachment) = &newborn.attachment {
         logged("the pod is not on the network", attachment.join());
-        logged("what comes now may overtake what was held", attachment.notice(holder.is_none()));
-        // Its kernel may have said a word in between.
-        logged("what comes now may overtake what was held", holder.map_or(Ok(()), Holder::announce));
+        // Its kernel may have said a word before it was not noticed.
+        let unnoticed = |holder: &Holder| attachment.notice(false).and_then(|()| holder.announce());
+        logged("what comes now may overtake what was held", holder.map_or(Ok(()), unnoticed));
     }
     lap("join");
     restored.speak().unwrap_or_else(|problem| monitor::abandon(&problem));
@@ -252,7 +256,9 @@ fn let_go(
         logged("the bridge does not learn where the pod is", attachment.notice(true));
         logged("the neighbours were not told of the pod", attachment.announce());
     }
-    holder.map(Holder::inject);
+    if let Some(holder) = holder {
+        holder.inject();
+    }
     lap("announce");
     let running = restored.go(&newborn.born.cgroup).unwrap_or_else(|problem| monitor::abandon(&problem));
     lap("go");

@@ -12,7 +12,7 @@ use super::inquiry::{Met, connect_as};
 use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, CHANGES, Hello, KNOCKS, Purpose, SETTLED, SHARES, STOPS, Say};
+use super::protocol::{Answer, Arrival, CHANGES, Hello, KNOCKS, Purpose, SETTLED, SHARES, STOPS, Say};
 use super::throttling::{self, Throttling};
 use super::way::{self, Transport};
 use super::{repair, turn};
@@ -267,10 +267,7 @@ impl Reserved {
             sink.pace(limits.bandwidth);
         });
         if self.link.protocol >= CHANGES {
-            self.capture.to_a_host();
-        }
-        if self.link.protocol >= SHARES {
-            self.capture.shared_memory_too();
+            self.capture.to_a_host(self.link.protocol >= SHARES);
         }
         let sent = watched.and_then(|()| self.capture.first_pass(&mut self.link.writer));
         match sent.and_then(|()| self.link.writer.flush()) {
@@ -394,10 +391,7 @@ impl Frozen {
             }
         };
         parts.end("dump");
-        let knocks = if self.link.protocol >= KNOCKS { self.still.knocks() } else { Vec::new() };
-        let told =
-            if knocks.is_empty() { Ok(()) } else { self.link.writer.put(Kind::MESSAGE, 0, &Say::Knocks(knocks)) };
-        let ready = told.and_then(|()| self.link.say(&Say::Sent)).and_then(|()| self.link.hear());
+        let ready = self.ready();
         parts.end("restore");
         lap("wait for the restore");
         let arrival = match ready {
@@ -412,11 +406,30 @@ impl Frozen {
                 return Err(broken(problem, &mut self.link, &mut self.journal, &self.remote));
             }
         };
+        let report = self.report(captured, arrival, parts.done);
+        let Frozen { still, watchdog, link, remote, journal, .. } = self;
+        // What comes now outlives us on purpose.
+        drop(watchdog);
+        Ok(Sent { still, link, _remote: remote, journal, report, ready: parts.last })
+    }
+
+    /// Says that everything was sent, and hears what has become of it there.
+    fn ready(&mut self) -> Result<Answer> {
+        let knocks = if self.link.protocol >= KNOCKS { self.still.knocks() } else { Vec::new() };
+        if !knocks.is_empty() {
+            self.link.writer.put(Kind::MESSAGE, 0, &Say::Knocks(knocks))?;
+        }
+        self.link.say(&Say::Sent)?;
+        self.link.hear()
+    }
+
+    /// What is known when it stands ready there.
+    fn report(&mut self, captured: Captured, arrival: Arrival, frozen: Vec<Part>) -> Report {
         let Captured { dump, files, connections } = captured;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(dump.warnings);
         warnings.extend(arrival.warnings);
-        let report = Report {
+        Report {
             job: self.journal.job.id.clone(),
             pod: self.journal.job.name.clone(),
             to: self.journal.job.peer.clone(),
@@ -429,14 +442,10 @@ impl Frozen {
             files: files.files,
             file_bytes: files.bytes,
             warnings,
-            frozen: parts.done,
+            frozen,
             laps_there: arrival.laps,
-            ..self.report
-        };
-        let Frozen { still, watchdog, link, remote, journal, .. } = self;
-        // What comes now outlives us on purpose.
-        drop(watchdog);
-        Ok(Sent { still, link, _remote: remote, journal, report, ready: parts.last })
+            ..std::mem::take(&mut self.report)
+        }
     }
 }
 

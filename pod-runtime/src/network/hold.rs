@@ -18,11 +18,12 @@
 //! 4. source: [`Attachment::hold`], then dumps the sockets. Where ports cannot be locked (before Linux 5.16), its last words may
 //!    have drawn the switches back to it:
 //! 5. destination: [`Holder::announce`] again, whenever it hears from the source, until the sockets are here.
-//! 6. destination: [`Holder::gather`], so that there is room for what comes now; [`Attachment::join`], unnoticed ([`Attachment::notice`]), so that new frames still come here; sockets leave
-//!    repair mode, [`Holder::hand`] (who knocked at the source), [`Holder::inject`]. Only then the bridge may know where the pod
-//!    is, [`Attachment::announce`], and what came in between is injected. A frame that overtook a held one would show: the
-//!    client's FIN that was said again is answered, and when the first one is answered after it the client knows nothing of the
-//!    connection any more, and says so with a reset.
+//! 6. destination: [`Holder::gather`], so that there is room for what comes now; [`Attachment::join`], unnoticed
+//!    ([`Attachment::notice`]), so that new frames still come here; sockets leave repair mode, [`Holder::hand`] (who knocked at
+//!    the source), [`Holder::inject`]. Only then the bridge may know where the pod is, [`Attachment::announce`], and what came
+//!    in between is injected. A frame that overtook a held one would show: the client's FIN that was said again is answered,
+//!    and when the first one is answered after it the client knows nothing of the connection any more, and says so with a
+//!    reset.
 
 use super::announce::{self, Mac, link_local};
 use super::cable::{Attachment, silent_up};
@@ -125,9 +126,9 @@ impl Holder {
     }
 
     /// Hands everything that was held to the pod. Returns the number of frames. Call it after the pod's port has joined
-    /// the bridge and its sockets have left repair mode; its tasks need not run. Drop the holder when the pod runs: unregistering a device
-    /// waits for the whole kernel (10–40 ms), and the pod should not wait with it. What strays in until then can be
-    /// injected again.
+    /// the bridge and its sockets have left repair mode; its tasks need not run. Drop the holder when the pod runs:
+    /// unregistering a device waits for the whole kernel (10–40 ms), and the pod should not wait with it. What strays in until
+    /// then can be injected again.
     pub fn inject(&self) -> usize {
         let mut buffer = vec![0; LONGEST];
         let mut frames = 0;

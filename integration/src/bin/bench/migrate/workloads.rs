@@ -93,12 +93,12 @@ pub const ALL: [Workload; 7] = [
     },
     Workload {
         name: "java",
-        title: "Java, heap of 2 GiB, allocating some 100 MiB/s, `--on-stall throttle`",
+        title: "Java, heap of 2 GiB, allocating some 100 MiB/s",
         aim: Aim::always(60.0),
         seen_by: "1 000 lines a second over 8 connections, echoed",
         start: java,
         gbit: None,
-        on_stall: "throttle",
+        on_stall: "switch",
     },
     Workload {
         name: "connections",
