@@ -155,7 +155,7 @@ impl Cgroup {
     }
 
     /// A fork by clone3, with these flags, for a child that is to be in the pod's groups: born into the one of v2
-    /// where the kernel can, it must call [`Cgroup::enter`] with what comes back. The caller is single-threaded.
+    /// where the kernel can, it must call [`Cgroup::enter`] with what comes back.
     pub(crate) fn fork(&self, flags: u64) -> nix::Result<(Cloned, Born)> {
         let apart = || clone::clone3(flags, None, None).map(|cloned| (cloned, Born::Elsewhere));
         let Some(folder) = self.unified_dir() else { return apart() };

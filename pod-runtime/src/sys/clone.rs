@@ -1,8 +1,10 @@
 //! clone3(2), time namespaces and setns(2) by pidfd: what gives birth to a pod and enters one.
 
+use crate::sys::daemon::{self, Fork};
 use linux_raw_sys::general::clone_args;
 use nix::errno::Errno;
 use nix::libc;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Both fit in clone3's flags only.
@@ -17,8 +19,55 @@ pub enum Cloned {
 }
 
 /// clone3(2) as a fork: memory is copied, nothing is shared. `cgroup` is a v2 directory to be born in, `tid` the pid
-/// in the innermost pid namespace. The caller must be single-threaded, as for fork.
+/// in the innermost pid namespace.
+///
+/// The C library's locks and its list of threads are as they were in the child: with other threads about, it could wait
+/// for good for one that it does not have, in malloc(3) or in setresuid(3). So it is a sibling then, made by a child of
+/// fork(3), which puts all that right. (Not with CLONE_FILES
+/// or CLONE_PARENT: their callers must be single-threaded.)
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, tid: Option<i32>) -> nix::Result<Cloned> {
+    if flags & (libc::CLONE_FILES | libc::CLONE_PARENT) as u64 != 0 || alone() {
+        return directly(flags, cgroup, tid);
+    }
+    let failed = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    let (mut told, mut tell) = std::io::pipe().map_err(failed)?;
+    match daemon::fork()? {
+        Fork::Child => {
+            let pid = match directly(flags | libc::CLONE_PARENT as u64, cgroup, tid) {
+                Ok(Cloned::Child) => return Ok(Cloned::Child),
+                Ok(Cloned::Parent { pid, .. }) => pid,
+                Err(error) => -(error as i32),
+            };
+            daemon::exit_now(i32::from(tell.write_all(&pid.to_ne_bytes()).is_err()))
+        }
+        Fork::Parent(between) => {
+            drop(tell);
+            let mut pid = [0; 4];
+            let heard = told.read_exact(&mut pid).map_err(|_| Errno::EIO);
+            daemon::reap(between)?;
+            heard?;
+            match i32::from_ne_bytes(pid) {
+                pid if pid < 0 => Err(Errno::from_raw(-pid)),
+                // Nobody but its parent reaps it: the number is still its own.
+                pid => match daemon::pidfd_open(pid) {
+                    Ok(pidfd) => Ok(Cloned::Parent { pid, pidfd }),
+                    Err(error) => {
+                        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+                        let _ = daemon::reap(pid);
+                        Err(error)
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Whether this process has one thread: the kernel lets no other do this, and it does nothing.
+fn alone() -> bool {
+    unshare(libc::CLONE_THREAD).is_ok()
+}
+
+fn directly(flags: u64, cgroup: Option<BorrowedFd<'_>>, tid: Option<i32>) -> nix::Result<Cloned> {
     let mut pidfd: i32 = -1;
     let tids = [tid.unwrap_or(0)];
     let parent = flags & libc::CLONE_PARENT as u64 != 0;
@@ -41,7 +90,7 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, tid: Option<i32>) -> n
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: `args` and what it points to outlive the call; without CLONE_VM the child has its own copy of memory, and
-    // the caller is single-threaded (callers' rule), so the child may go on as ordinary code.
+    // the caller is single-threaded or shares no lock (see above), so the child may go on as ordinary code.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<clone_args>()) };
     match Errno::result(pid)? {
         0 => Ok(Cloned::Child),
@@ -63,4 +112,69 @@ pub fn unshare(flags: i32) -> nix::Result<()> {
 pub fn setns(fd: BorrowedFd<'_>, kinds: i32) -> nix::Result<()> {
     // SAFETY: the descriptor is open while it is borrowed.
     Errno::result(unsafe { libc::setns(fd.as_raw_fd(), kinds) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::pidfd;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::unistd::{getresgid, setresgid};
+    use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Ends at once, if it is not held up by a thread that its parent had.
+    fn use_the_library() -> i32 {
+        let Ok(ids) = getresgid() else { return 1 };
+        if setresgid(ids.real, ids.effective, ids.saved).is_err() {
+            return 2;
+        }
+        let boxes: Vec<_> = (0..100).map(|n| vec![0_u8; 100 + n]).collect();
+        i32::from(boxes.len() != 100)
+    }
+
+    #[test]
+    fn children_of_a_process_with_threads_wait_for_none_of_them() {
+        let enough = AtomicBool::new(false);
+        let busy = || {
+            while !enough.load(Ordering::Relaxed) {
+                std::thread::spawn(|| vec![0_u8; 1000].len()).join().unwrap();
+            }
+        };
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(busy);
+            scope.spawn(busy);
+            let mut ended = Vec::new();
+            for _ in 0..200 {
+                let (pid, pidfd) = match clone3(0, None, None).unwrap() {
+                    Cloned::Child => daemon::exit_now(use_the_library()),
+                    Cloned::Parent { pid, pidfd } => (pid, pidfd),
+                };
+                let mut end = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                let hung = poll(&mut end, PollTimeout::from(20_000_u16)).unwrap() == 0;
+                if hung {
+                    pidfd::send_signal(&pidfd, libc::SIGKILL).unwrap();
+                }
+                ended.push((daemon::reap(pid).unwrap().code(), hung));
+                if hung {
+                    break;
+                }
+            }
+            enough.store(true, Ordering::Relaxed);
+            ended
+        });
+        assert_eq!((ended.len(), ended.last()), (200, Some(&(0, false))));
+    }
+
+    #[test]
+    fn what_clone_refuses_is_told_by_a_process_with_threads() {
+        std::thread::scope(|scope| {
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || wait.recv());
+            assert!(!alone());
+            let refused = clone3(libc::CLONE_THREAD as u64, None, None);
+            assert_eq!(refused.map(drop), Err(Errno::EINVAL));
+            drop(go);
+        });
+    }
 }

@@ -12,11 +12,10 @@ pub enum Fork {
     Child,
 }
 
-/// fork(2). The caller must be single-threaded: the child goes on with everything, also with locks that other threads
-/// held.
+/// fork(3). The C library puts its own locks right in the child; of others, what another thread held stays held there.
 pub fn fork() -> nix::Result<Fork> {
-    // SAFETY: `pod` is single-threaded whenever it forks (its rule, kept by the callers), so the child may go on as
-    // ordinary code.
+    // SAFETY: the child has the caller's thread alone and its own copy of memory. Locks that threads of `pod` hold while
+    // it forks are the C library's (no more is shared between them), so the child may go on as ordinary code.
     match unsafe { libc::fork() } {
         -1 => Err(Errno::last()),
         0 => Ok(Fork::Child),
