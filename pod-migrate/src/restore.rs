@@ -54,7 +54,6 @@ use sow::Seed;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use tree::Grown;
 
@@ -179,8 +178,6 @@ pub struct Restored {
     opener: Opener,
     image: Image,
     external: External,
-    /// The opener on its way out of the pod's freezer.
-    leaving: Option<JoinHandle<Result<()>>>,
 }
 
 /// How a pod is put together.
@@ -215,8 +212,7 @@ pub fn restore<R: Read>(
     let own = opener.pid();
     opener.connect(|errand| errand::run(&grown, own, errand))?;
     lap("connect");
-    // Only now that all sockets exist: they are counted, and new clients kept out, by the group that they were made in.
-    let mut leaving = Some(step_out(&born.cgroup, &opener));
+    opener.leave(&born.cgroup, plan::free_pid(&image, 2))?;
     let shared = memory::map_all((&image, ahead.shared(&image)?), &mut grown, &laid, &opener)?;
     lap("maps");
     let mut lazy = match manner {
@@ -226,10 +222,11 @@ pub fn restore<R: Read>(
     pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), (reader, lazy.as_mut()), &mut other)?;
     lap("pages");
     drop(ahead);
+    opener.hand_on(&born.cgroup)?;
     // From here on the pod's memory may be waited for, by us, too.
     if let (Some(lazy), Some(file)) = (lazy, reader.file()) {
         // It is forked, and by one thread.
-        has_left(&mut leaving)?;
+        opener.has_left(&born.cgroup)?;
         lazy.start(file, born.init)?;
     }
     let external = opener.external()?;
@@ -237,21 +234,7 @@ pub fn restore<R: Read>(
     finish::finish(&image, &mut grown, &opener)?;
     cgroups::enter(&image.cgroups, &born.cgroup, |pid| grown.stubs.get(&pid).map(|stub| stub.task))?;
     lap("groups");
-    Ok(Restored { grown, opener, image, external, leaving })
-}
-
-/// In a thread, because it waits for the whole kernel, and meanwhile memory can be filled.
-fn step_out(cgroup: &Cgroup, opener: &Opener) -> JoinHandle<Result<()>> {
-    let (cgroup, host) = (cgroup.clone(), opener.host());
-    std::thread::spawn(move || cgroup.step_out(host))
-}
-
-fn has_left(leaving: &mut Option<JoinHandle<Result<()>>>) -> Result<()> {
-    match leaving.take().map(JoinHandle::join) {
-        Some(Ok(left)) => left,
-        Some(Err(panic)) => std::panic::resume_unwind(panic),
-        None => Ok(()),
-    }
+    Ok(Restored { grown, opener, image, external })
 }
 
 /// What the monitor takes over from a restore.
@@ -271,7 +254,7 @@ impl Restored {
     /// Has the pod outlive this process: held still by its cgroup, not by us. Until then it dies with us, which is right
     /// as long as nobody has heard of it, and wrong afterwards.
     pub fn outlive(&mut self, cgroup: &Cgroup) -> Result<()> {
-        has_left(&mut self.leaving)?;
+        self.opener.has_left(cgroup)?;
         self.opener.arm()?;
         cgroup.freeze(FREEZING)?;
         self.grown.outlive(&self.image)

@@ -176,6 +176,14 @@ impl Cgroup {
         self.hierarchies.v1.iter().try_for_each(|v1| write(&v1.mount.join(&self.path).join("tasks"), 0))
     }
 
+    /// Where a process is made that can work while the pod is frozen: the caller's own group, and the view of the groups from
+    /// which it can be seen. None where nothing can be born into a group: see [`Cgroup::step_out`].
+    pub fn outside(&self) -> Option<Outside> {
+        let own = self.hierarchies.unified.as_ref()?.join(own_group("")?.trim_start_matches('/'));
+        let open = |path: &Path| fs::File::open(path).ok().map(OwnedFd::from);
+        Some(Outside { group: open(&own)?, view: open(Path::new("/proc/self/ns/cgroup"))? })
+    }
+
     /// Takes a helper of ours out of the group by which the pod is frozen and into the caller's own, so that it can work
     /// while the pod is. What it made before belongs to the pod's group still. Waits for RCU (5 to 10 ms).
     pub fn step_out(&self, pid: i32) -> Result<()> {
@@ -325,6 +333,25 @@ fn own_group(controller: &str) -> Option<String> {
         let (names, path) = line.split_once(':')?.1.split_once(':')?;
         is_it(names).then(|| path.to_owned())
     })
+}
+
+/// Descriptors of a group that is not the pod's, and of a cgroup namespace that shows it.
+#[derive(Debug)]
+pub struct Outside {
+    pub group: OwnedFd,
+    pub view: OwnedFd,
+}
+
+impl Outside {
+    /// Goes on as a new process, a sibling with this pid that is in that group and in the caller's of all other hierarchies, and
+    /// shares all descriptors. Nothing is waited for, as it is to move a process.
+    ///
+    /// The caller is single-threaded.
+    pub fn succeed(&self, pid: i32) -> nix::Result<Cloned> {
+        // Where groups are delegated by namespaces (systemd), both groups must be seen from that of the caller.
+        clone::setns(self.view.as_fd(), libc::CLONE_NEWCGROUP)?;
+        clone::clone3((libc::CLONE_FILES | libc::CLONE_PARENT) as u64, Some(self.group.as_fd()), Some(pid))
+    }
 }
 
 /// 0 is the caller.

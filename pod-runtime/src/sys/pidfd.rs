@@ -17,6 +17,13 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// The process's number on this host; none when it has ended and was reaped.
+pub fn pid_of(pidfd: impl AsFd) -> io::Result<Option<i32>> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd()))?;
+    let pids = crate::proc::fdinfo::parse(&text).pidfd();
+    Ok(pids.and_then(|pids| pids.first().copied()).filter(|pid| *pid > 0))
+}
+
 /// pidfd_getfd(2): a copy of descriptor `fd` of that process, close-on-exec.
 pub fn get_fd(pidfd: impl AsFd, fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only; `pidfd` is open across the call.

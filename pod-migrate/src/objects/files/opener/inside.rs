@@ -10,7 +10,10 @@ use super::{Errand, Holding, Memory, Order, Said};
 use crate::crew;
 use crate::ids::FileId;
 use nix::sys::signal::kill;
-use nix::unistd::{Pid, Uid, gettid, setresuid};
+use nix::unistd::{Pid, Uid, gettid, pause, setresuid};
+use pod_runtime::cgroup::Outside;
+use pod_runtime::sys::clone::Cloned;
+use pod_runtime::sys::daemon;
 use pod_runtime::sys::descriptor::{self, AsyncOwner};
 use pod_runtime::{Doing, Problem, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Opens everything, answers, and follows orders until told to finish or until nobody is there any more. `alone`: it was forked
 /// by a process of one thread, so it may have several itself.
-pub(super) fn run(files: &Files, memory: Memory, link: UnixStream, alone: bool) -> i32 {
+pub(super) fn run(files: &Files, memory: Memory, outside: Option<Outside>, link: UnixStream, alone: bool) -> i32 {
     // Half of the files of a pod at its limit would not fit under the soft one.
     raise_limit();
     let mut inside = Inside { alone, ..Inside::new(files, memory) };
@@ -40,6 +43,18 @@ pub(super) fn run(files: &Files, memory: Memory, link: UnixStream, alone: bool) 
                 let results = lines.next().ok_or(std::io::ErrorKind::UnexpectedEof)??;
                 Ok(serde_json::from_str(&results)?)
             }),
+            Order::Leave(pid) => {
+                let told = match outside.as_ref().map(|outside| outside.succeed(pid.0)) {
+                    Some(Ok(Cloned::Child)) => continue,
+                    Some(Ok(Cloned::Parent { pidfd, .. })) => wait_for_the_end(&link, &pidfd),
+                    // It has to be moved.
+                    Some(Err(_)) | None => answer(&link, Ok(Holding::default())),
+                };
+                if told.is_err() {
+                    break;
+                }
+                continue;
+            }
             Order::Arm => {
                 armed = true;
                 Ok(())
@@ -58,6 +73,18 @@ pub(super) fn run(files: &Files, memory: Memory, link: UnixStream, alone: bool) 
     }
     // Whoever gave the orders is gone, at a moment at which the pod may have been decided to run.
     i32::from(armed && inside.release().is_err())
+}
+
+/// Says who goes on in the place of this process, which is there until that was taken note of.
+fn wait_for_the_end(link: &UnixStream, successor: &OwnedFd) -> ! {
+    daemon::end_with_parent();
+    let successor = Some(successor.as_raw_fd());
+    if answer(link, Ok(Holding { successor, ..Holding::default() })).is_err() {
+        daemon::exit_now(1);
+    }
+    loop {
+        pause();
+    }
 }
 
 fn answer(link: &UnixStream, done: Result<Holding>) -> std::io::Result<()> {
@@ -107,6 +134,7 @@ impl<'a> Inside<'a> {
             pipes: ends(&self.pipes),
             terminals: ends(&self.terminals),
             warnings: self.warnings.clone(),
+            successor: None,
         }
     }
 

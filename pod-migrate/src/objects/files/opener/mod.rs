@@ -7,7 +7,8 @@
 //! 2. The tree is made. [`Opener::connect`]: what refers to processes or to other files (pidfds, /proc files, epoll
 //!    registrations, unix sockets, owners).
 //! 3. Each task takes its descriptors: `pidfd_open(pid)`, `pidfd_getfd(n)`, `dup3`. Contents arrive as raw bytes.
-//! 4. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
+//! 4. [`Opener::leave`]: what is done last is done while the pod's cgroup stands still.
+//! 5. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
 //!
 //! Dropping an opener kills its process; everything that only it held goes with it. It ends by itself when the process
 //! that started it is gone.
@@ -20,6 +21,7 @@ use crate::crew;
 use crate::ids::{FdTableId, FileId, PodPid, SharedMemoryId};
 use crate::remote::call::{Arg, RemoteCall};
 use pod_runtime::birth::{self, Born};
+use pod_runtime::cgroup::{Cgroup, Outside};
 use pod_runtime::problem::Report;
 use pod_runtime::sys::{daemon, descriptor, pidfd, unix};
 use pod_runtime::usher::Usher;
@@ -30,6 +32,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
 
 /// An answer is a few bytes a file.
 const MOST_BYTES: u64 = 64 << 20;
@@ -52,6 +55,8 @@ pub struct External {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Order {
     Connect,
+    /// To leave the pod's freezer, as a process with this pid.
+    Leave(PodPid),
     Arm,
     Release,
     Finish,
@@ -66,6 +71,8 @@ struct Holding {
     pipes: Vec<(Holder, i32)>,
     terminals: Vec<(Holder, i32)>,
     warnings: Vec<String>,
+    /// A pidfd of the process that goes on in its place.
+    successor: Option<i32>,
 }
 
 type Answer = std::result::Result<Holding, Report>;
@@ -122,9 +129,23 @@ pub struct Opener {
     process: Process,
     /// It has not said yet that all is open.
     opening: bool,
+    /// It can leave by itself.
+    way_out: bool,
+    leaving: Option<Leaving>,
+    /// Who opened the files, in the pod's freezer, and was killed.
+    predecessor: Option<Process>,
     to: UnixStream,
     from: BufReader<UnixStream>,
     holding: Holding,
+}
+
+/// How an opener gets out of the pod's freezer.
+#[derive(Debug)]
+enum Leaving {
+    /// Another process that has this pid in the pod goes on in its place.
+    Succeeded(PodPid),
+    /// It is moved by a thread of ours, which waits for the whole kernel while memory is filled.
+    Moved(JoinHandle<Result<()>>),
 }
 
 /// Kills and reaps on drop.
@@ -151,8 +172,9 @@ impl Opening {
             return Opener::start_by(pid, (files, memory), enter);
         };
         let (host, link) = usher.led()?;
-        let opener = Opener { opening: true, ..Opener::of(pid, host, link)? };
-        hand_over(files, &memory, &opener.to)?;
+        let outside = born.cgroup.outside();
+        let opener = Opener { opening: true, way_out: outside.is_some(), ..Opener::of(pid, host, link)? };
+        hand_over(files, &memory, outside.as_ref(), &opener.to)?;
         Ok(opener)
     }
 }
@@ -177,7 +199,7 @@ impl Opener {
         let host = spawn(Box::new(move || {
             // The child's own copy of our end, which nothing in it owns: with it the link would never end.
             descriptor::close_number(ours_number);
-            inside::run(files, memory, theirs, false)
+            inside::run(files, memory, None, theirs, false)
         }))?;
         let mut opener = Opener::of(pid, host, ours)?;
         opener.holding = opener.answer()?;
@@ -188,12 +210,8 @@ impl Opener {
         let pidfd = pidfd::open(host).doing(|| "open a pidfd of the opener".into())?;
         let process = Process { host, pidfd, reaped: false };
         let from = BufReader::new(to.try_clone().doing(|| "copy a socket".into())?);
-        Ok(Opener { pid, process, opening: false, to, from, holding: Holding::default() })
-    }
-
-    /// Its pid on this host.
-    pub fn host(&self) -> i32 {
-        self.process.host
+        let (leaving, predecessor, holding) = (None, None, Holding::default());
+        Ok(Opener { pid, process, opening: false, way_out: false, leaving, predecessor, to, from, holding })
     }
 
     /// Its pid in the pod: what tasks call pidfd_open with.
@@ -277,6 +295,46 @@ impl Opener {
         Ok(external)
     }
 
+    /// Has it leave the pod's freezer, where it can as a new process with this pid: to move one takes 5 to 10 ms. Once all sockets
+    /// exist, for they are counted, and new clients kept out, by the group that they were made in. [`Opener::has_left`] is to
+    /// follow.
+    pub fn leave(&mut self, cgroup: &Cgroup, free_pid: PodPid) -> Result<()> {
+        if self.way_out {
+            self.tell(&Order::Leave(free_pid))?;
+            self.leaving = Some(Leaving::Succeeded(free_pid));
+        } else {
+            let (cgroup, host) = (cgroup.clone(), self.process.host);
+            self.leaving = Some(Leaving::Moved(std::thread::spawn(move || cgroup.step_out(host))));
+        }
+        Ok(())
+    }
+
+    /// Goes on with its successor, if it has one by now: it takes a millisecond until its predecessor has ended, who would be
+    /// waited for when the pod is frozen.
+    pub fn hand_on(&mut self, cgroup: &Cgroup) -> Result<()> {
+        if matches!(self.leaving, Some(Leaving::Succeeded(_))) { self.has_left(cgroup) } else { Ok(()) }
+    }
+
+    /// Returns when it has left.
+    pub fn has_left(&mut self, cgroup: &Cgroup) -> Result<()> {
+        let pid = match self.leaving.take() {
+            None => return Ok(()),
+            Some(Leaving::Moved(thread)) => {
+                return thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            }
+            Some(Leaving::Succeeded(pid)) => pid,
+        };
+        // The kernel would not: nothing can be born into another group.
+        let Some(number) = self.answer()?.successor else { return cgroup.step_out(self.process.host) };
+        let pidfd = self.copy(number)?;
+        let host = pidfd::pid_of(&pidfd).doing(|| "look at the opener".into())?;
+        let host = host.ok_or_else(|| Problem::new("E-SYSTEM", "the process that opens the pod's files has died"))?;
+        let before = std::mem::replace(&mut self.process, Process { host, pidfd, reaped: false });
+        let _ = daemon::pidfd_send_signal(before.pidfd.as_fd(), libc::SIGKILL);
+        (self.pid, self.predecessor) = (pid, Some(before));
+        Ok(())
+    }
+
     /// From here on the opener does by itself what [`Opener::release`] asks for when who started it is gone. If the pod
     /// is not to run after all nothing is lost: its cable is in no bridge.
     pub fn arm(&mut self) -> Result<()> {
@@ -341,7 +399,7 @@ impl Drop for Process {
 /// What an opener does that was not forked with the files in its memory: it is told them first.
 pub fn run_inside(link: UnixStream) -> i32 {
     match taken_over(&link) {
-        Ok((files, memory)) => inside::run(&files, memory, link, true),
+        Ok((files, memory, outside)) => inside::run(&files, memory, outside, link, true),
         // Nobody is there any more, or it hears that the link has ended.
         Err(_) => 1,
     }
@@ -352,15 +410,16 @@ const PART: usize = 256;
 
 /// The descriptors first, while nothing is in their way. Then what is to be opened in parts, each CBOR behind its length, which
 /// both sides work on with all CPUs; the first has the tables, and whose memory the descriptors are.
-fn hand_over(files: &Files, memory: &Memory, mut link: &UnixStream) -> Result<()> {
+fn hand_over(files: &Files, memory: &Memory, outside: Option<&Outside>, mut link: &UnixStream) -> Result<()> {
     let doing = || "tell the opener".to_owned();
-    let numbers: Vec<i32> = memory.values().map(AsRawFd::as_raw_fd).collect();
+    let way_out = outside.into_iter().flat_map(|outside| [&outside.group, &outside.view]);
+    let numbers: Vec<i32> = memory.values().chain(way_out).map(AsRawFd::as_raw_fd).collect();
     unix::send(link.as_fd(), &[0], &[], &numbers, None).doing(doing)?;
     let ids: Vec<SharedMemoryId> = memory.keys().copied().collect();
     let all: Vec<(&FileId, &File)> = files.files.iter().collect();
     let parts: Vec<&[(&FileId, &File)]> = all.chunks(PART).collect();
     link.write_all(&(parts.len() as u64 + 1).to_le_bytes()).doing(doing)?;
-    link.write_all(&part(&(&files.tables, ids))?).doing(doing)?;
+    link.write_all(&part(&(&files.tables, ids, outside.is_some()))?).doing(doing)?;
     for part in crew::share(parts.len(), |at| part(parts[at])) {
         link.write_all(&part?).doing(doing)?;
     }
@@ -381,9 +440,9 @@ fn number(mut link: &UnixStream) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn taken_over(link: &UnixStream) -> Result<(Files, Memory)> {
+fn taken_over(link: &UnixStream) -> Result<(Files, Memory, Option<Outside>)> {
     let doing = || "hear which files are to be opened".to_owned();
-    let fds = unix::take(link.as_fd(), 1).doing(doing)?.fds;
+    let mut fds = unix::take(link.as_fd(), 1).doing(doing)?.fds;
     let mut parts = Vec::new();
     for _ in 0..number(link)? {
         let length = number(link)?;
@@ -392,17 +451,19 @@ fn taken_over(link: &UnixStream) -> Result<(Files, Memory)> {
         parts.push(bytes);
     }
     let (tables, parts) = parts.split_first().ok_or_else(|| Problem::new("E-INTERNAL", "nothing is to be opened"))?;
-    let (tables, ids): (_, Vec<SharedMemoryId>) = ciborium::from_reader(&tables[..]).doing(doing)?;
-    if ids.len() != fds.len() {
+    let (tables, ids, way_out): (_, Vec<SharedMemoryId>, bool) = ciborium::from_reader(&tables[..]).doing(doing)?;
+    if fds.len() != ids.len() + 2 * usize::from(way_out) {
         return Err(Problem::new("E-SYSTEM", format!("of {} pieces of memory {} came", ids.len(), fds.len())));
     }
+    let mut way_out = fds.split_off(ids.len()).into_iter();
+    let outside = way_out.next().zip(way_out.next()).map(|(group, view)| Outside { group, view });
     let mut files = Files { tables, ..Files::default() };
     let read = |at: usize| ciborium::from_reader::<Vec<(FileId, File)>, _>(&parts[at][..]);
     for part in inside::share(parts.len(), read) {
         files.files.extend(part.doing(doing)?);
     }
     files.share_options()?;
-    Ok((files, ids.into_iter().zip(fds).collect()))
+    Ok((files, ids.into_iter().zip(fds).collect(), outside))
 }
 
 /// An image that contradicts itself.
