@@ -6,25 +6,31 @@
 //! * The kernel keeps flags as bits, and which bit is which is its own affair. It is learned from mappings of our own
 //!   ([`Samples`]), of which smaps says the two letters in the order of the bits. Of a process with a bit that was not met there
 //!   smaps is read.
-//! * The other thing that smaps is read for is what has been shared since a fork. A process whose anonymous memory nobody
-//!   else was ever forked with (the root of its `anon_vma` is its own and has no other child) shares none; of another one
-//!   smaps is read, and of one that lets the kernel merge its pages (KSM).
+//! * The other thing that smaps is read for is what has been shared since a fork. A mapping whose anonymous memory nobody
+//!   else was ever forked with (the root of its `anon_vma` is its own and has no other child) shares none. In another one the
+//!   pages are counted, as smaps does it, but in no other: each backend of a postgres has its whole buffer mapped. Of a process
+//!   that lets the kernel merge its pages (KSM) smaps is read.
 //!
 //! It fails by not knowing, as [`crate::objects::task::glance`] does.
 
+use super::forked::{ENTRIES, FRAME, MAPPED_ONCE, OF_A_FILE, PRESENT};
 use pod_runtime::proc;
 use pod_runtime::proc::btf::Btf;
 use pod_runtime::proc::maps::{self, Map};
 use pod_runtime::sys::bpf::{self, EbpfInstruction};
 use pod_runtime::sys::memory::Samples;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 /// From so many pages in memory on (64 MiB) the walk pays for its loading, some milliseconds.
 const MANY: u64 = 16 << 10;
 /// Of a page that is not huge.
 const PAGE: u64 = 4096;
+/// From so many on, once it is loaded: smaps takes a tenth of a millisecond.
+const SOME: u64 = MANY / 16;
 /// Flags that a 64-bit kernel has room for.
 const BITS: usize = 64;
 
@@ -108,8 +114,7 @@ impl Areas {
 
     fn walk(&self, process: i32) -> io::Result<Vec<Area>> {
         let bytes = bpf::walk_mappings(self.program.as_fd(), process, WORDS * 8)?;
-        let words = bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
-        let words: Vec<u64> = words.collect();
+        let words: Vec<u64> = words(&bytes).collect();
         let area = |words: &[u64]| {
             let [start, end, flags, anonymous, root, children] = words.try_into().expect("as many as are written");
             Area { start, end, flags, is_alone: anonymous == 0 || (root == anonymous && children == 1) }
@@ -120,6 +125,7 @@ impl Areas {
     /// `None` if smaps has to be asked.
     fn maps(&self, process: i32, text: &str) -> Option<Vec<Map>> {
         let mut maps = maps::parse(text);
+        let mut pages = None;
         let seen = self.walk(process).ok()?;
         // That one is no mapping.
         let mut told: Vec<&mut Map> = maps.iter_mut().filter(|map| map.name != "[vsyscall]").collect();
@@ -127,7 +133,7 @@ impl Areas {
             return None;
         }
         for (map, area) in told.iter_mut().zip(&seen) {
-            if (map.start, map.end) != (area.start, area.end) || !area.is_alone {
+            if (map.start, map.end) != (area.start, area.end) {
                 return None;
             }
             let bits = (0..BITS).filter(|bit| area.flags >> bit & 1 != 0);
@@ -138,15 +144,87 @@ impl Areas {
             if map.has(b"ht") || map.has(b"mg") || !same {
                 return None;
             }
+            if !area.is_alone && !map.shared {
+                let pages = match &mut pages {
+                    Some(pages) => pages,
+                    none => none.insert(Pages::of(process).ok()?),
+                };
+                pages.count(map).ok()?;
+            }
         }
         Some(maps)
     }
 }
 
+/// Counts that are read at once: as many as one call gets in the time of two.
+const COUNTS: u64 = 64;
+
+/// The pages of a process that stands still, and how often each is mapped.
+struct Pages {
+    pagemap: File,
+    counts: File,
+    buffer: Vec<u8>,
+}
+
+impl Pages {
+    fn of(process: i32) -> io::Result<Pages> {
+        let (pagemap, counts) = (File::open(format!("/proc/{process}/pagemap"))?, File::open("/proc/kpagecount")?);
+        Ok(Pages { pagemap, counts, buffer: Vec::new() })
+    }
+
+    /// What smaps says of a mapping: how much of it is in memory, and this mapping's part of it.
+    fn count(&mut self, map: &mut Map) -> io::Result<()> {
+        let (mut resident, mut anonymous) = (0, 0);
+        let mut several = Vec::new();
+        let mut at = map.start / PAGE;
+        while at < map.end / PAGE {
+            let pages = (map.end / PAGE - at).min(ENTRIES as u64) as usize;
+            self.buffer.resize(ENTRIES * 8, 0);
+            let read = self.pagemap.read_at(&mut self.buffer[..pages * 8], at * 8)?;
+            if read < 8 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            for entry in words(&self.buffer[..read]).filter(|entry| entry & PRESENT != 0) {
+                resident += PAGE;
+                anonymous += if entry & OF_A_FILE == 0 { PAGE } else { 0 };
+                if entry & MAPPED_ONCE == 0 {
+                    several.push(entry & FRAME);
+                }
+            }
+            at += read as u64 / 8;
+        }
+        several.sort_unstable();
+        let own = self.parts(&several)?;
+        (map.resident, map.anonymous) = (resident, anonymous);
+        map.proportional = resident - several.len() as u64 * PAGE + own;
+        Ok(())
+    }
+
+    /// This mapping's part of pages that several have, in the order of their frames.
+    fn parts(&mut self, mut frames: &[u64]) -> io::Result<u64> {
+        let mut own = 0;
+        while let Some(first) = frames.first() {
+            let near = frames.partition_point(|frame| frame - first < COUNTS);
+            let (some, rest) = frames.split_at(near);
+            let mut counts = [0; COUNTS as usize * 8];
+            let asked = (some[near - 1] - first + 1) as usize * 8;
+            self.counts.read_exact_at(&mut counts[..asked], first * 8)?;
+            let counts: Vec<u64> = words(&counts).collect();
+            own += some.iter().map(|frame| PAGE / counts[(frame - first) as usize].max(1)).sum::<u64>();
+            frames = rest;
+        }
+        Ok(own)
+    }
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
+}
+
 /// The mappings of a process that stands still, with their flags. What is in memory of them, and how much of it others have
 /// too, is said only where that is something since a fork.
 pub fn of(process: i32, read: impl Fn(&str) -> pod_runtime::Result<String>) -> pod_runtime::Result<Vec<Map>> {
-    let areas = AREAS.get().and_then(Option::as_ref).filter(|_| resident(process) >= MANY);
+    let areas = AREAS.get().and_then(Option::as_ref).filter(|_| resident(process) >= SOME);
     if let Some(areas) = areas
         && let Some(maps) = areas.maps(process, &read("maps")?)
     {
@@ -256,19 +334,32 @@ sys.stdin.read()
         }
     }
 
+    /// Three that share some of what they have, and what is left when two of them are gone.
     #[test]
-    fn memory_that_a_child_has_too_is_left_to_smaps() {
+    fn memory_that_children_have_too_is_counted_as_smaps_does() {
         let Some(areas) = loaded() else { return };
         let program = "
-import os, signal, sys
-held = bytearray(1 << 20)
-child = os.fork()
-if child == 0:
-    signal.pause()
-print(child, flush=True)
+import mmap, os, signal, sys
+held = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+held.write(b'x' * (1 << 20))
+shared = mmap.mmap(-1, 1 << 20)
+shared.write(b'x' * (1 << 20))
+children = []
+for child in range(2):
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held.seek(0)
+        held.write(b'y' * (len(children) + 1 << 16))
+        os.write(tell, b'x')
+        signal.pause()
+    os.read(told, 1)
+    children.append(child)
+print(*children, flush=True)
 sys.stdin.readline()
-os.kill(child, 9)
-os.waitpid(child, 0)
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
 print('gone', flush=True)
 sys.stdin.read()
 ";
@@ -285,21 +376,30 @@ sys.stdin.read()
             io::BufRead::read_line(&mut output, &mut line).unwrap();
             line.trim().to_owned()
         };
-        let child: i32 = line().parse().unwrap();
-        let of = |process: i32| areas.maps(process, &proc::read(format!("/proc/{process}/maps")).unwrap());
-        assert!(of(parent.id() as i32).is_none() && of(child).is_none());
+        let read = |process: i32, file: &str| proc::read(format!("/proc/{process}/{file}")).unwrap();
+        let is_as_told = |process: i32| {
+            let counted = settled(|| areas.maps(process, &read(process, "maps")));
+            let told = maps::parse(&read(process, "smaps"));
+            assert_eq!(counted.len(), told.len());
+            for (map, told) in counted.iter().zip(&told).filter(|(_, told)| !told.name.starts_with("[v")) {
+                assert_eq!((map.start, &map.flags, &map.name), (told.start, &told.flags, &told.name));
+                let (counted, exact) = (map.shared_since_fork(), told.shared_since_fork());
+                // smaps rounds down to a KiB, and each part of a page is rounded here.
+                assert!(counted.abs_diff(exact) <= 1024 + told.resident / PAGE, "{map:?}, and {told:?}");
+                let is_candidate = |map: &Map| !map.shared && map.anonymous > 0 && map.proportional < map.resident;
+                assert_eq!(is_candidate(map), is_candidate(told), "{map:?}, and {told:?}");
+            }
+            counted.iter().map(Map::shared_since_fork).sum::<u64>()
+        };
+        let pid = parent.id() as i32;
+        let children: Vec<i32> = line().split(' ').map(|child| child.parse().unwrap()).collect();
+        // Fourteen sixteenths are of all three.
+        for process in [pid, children[0], children[1]] {
+            assert!(is_as_told(process) >= 14 * (64 << 10) * 2 / 3);
+        }
         io::Write::write_all(&mut input, b"\n").unwrap();
         assert_eq!(line(), "gone");
-        let alone = settled(|| of(parent.id() as i32));
-        let told = maps::parse(&proc::read(format!("/proc/{}/smaps", parent.id())).unwrap());
-        assert_eq!(alone.len(), told.len());
-        for (map, told) in alone.iter().zip(&told) {
-            if told.name.starts_with("[v") {
-                continue;
-            }
-            assert_eq!((map.start, &map.flags, &map.name), (told.start, &told.flags, &told.name));
-            assert_eq!(told.shared_since_fork(), 0);
-        }
+        assert_eq!(is_as_told(pid), 0);
         drop(input);
         parent.wait().unwrap();
     }

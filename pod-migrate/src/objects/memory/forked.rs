@@ -25,10 +25,10 @@ use std::os::unix::fs::FileExt;
 pub(super) const WORTH_IT: u64 = 1 << 20;
 
 const PAGE: u64 = 4096;
-const PRESENT: u64 = 1 << 63;
-const OF_A_FILE: u64 = 1 << 61;
-const MAPPED_ONCE: u64 = 1 << 56;
-const FRAME: u64 = (1 << 55) - 1;
+pub(super) const PRESENT: u64 = 1 << 63;
+pub(super) const OF_A_FILE: u64 = 1 << 61;
+pub(super) const MAPPED_ONCE: u64 = 1 << 56;
+pub(super) const FRAME: u64 = (1 << 55) - 1;
 /// Of what is not present: it is somewhere else. The low bits say where: the numbers before the last, of which each kernel has a
 /// few more or less, are pages on their way; the last are marks that there is none; nobody has so many swap files.
 const ELSEWHERE: u64 = 1 << 62;
@@ -37,7 +37,7 @@ const ON_THEIR_WAY: Range<u64> = 16..31;
 /// Looks at all of it.
 const MOST_LOOKS: usize = 4;
 /// Entries of a pagemap that are read at once.
-const ENTRIES: usize = 8192;
+pub(super) const ENTRIES: usize = 8192;
 
 /// A range that a space has from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
