@@ -48,6 +48,10 @@ pub fn run(args: &[&str]) -> Result<()> {
     }
     let chosen = chosen(&names)?;
     let moves = std::env::var("MOVES").map_or(Ok(20), |text| text.parse().context("MOVES is a number"))?;
+    let folder = std::env::var_os("BENCH_FOLDER");
+    if let Some(folder) = &folder {
+        std::fs::create_dir_all(folder).context("make $BENCH_FOLDER")?;
+    }
     let limits = limits::measure(&Bed::new()?)?;
     limits.iter().for_each(|table| table.print());
     let mut outcomes = Vec::new();
@@ -59,7 +63,7 @@ pub fn run(args: &[&str]) -> Result<()> {
     }
     let text = page::text(&outcomes, &limits);
     println!("{text}");
-    if let Some(folder) = std::env::var_os("BENCH_FOLDER") {
+    if let Some(folder) = folder {
         write(Path::new(&folder), &outcomes, &text)?;
     }
     if outcomes.iter().any(|outcome| !outcome.errors.is_empty()) {
