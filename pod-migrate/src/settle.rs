@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 /// that long until we come here, and as long until the program has its turn.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long unix connections are waited for in all.
-const UNWRITTEN: Duration = Duration::from_millis(500);
+const UNWRITTEN: Duration = Duration::from_secs(2);
 /// And at a time while only their servers run: one of them may wait for the rest of what a stopped client writes.
 const SERVERS: Duration = Duration::from_millis(5);
 /// How long the kernel gets to finish closed connections while the pod is frozen.
