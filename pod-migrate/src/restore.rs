@@ -266,9 +266,9 @@ impl Restored {
         self.opener.release()
     }
 
-    /// Lets the pod run, which speaks already and which its cgroup holds besides us. The opener, which has nothing left to do,
-    /// ends when this is dropped.
+    /// Lets the pod run, which speaks already and which its cgroup holds besides us.
     pub fn go(&mut self, frozen: &Cgroup) -> Result<Running> {
+        self.opener.dismiss();
         let roots = self.grown.detach(&self.image)?;
         frozen.thaw()?;
         Ok(Running { external: std::mem::take(&mut self.external), roots })

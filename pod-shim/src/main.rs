@@ -14,6 +14,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    pod_runtime::sys::daemon::expect_children();
     let cli = cli::Cli::try_parse().unwrap_or_else(|error| misused(&error));
     output::start_logging(cli.global.debug);
     let context = cli::Context::new(&cli.global);

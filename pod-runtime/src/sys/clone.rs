@@ -29,34 +29,47 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, tid: Option<i32>) -> n
     if flags & (libc::CLONE_FILES | libc::CLONE_PARENT) as u64 != 0 || alone() {
         return directly(flags, cgroup, tid);
     }
-    let failed = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    let (mut told, mut tell) = std::io::pipe().map_err(failed)?;
+    let pipe = || std::io::pipe().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)));
+    let ((mut told, mut tell), (mut wait, mut go)) = (pipe()?, pipe()?);
     match daemon::fork()? {
         Fork::Child => {
+            drop(go);
             let pid = match directly(flags | libc::CLONE_PARENT as u64, cgroup, tid) {
-                Ok(Cloned::Child) => return Ok(Cloned::Child),
+                Ok(Cloned::Child) => {
+                    drop(tell);
+                    // Who is not known of must not go on.
+                    return match wait.read_exact(&mut [0]) {
+                        Ok(()) => Ok(Cloned::Child),
+                        Err(_) => daemon::exit_now(1),
+                    };
+                }
                 Ok(Cloned::Parent { pid, .. }) => pid,
                 Err(error) => -(error as i32),
             };
             daemon::exit_now(i32::from(tell.write_all(&pid.to_ne_bytes()).is_err()))
         }
         Fork::Parent(between) => {
-            drop(tell);
+            drop((tell, wait));
             let mut pid = [0; 4];
             let heard = told.read_exact(&mut pid).map_err(|_| Errno::EIO);
-            daemon::reap(between)?;
+            let _ = daemon::reap(between);
             heard?;
-            match i32::from_ne_bytes(pid) {
-                pid if pid < 0 => Err(Errno::from_raw(-pid)),
-                // Nobody but its parent reaps it: the number is still its own.
-                pid => match daemon::pidfd_open(pid) {
-                    Ok(pidfd) => Ok(Cloned::Parent { pid, pidfd }),
-                    Err(error) => {
-                        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-                        let _ = daemon::reap(pid);
-                        Err(error)
-                    }
-                },
+            let pid = match i32::from_ne_bytes(pid) {
+                refused if refused < 0 => return Err(Errno::from_raw(-refused)),
+                pid => pid,
+            };
+            // Nobody but its parent reaps it: the number is still its own.
+            let pidfd = daemon::pidfd_open(pid).and_then(|pidfd| match go.write_all(&[0]) {
+                Ok(()) => Ok(pidfd),
+                Err(_) => Err(Errno::EIO),
+            });
+            drop(go);
+            match pidfd {
+                Ok(pidfd) => Ok(Cloned::Parent { pid, pidfd }),
+                Err(error) => {
+                    let _ = daemon::reap(pid);
+                    Err(error)
+                }
             }
         }
     }

@@ -12,15 +12,22 @@ pub enum Fork {
     Child,
 }
 
-/// fork(3). The C library puts its own locks right in the child; of others, what another thread held stays held there.
+/// fork(3). The C library puts its own locks right in the child; of others (those of std's stdio) what another thread held stays
+/// held there.
 pub fn fork() -> nix::Result<Fork> {
-    // SAFETY: the child has the caller's thread alone and its own copy of memory. Locks that threads of `pod` hold while
-    // it forks are the C library's (no more is shared between them), so the child may go on as ordinary code.
+    // SAFETY: the child has the caller's thread alone and its own copy of memory, and takes no lock that another thread of
+    // `pod` holds for a while, so it may go on as ordinary code.
     match unsafe { libc::fork() } {
         -1 => Err(Errno::last()),
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid)),
     }
+}
+
+/// Children that have ended can be waited for, also if whoever started this process had decided otherwise.
+pub fn expect_children() {
+    // SAFETY: the default action runs no code of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// Ends this process without running destructors or exit handlers of the process it was forked from.

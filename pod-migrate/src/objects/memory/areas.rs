@@ -156,6 +156,8 @@ impl Areas {
     }
 }
 
+/// Of so many pages one at least is to be there.
+const SPARSE: u64 = 8;
 /// Counts that are read at once: as many as one call gets in the time of two.
 const COUNTS: u64 = 64;
 
@@ -164,39 +166,43 @@ struct Pages {
     pagemap: File,
     counts: File,
     buffer: Vec<u8>,
+    /// So many pages, there or not, may be looked at: where next to nothing is there smaps is faster, which passes over holes.
+    to_count: u64,
 }
 
 impl Pages {
     fn of(process: i32) -> io::Result<Pages> {
         let (pagemap, counts) = (File::open(format!("/proc/{process}/pagemap"))?, File::open("/proc/kpagecount")?);
-        Ok(Pages { pagemap, counts, buffer: Vec::new() })
+        Ok(Pages { pagemap, counts, buffer: Vec::new(), to_count: MANY + resident(process) * SPARSE })
     }
 
     /// What smaps says of a mapping: how much of it is in memory, and this mapping's part of it.
     fn count(&mut self, map: &mut Map) -> io::Result<()> {
-        let (mut resident, mut anonymous) = (0, 0);
+        (map.resident, map.anonymous, map.proportional) = (0, 0, 0);
         let mut several = Vec::new();
         let mut at = map.start / PAGE;
         while at < map.end / PAGE {
             let pages = (map.end / PAGE - at).min(ENTRIES as u64) as usize;
+            self.to_count = self.to_count.checked_sub(pages as u64).ok_or(io::ErrorKind::FileTooLarge)?;
             self.buffer.resize(ENTRIES * 8, 0);
             let read = self.pagemap.read_at(&mut self.buffer[..pages * 8], at * 8)?;
             if read < 8 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            several.clear();
             for entry in words(&self.buffer[..read]).filter(|entry| entry & PRESENT != 0) {
-                resident += PAGE;
-                anonymous += if entry & OF_A_FILE == 0 { PAGE } else { 0 };
+                map.resident += PAGE;
+                map.anonymous += if entry & OF_A_FILE == 0 { PAGE } else { 0 };
                 if entry & MAPPED_ONCE == 0 {
                     several.push(entry & FRAME);
+                } else {
+                    map.proportional += PAGE;
                 }
             }
+            several.sort_unstable();
+            map.proportional += self.parts(&several)?;
             at += read as u64 / 8;
         }
-        several.sort_unstable();
-        let own = self.parts(&several)?;
-        (map.resident, map.anonymous) = (resident, anonymous);
-        map.proportional = resident - several.len() as u64 * PAGE + own;
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Only fork makes such pages (and KSM, whose pages have the same bytes at least). They are stored once, under the topmost
 //! process that has them; the others say in an [`Inherited`] record from whom they have them. What is mapped by one process
-//! alone the kernel tells at once (pagemap, bit 56), and of a pod whose smaps tell of no such sharing nothing is read at all.
+//! alone the kernel tells at once (pagemap, bit 56), and of a pod whose mappings
+//! ([`super::areas`]) tell of no such sharing nothing is read at all.
 //!
 //! A frame may be taken away and given to somebody else between two looks, also of processes that stand still: the kernel
 //! moves pages to make room for huge ones. So those of whom others have pages are looked at once more when all have been:

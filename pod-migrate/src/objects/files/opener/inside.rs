@@ -48,7 +48,8 @@ pub(super) fn run(files: &Files, memory: Memory, outside: Option<Outside>, link:
                     Some(Ok(Cloned::Child)) => continue,
                     Some(Ok(Cloned::Parent { pidfd, .. })) => wait_for_the_end(&link, &pidfd),
                     // It has to be moved.
-                    Some(Err(_)) | None => answer(&link, Ok(Holding::default())),
+                    Some(Err(why)) => answer(&link, Ok(Holding::succeeded_by(Err(why.to_string())))),
+                    None => answer(&link, Ok(Holding::default())),
                 };
                 if told.is_err() {
                     break;
@@ -75,11 +76,16 @@ pub(super) fn run(files: &Files, memory: Memory, outside: Option<Outside>, link:
     i32::from(armed && inside.release().is_err())
 }
 
+impl Holding {
+    fn succeeded_by(successor: std::result::Result<i32, String>) -> Holding {
+        Holding { successor: Some(successor), ..Holding::default() }
+    }
+}
+
 /// Says who goes on in the place of this process, which is there until that was taken note of.
 fn wait_for_the_end(link: &UnixStream, successor: &OwnedFd) -> ! {
     daemon::end_with_parent();
-    let successor = Some(successor.as_raw_fd());
-    if answer(link, Ok(Holding { successor, ..Holding::default() })).is_err() {
+    if answer(link, Ok(Holding::succeeded_by(Ok(successor.as_raw_fd())))).is_err() {
         daemon::exit_now(1);
     }
     loop {

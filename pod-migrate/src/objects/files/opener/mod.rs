@@ -7,11 +7,11 @@
 //! 2. The tree is made. [`Opener::connect`]: what refers to processes or to other files (pidfds, /proc files, epoll
 //!    registrations, unix sockets, owners).
 //! 3. Each task takes its descriptors: `pidfd_open(pid)`, `pidfd_getfd(n)`, `dup3`. Contents arrive as raw bytes.
-//! 4. [`Opener::leave`]: what is done last is done while the pod's cgroup stands still.
-//! 5. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
+//!    Meanwhile it leaves the pod's freezer ([`Opener::leave`]), for what it does last it does while that holds the pod.
+//! 4. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
 //!
-//! Dropping an opener kills its process; everything that only it held goes with it. It ends by itself when the process
-//! that started it is gone.
+//! Dropping an opener kills its process, or has it end by itself, as it does when the process that started it is gone; everything that
+//! only it held goes with it.
 
 mod inside;
 
@@ -20,6 +20,8 @@ use super::{File, Files, epoll, locks};
 use crate::crew;
 use crate::ids::{FdTableId, FileId, PodPid, SharedMemoryId};
 use crate::remote::call::{Arg, RemoteCall};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pod_runtime::birth::{self, Born};
 use pod_runtime::cgroup::{Cgroup, Outside};
 use pod_runtime::problem::Report;
@@ -71,8 +73,8 @@ struct Holding {
     pipes: Vec<(Holder, i32)>,
     terminals: Vec<(Holder, i32)>,
     warnings: Vec<String>,
-    /// A pidfd of the process that goes on in its place.
-    successor: Option<i32>,
+    /// A pidfd of the process that goes on in its place, or why there is none.
+    successor: Option<std::result::Result<i32, String>>,
 }
 
 type Answer = std::result::Result<Holding, Report>;
@@ -126,12 +128,13 @@ pub struct Opening {
 #[derive(Debug)]
 pub struct Opener {
     pid: PodPid,
+    /// Before its process: who moves it must not move another that has its number.
+    leaving: Option<Leaving>,
     process: Process,
     /// It has not said yet that all is open.
     opening: bool,
     /// It can leave by itself.
     way_out: bool,
-    leaving: Option<Leaving>,
     /// Who opened the files, in the pod's freezer, and was killed.
     predecessor: Option<Process>,
     to: UnixStream,
@@ -145,7 +148,29 @@ enum Leaving {
     /// Another process that has this pid in the pod goes on in its place.
     Succeeded(PodPid),
     /// It is moved by a thread of ours, which waits for the whole kernel while memory is filled.
-    Moved(JoinHandle<Result<()>>),
+    Moved(Moving),
+}
+
+/// Waits for its thread on drop.
+#[derive(Debug)]
+struct Moving(Option<JoinHandle<Result<()>>>);
+
+impl Moving {
+    fn begin(cgroup: &Cgroup, host: i32) -> Moving {
+        let cgroup = cgroup.clone();
+        Moving(Some(std::thread::spawn(move || cgroup.step_out(host))))
+    }
+
+    fn end(mut self) -> Result<()> {
+        let thread = self.0.take();
+        thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let _ = self.0.take().map(JoinHandle::join);
+    }
 }
 
 /// Kills and reaps on drop.
@@ -211,7 +236,7 @@ impl Opener {
         let process = Process { host, pidfd, reaped: false };
         let from = BufReader::new(to.try_clone().doing(|| "copy a socket".into())?);
         let (leaving, predecessor, holding) = (None, None, Holding::default());
-        Ok(Opener { pid, process, opening: false, way_out: false, leaving, predecessor, to, from, holding })
+        Ok(Opener { pid, leaving, process, opening: false, way_out: false, predecessor, to, from, holding })
     }
 
     /// Its pid in the pod: what tasks call pidfd_open with.
@@ -303,36 +328,58 @@ impl Opener {
             self.tell(&Order::Leave(free_pid))?;
             self.leaving = Some(Leaving::Succeeded(free_pid));
         } else {
-            let (cgroup, host) = (cgroup.clone(), self.process.host);
-            self.leaving = Some(Leaving::Moved(std::thread::spawn(move || cgroup.step_out(host))));
+            self.leaving = Some(Leaving::Moved(Moving::begin(cgroup, self.process.host)));
         }
         Ok(())
     }
 
-    /// Goes on with its successor, if it has one by now: it takes a millisecond until its predecessor has ended, who would be
-    /// waited for when the pod is frozen.
+    /// Goes on with its successor, if it is to have one: it takes a millisecond until its predecessor has ended, who would be waited
+    /// for when the pod is frozen.
     pub fn hand_on(&mut self, cgroup: &Cgroup) -> Result<()> {
-        if matches!(self.leaving, Some(Leaving::Succeeded(_))) { self.has_left(cgroup) } else { Ok(()) }
+        let Some(Leaving::Succeeded(pid)) = self.leaving else { return Ok(()) };
+        self.leaving = None;
+        self.wait_for_its_answer()?;
+        let number = match self.answer()?.successor {
+            Some(Ok(number)) => number,
+            refused => {
+                tracing::debug!(?refused, "the opener has to be moved out of the pod's freezer");
+                self.leaving = Some(Leaving::Moved(Moving::begin(cgroup, self.process.host)));
+                return Ok(());
+            }
+        };
+        let pidfd = self.copy(number)?;
+        let host = pidfd::pid_of(&pidfd).doing(|| "look at the opener".into())?;
+        let host = host.ok_or_else(died)?;
+        let before = std::mem::replace(&mut self.process, Process { host, pidfd, reaped: false });
+        before.kill();
+        (self.pid, self.predecessor) = (pid, Some(before));
+        Ok(())
     }
 
     /// Returns when it has left.
     pub fn has_left(&mut self, cgroup: &Cgroup) -> Result<()> {
-        let pid = match self.leaving.take() {
-            None => return Ok(()),
-            Some(Leaving::Moved(thread)) => {
-                return thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.hand_on(cgroup)?;
+        match self.leaving.take() {
+            Some(Leaving::Moved(moving)) => moving.end(),
+            _ => Ok(()),
+        }
+    }
+
+    /// If it dies before, its successor has the other end of the link still, and waits for a word, too.
+    fn wait_for_its_answer(&self) -> Result<()> {
+        let (link, process) = (self.to.as_fd(), self.process.pidfd.as_fd());
+        let mut ends = [link, process].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        while let Err(error) = poll(&mut ends, PollTimeout::NONE) {
+            if error != Errno::EINTR {
+                return Err(error).doing(|| "wait for the opener".into());
             }
-            Some(Leaving::Succeeded(pid)) => pid,
-        };
-        // The kernel would not: nothing can be born into another group.
-        let Some(number) = self.answer()?.successor else { return cgroup.step_out(self.process.host) };
-        let pidfd = self.copy(number)?;
-        let host = pidfd::pid_of(&pidfd).doing(|| "look at the opener".into())?;
-        let host = host.ok_or_else(|| Problem::new("E-SYSTEM", "the process that opens the pod's files has died"))?;
-        let before = std::mem::replace(&mut self.process, Process { host, pidfd, reaped: false });
-        let _ = daemon::pidfd_send_signal(before.pidfd.as_fd(), libc::SIGKILL);
-        (self.pid, self.predecessor) = (pid, Some(before));
-        Ok(())
+        }
+        if ends[0].any() == Some(true) { Ok(()) } else { Err(died()) }
+    }
+
+    /// There is nothing more for it to do. It holds more than the pod may have, which is about to run.
+    pub fn dismiss(&self) {
+        self.process.kill();
     }
 
     /// From here on the opener does by itself what [`Opener::release`] asks for when who started it is gone. If the pod
@@ -381,16 +428,26 @@ impl Opener {
         let read = self.from.by_ref().take(MOST_BYTES).read_until(b'\n', &mut line);
         read.doing(|| "hear from the opener".into())?;
         if line.is_empty() {
-            return Err(Problem::new("E-SYSTEM", "the process that opens the pod's files has died"));
+            return Err(died());
         }
         serde_json::from_slice(&line).doing(|| "understand the opener".into())
+    }
+}
+
+fn died() -> Problem {
+    Problem::new("E-SYSTEM", "the process that opens the pod's files has died")
+}
+
+impl Process {
+    fn kill(&self) {
+        let _ = daemon::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.reaped {
-            let _ = daemon::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+            self.kill();
             let _ = daemon::reap(self.host);
         }
     }
