@@ -6,6 +6,7 @@ use integration::bed::Host;
 use integration::wait::until_true;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -38,6 +39,9 @@ impl Tool {
     pub fn start(host: &Host, args: &[&str]) -> Result<Tool> {
         let mut command = host.command("pod");
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: the kernel sends SIGHUP to all of an orphaned group when one of it ends and another is stopped, and the
+        // tools of the other lanes would take it for somebody's wish that they end.
+        command.process_group(0);
         let mut child = command.spawn()?;
         let steps = Arc::new(Mutex::new(Vec::new()));
         let (err, noted) = (child.stderr.take().context("stderr is a pipe")?, Arc::clone(&steps));
