@@ -19,6 +19,24 @@ fn exit_codes_are_dockers() -> Result<()> {
     bed.nothing_left(&before)
 }
 
+/// Some supervisors start their programs so.
+#[test]
+fn whoever_ignores_children_can_run_a_pod() -> Result<()> {
+    let bed = Bed::new()?;
+    let before = bed.census()?;
+    // Not by a shell, which changes that.
+    const IGNORE: &str = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp('pod', ['pod'] + sys.argv[1:])";
+    let pod = |args: &[&str]| bed.a().run(&[&["python3", "-c", IGNORE], args].concat());
+    ensure!(pod(&["run", "--rm", "-p", "8099:80", "--", "echo", "here"])? == "here\n");
+    pod(&["run", "-d", "--name", "sleeper", "--network", "none", "--", "sleep", "1000"])?;
+    pod(&["checkpoint", "create", "sleeper", "one"])?;
+    pod(&["rm", "-f", "sleeper"])?;
+    pod(&["restore", "one"])?;
+    pod(&["rm", "-f", "sleeper"])?;
+    pod(&["checkpoint", "rm", "one"])?;
+    bed.nothing_left(&before)
+}
+
 #[test]
 fn two_pods_have_the_same_pids_ports_and_keys() -> Result<()> {
     let bed = Bed::new()?;
