@@ -13,7 +13,7 @@
 //!
 //! It fails by not knowing, as [`crate::objects::task::glance`] does.
 
-use super::forked::{ENTRIES, FRAME, MAPPED_ONCE, OF_A_FILE, PRESENT};
+use super::pagemap::{self, ENTRIES, FRAME, MAPPED_ONCE, OF_A_FILE, PAGE, PRESENT, words};
 use pod_runtime::proc;
 use pod_runtime::proc::btf::Btf;
 use pod_runtime::proc::maps::{self, Map};
@@ -27,9 +27,7 @@ use std::sync::OnceLock;
 
 /// From so many pages in memory on (64 MiB) the walk pays for its loading, some milliseconds.
 const MANY: u64 = 16 << 10;
-/// Of a page that is not huge.
-const PAGE: u64 = 4096;
-/// From so many on, once it is loaded: smaps takes a tenth of a millisecond.
+/// From so many on, once it is loaded; smaps of a smaller process is no more work.
 const SOME: u64 = MANY / 16;
 /// Flags that a 64-bit kernel has room for.
 const BITS: usize = 64;
@@ -158,14 +156,13 @@ impl Areas {
 
 /// Of so many pages one at least is to be there.
 const SPARSE: u64 = 8;
-/// Counts that are read at once: as many as one call gets in the time of two.
+/// Counts that are read at once, of frames that are near each other.
 const COUNTS: u64 = 64;
 
 /// The pages of a process that stands still, and how often each is mapped.
 struct Pages {
     pagemap: File,
     counts: File,
-    buffer: Vec<u8>,
     /// So many pages, there or not, may be looked at: where next to nothing is there smaps is faster, which passes over holes.
     to_count: u64,
 }
@@ -173,41 +170,39 @@ struct Pages {
 impl Pages {
     fn of(process: i32) -> io::Result<Pages> {
         let (pagemap, counts) = (File::open(format!("/proc/{process}/pagemap"))?, File::open("/proc/kpagecount")?);
-        Ok(Pages { pagemap, counts, buffer: Vec::new(), to_count: MANY + resident(process) * SPARSE })
+        Ok(Pages { pagemap, counts, to_count: MANY + resident(process) * SPARSE })
     }
 
     /// What smaps says of a mapping: how much of it is in memory, and this mapping's part of it.
     fn count(&mut self, map: &mut Map) -> io::Result<()> {
+        let pages = map.bytes() / PAGE;
+        self.to_count = self.to_count.checked_sub(pages).ok_or(io::ErrorKind::FileTooLarge)?;
         (map.resident, map.anonymous, map.proportional) = (0, 0, 0);
         let mut several = Vec::new();
-        let mut at = map.start / PAGE;
-        while at < map.end / PAGE {
-            let pages = (map.end / PAGE - at).min(ENTRIES as u64) as usize;
-            self.to_count = self.to_count.checked_sub(pages as u64).ok_or(io::ErrorKind::FileTooLarge)?;
-            self.buffer.resize(ENTRIES * 8, 0);
-            let read = self.pagemap.read_at(&mut self.buffer[..pages * 8], at * 8)?;
-            if read < 8 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        let seen = pagemap::each(&self.pagemap, map.start..map.end, |_, entry| {
+            if entry & PRESENT == 0 {
+                return Ok(());
             }
-            several.clear();
-            for entry in words(&self.buffer[..read]).filter(|entry| entry & PRESENT != 0) {
-                map.resident += PAGE;
-                map.anonymous += if entry & OF_A_FILE == 0 { PAGE } else { 0 };
-                if entry & MAPPED_ONCE == 0 {
-                    several.push(entry & FRAME);
-                } else {
-                    map.proportional += PAGE;
-                }
+            map.resident += PAGE;
+            map.anonymous += if entry & OF_A_FILE == 0 { PAGE } else { 0 };
+            if entry & MAPPED_ONCE != 0 {
+                map.proportional += PAGE;
+                return Ok(());
             }
-            several.sort_unstable();
-            map.proportional += self.parts(&several)?;
-            at += read as u64 / 8;
-        }
-        Ok(())
+            several.push(entry & FRAME);
+            if several.len() == ENTRIES {
+                map.proportional += self.parts(&mut several)?;
+            }
+            Ok(())
+        })?;
+        map.proportional += self.parts(&mut several)?;
+        if seen == pages { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
-    /// This mapping's part of pages that several have, in the order of their frames.
-    fn parts(&mut self, mut frames: &[u64]) -> io::Result<u64> {
+    /// This mapping's part of pages that several have, by their frames, of which none is left.
+    fn parts(&self, several: &mut Vec<u64>) -> io::Result<u64> {
+        several.sort_unstable();
+        let mut frames = &several[..];
         let mut own = 0;
         while let Some(first) = frames.first() {
             let near = frames.partition_point(|frame| frame - first < COUNTS);
@@ -219,12 +214,9 @@ impl Pages {
             own += some.iter().map(|frame| PAGE / counts[(frame - first) as usize].max(1)).sum::<u64>();
             frames = rest;
         }
+        several.clear();
         Ok(own)
     }
-}
-
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
 }
 
 /// The mappings of a process that stands still, with their flags. What is in memory of them, and how much of it others have

@@ -2,14 +2,15 @@
 //!
 //! Only fork makes such pages (and KSM, whose pages have the same bytes at least). They are stored once, under the topmost
 //! process that has them; the others say in an [`Inherited`] record from whom they have them. What is mapped by one process
-//! alone the kernel tells at once (pagemap, bit 56), and of a pod whose mappings
-//! ([`super::areas`]) tell of no such sharing nothing is read at all.
+//! alone the kernel tells at once (pagemap, bit 56), and of a pod whose mappings ([`super::areas`]) tell of no such sharing
+//! nothing is read at all.
 //!
 //! A frame may be taken away and given to somebody else between two looks, also of processes that stand still: the kernel
 //! moves pages to make room for huge ones. So those of whom others have pages are looked at once more when all have been:
 //! what is another frame by then is nobody else's. If there was any such, or a page on its way, all of it is looked at anew, a few
 //! times at most.
 
+use super::pagemap::{self, ELSEWHERE, FRAME, MAPPED_ONCE, OF_A_FILE, PAGE, PRESENT};
 use super::ranges::Ranges;
 use crate::ids::MmId;
 use pod_runtime::proc::maps::Map;
@@ -20,25 +21,16 @@ use std::fs::File;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 /// With less than this in all of a pod the slower restore is not worth it.
 pub(super) const WORTH_IT: u64 = 1 << 20;
 
-const PAGE: u64 = 4096;
-pub(super) const PRESENT: u64 = 1 << 63;
-pub(super) const OF_A_FILE: u64 = 1 << 61;
-pub(super) const MAPPED_ONCE: u64 = 1 << 56;
-pub(super) const FRAME: u64 = (1 << 55) - 1;
-/// Of what is not present: it is somewhere else. The low bits say where: the numbers before the last, of which each kernel has a
+/// Where a page is that is somewhere else. The numbers before the last, of which each kernel has a
 /// few more or less, are pages on their way; the last are marks that there is none; nobody has so many swap files.
-const ELSEWHERE: u64 = 1 << 62;
 const WHERE: u64 = (1 << 5) - 1;
 const ON_THEIR_WAY: Range<u64> = 16..31;
 /// Looks at all of it.
 const MOST_LOOKS: usize = 4;
-/// Entries of a pagemap that are read at once.
-pub(super) const ENTRIES: usize = 8192;
 
 /// A range that a space has from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,23 +191,13 @@ fn alike(one: &Map, other: &Map) -> bool {
 /// on its way.
 fn look(pagemap: &File, range: Range<u64>, mut see: impl FnMut(u64, u64)) -> std::io::Result<bool> {
     let mut are_settled = true;
-    let mut buffer = vec![0u8; ENTRIES.min(((range.end - range.start) / PAGE) as usize) * 8];
-    let mut at = range.start;
-    while at < range.end {
-        let pages = ((range.end - at) / PAGE).min(ENTRIES as u64) as usize;
-        let read = pagemap.read_at(&mut buffer[..pages * 8], at / PAGE * 8)?;
-        if read < 8 {
-            break;
+    pagemap::each(pagemap, range, |at, entry| {
+        if entry & (PRESENT | OF_A_FILE | MAPPED_ONCE) == PRESENT && entry & FRAME != 0 {
+            see(at, entry & FRAME);
         }
-        for entry in buffer[..read].chunks_exact(8) {
-            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
-            if entry & (PRESENT | OF_A_FILE | MAPPED_ONCE) == PRESENT && entry & FRAME != 0 {
-                see(at, entry & FRAME);
-            }
-            are_settled &= entry & (PRESENT | ELSEWHERE) != ELSEWHERE || !ON_THEIR_WAY.contains(&(entry & WHERE));
-            at += PAGE;
-        }
-    }
+        are_settled &= entry & (PRESENT | ELSEWHERE) != ELSEWHERE || !ON_THEIR_WAY.contains(&(entry & WHERE));
+        Ok(())
+    })?;
     Ok(are_settled)
 }
 

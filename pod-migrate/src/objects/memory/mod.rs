@@ -10,6 +10,7 @@
 pub mod areas;
 pub mod dump;
 pub mod forked;
+mod pagemap;
 mod pages;
 pub mod ranges;
 pub mod shared;
