@@ -10,20 +10,20 @@
 //!    Meanwhile it leaves the pod's freezer ([`Opener::leave`]), for what it does last it does while that holds the pod.
 //! 4. [`task_work`] in each task; [`Opener::release`] when nothing can fail any more; [`Opener::finish`].
 //!
-//! Dropping an opener kills its process, or has it end by itself, as it does when the process that started it is gone; everything that
-//! only it held goes with it.
+//! Dropping an opener kills its process, or has it end by itself, as it does when the process that started it is gone;
+//! everything that only it held goes with it.
 
 mod inside;
+mod leaving;
 
 use super::view::Holder;
 use super::{File, Files, epoll, locks};
 use crate::crew;
 use crate::ids::{FdTableId, FileId, PodPid, SharedMemoryId};
 use crate::remote::call::{Arg, RemoteCall};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use leaving::Leaving;
 use pod_runtime::birth::{self, Born};
-use pod_runtime::cgroup::{Cgroup, Outside};
+use pod_runtime::cgroup::Outside;
 use pod_runtime::problem::Report;
 use pod_runtime::sys::{daemon, descriptor, pidfd, unix};
 use pod_runtime::usher::Usher;
@@ -34,7 +34,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::thread::JoinHandle;
 
 /// An answer is a few bytes a file.
 const MOST_BYTES: u64 = 64 << 20;
@@ -128,7 +127,7 @@ pub struct Opening {
 #[derive(Debug)]
 pub struct Opener {
     pid: PodPid,
-    /// Before its process: who moves it must not move another that has its number.
+    /// Dropped before its process: who moves it must not move another that has its number.
     leaving: Option<Leaving>,
     process: Process,
     /// It has not said yet that all is open.
@@ -140,37 +139,6 @@ pub struct Opener {
     to: UnixStream,
     from: BufReader<UnixStream>,
     holding: Holding,
-}
-
-/// How an opener gets out of the pod's freezer.
-#[derive(Debug)]
-enum Leaving {
-    /// Another process that has this pid in the pod goes on in its place.
-    Succeeded(PodPid),
-    /// It is moved by a thread of ours, which waits for the whole kernel while memory is filled.
-    Moved(Moving),
-}
-
-/// Waits for its thread on drop.
-#[derive(Debug)]
-struct Moving(Option<JoinHandle<Result<()>>>);
-
-impl Moving {
-    fn begin(cgroup: &Cgroup, host: i32) -> Moving {
-        let cgroup = cgroup.clone();
-        Moving(Some(std::thread::spawn(move || cgroup.step_out(host))))
-    }
-
-    fn end(mut self) -> Result<()> {
-        let thread = self.0.take();
-        thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    }
-}
-
-impl Drop for Moving {
-    fn drop(&mut self) {
-        let _ = self.0.take().map(JoinHandle::join);
-    }
 }
 
 /// Kills and reaps on drop.
@@ -318,63 +286,6 @@ impl Opener {
             }
         }
         Ok(external)
-    }
-
-    /// Has it leave the pod's freezer, where it can as a new process with this pid: to move one takes 5 to 10 ms. Once all sockets
-    /// exist, for they are counted, and new clients kept out, by the group that they were made in. [`Opener::has_left`] is to
-    /// follow.
-    pub fn leave(&mut self, cgroup: &Cgroup, free_pid: PodPid) -> Result<()> {
-        if self.way_out {
-            self.tell(&Order::Leave(free_pid))?;
-            self.leaving = Some(Leaving::Succeeded(free_pid));
-        } else {
-            self.leaving = Some(Leaving::Moved(Moving::begin(cgroup, self.process.host)));
-        }
-        Ok(())
-    }
-
-    /// Goes on with its successor, if it is to have one: it takes a millisecond until its predecessor has ended, who would be waited
-    /// for when the pod is frozen.
-    pub fn hand_on(&mut self, cgroup: &Cgroup) -> Result<()> {
-        let Some(Leaving::Succeeded(pid)) = self.leaving else { return Ok(()) };
-        self.leaving = None;
-        self.wait_for_its_answer()?;
-        let number = match self.answer()?.successor {
-            Some(Ok(number)) => number,
-            refused => {
-                tracing::debug!(?refused, "the opener has to be moved out of the pod's freezer");
-                self.leaving = Some(Leaving::Moved(Moving::begin(cgroup, self.process.host)));
-                return Ok(());
-            }
-        };
-        let pidfd = self.copy(number)?;
-        let host = pidfd::pid_of(&pidfd).doing(|| "look at the opener".into())?;
-        let host = host.ok_or_else(died)?;
-        let before = std::mem::replace(&mut self.process, Process { host, pidfd, reaped: false });
-        before.kill();
-        (self.pid, self.predecessor) = (pid, Some(before));
-        Ok(())
-    }
-
-    /// Returns when it has left.
-    pub fn has_left(&mut self, cgroup: &Cgroup) -> Result<()> {
-        self.hand_on(cgroup)?;
-        match self.leaving.take() {
-            Some(Leaving::Moved(moving)) => moving.end(),
-            _ => Ok(()),
-        }
-    }
-
-    /// If it dies before, its successor has the other end of the link still, and waits for a word, too.
-    fn wait_for_its_answer(&self) -> Result<()> {
-        let (link, process) = (self.to.as_fd(), self.process.pidfd.as_fd());
-        let mut ends = [link, process].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        while let Err(error) = poll(&mut ends, PollTimeout::NONE) {
-            if error != Errno::EINTR {
-                return Err(error).doing(|| "wait for the opener".into());
-            }
-        }
-        if ends[0].any() == Some(true) { Ok(()) } else { Err(died()) }
     }
 
     /// There is nothing more for it to do. It holds more than the pod may have, which is about to run.
