@@ -344,9 +344,7 @@ pub struct Outside {
 
 impl Outside {
     /// Goes on as a new process, a sibling with this pid that is in that group and in the caller's of all other hierarchies, and
-    /// shares all descriptors. Nothing is waited for, as it is to move a process.
-    ///
-    /// The caller is single-threaded.
+    /// shares all descriptors. Nothing is waited for, as it is to move a process. The caller is single-threaded.
     pub fn succeed(&self, pid: i32) -> nix::Result<Cloned> {
         // Where groups are delegated by namespaces (systemd), both groups must be seen from that of the caller.
         clone::setns(self.view.as_fd(), libc::CLONE_NEWCGROUP)?;

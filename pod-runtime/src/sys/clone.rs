@@ -23,8 +23,8 @@ pub enum Cloned {
 ///
 /// The C library's locks and its list of threads are as they were in the child: with other threads about, it could wait
 /// for good for one that it does not have, in malloc(3) or in setresuid(3). So it is a sibling then, made by a child of
-/// fork(3), which puts all that right. (Not with CLONE_FILES
-/// or CLONE_PARENT: their callers must be single-threaded.)
+/// fork(3), which puts all that right, and does not go on before its parent knows of it. (Not with CLONE_FILES or
+/// CLONE_PARENT: their callers must be single-threaded.)
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, tid: Option<i32>) -> nix::Result<Cloned> {
     if flags & (libc::CLONE_FILES | libc::CLONE_PARENT) as u64 != 0 || alone() {
         return directly(flags, cgroup, tid);
