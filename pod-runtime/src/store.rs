@@ -83,6 +83,11 @@ impl Store {
         self.subdir("network")
     }
 
+    /// Keys of this host and of those that it trusts.
+    pub fn daemon_dir(&self) -> Result<PathBuf> {
+        self.subdir("daemon")
+    }
+
     fn subdir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.data.join(name);
         make_dir(&dir, 0o700)?;

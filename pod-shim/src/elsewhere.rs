@@ -1,10 +1,10 @@
 //! Finding a pod again that has moved away.
 //!
-//! The way is the one that the pod took: the last job of it on this host says what ssh was told, and ssh is asked again,
+//! The way is the one that the pod took: the last job of it on this host says what ssh was told (or whose daemon), and ssh is asked again,
 //! without questions, for it is not a person who asks now. There `pod relay` leads to the pod's monitor, or if the pod
 //! has moved on, along its next way. So only a host that it was moved from needs to know where it was moved to.
 
-use pod_migrate::link::ssh::{Ssh, Target};
+use pod_migrate::link::dial::Dial;
 use pod_migrate::migrate::journal::{Role, jobs};
 use pod_runtime::monitor::client;
 use pod_runtime::monitor::wire::{Attach, Request};
@@ -28,19 +28,18 @@ pub fn here(store: &Store, id: &str) -> Option<Pod> {
 }
 
 /// How the pod left this host.
-fn way(store: &Store, id: &str) -> Result<Ssh> {
+fn way(store: &Store, id: &str) -> Result<Dial> {
     let left = jobs(store)?.into_iter().filter(|job| job.role == Role::Source && job.pod == id);
     let job = left.max_by_key(|job| (job.started, job.updated));
     let job = job.ok_or_else(|| Problem::new("E-NOJOB", "nothing here says how it was moved"))?;
-    let remote_pod = job.remote_pod.unwrap_or_else(|| "pod".into());
-    Ok(Ssh { target: Target { host: job.peer, port: job.port }, options: job.ssh_options, remote_pod, tunnelled: true })
+    Ok(job.dial(store))
 }
 
 /// `pod VERB…` on the host that the pod went to.
 pub fn there(store: &Store, id: &str, args: &[&str]) -> Result<Command> {
-    let mut ssh = way(store, id)?;
-    ssh.options.extend(["BatchMode=yes", "ConnectTimeout=10"].map(str::to_owned));
-    let mut command = ssh.command(args);
+    let mut dial = way(store, id)?;
+    dial.options.extend(["BatchMode=yes", "ConnectTimeout=10"].map(str::to_owned));
+    let mut command = dial.command(args);
     // ctrl-c at our terminal is for us.
     command.process_group(0);
     Ok(command)

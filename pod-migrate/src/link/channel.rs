@@ -4,7 +4,8 @@
 //! with a limit on silence. Where what is sent goes another way than ssh ([`super::direct`]), the end of ssh still ends it. A
 //! wait that fails is an `io::Error` that carries the [`Problem`], which the image reader and writer hand on as it is.
 
-use super::direct::{Direct, Listening};
+use super::direct::Listening;
+use super::tls::Session;
 use super::{LINK, SILENCE};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -118,7 +119,7 @@ fn timer(within: Duration) -> nix::Result<TimerFd> {
 /// Where the bytes go, or come from.
 enum Wire {
     Pipe(File),
-    Direct(Box<Direct>),
+    Direct(Box<Session>),
 }
 
 impl Wire {
@@ -192,7 +193,7 @@ impl Channel {
     }
 
     /// The bytes go this way from now on. Both ways must be there until the end.
-    fn switch(&mut self, direct: Direct) {
+    fn switch(&mut self, direct: Session) {
         self.left = Some(std::mem::replace(&mut self.wire, Wire::Direct(Box::new(direct))));
     }
 
@@ -364,7 +365,7 @@ impl Outgoing {
     }
 
     /// What is written next goes this way.
-    pub(super) fn switch(&mut self, direct: Direct) {
+    pub(super) fn switch(&mut self, direct: Session) {
         self.channel.switch(direct);
     }
 

@@ -1,19 +1,22 @@
 //! Bytes between two hosts.
 //!
-//! A [`Link`] is a record stream in each direction over a pair of descriptors. ssh makes them ([`ssh`]): it
-//! authenticates with the user's own keys, encrypts, and starts the far side. Whoever waits on a link waits no longer
+//! A [`Link`] is a record stream in each direction over a pair of descriptors. ssh makes them ([`dial`]): it
+//! authenticates with the user's own keys, encrypts, and starts the far side; or the other host's [`daemon`] does. Whoever waits on a link waits no longer
 //! than [`SILENCE`]; both sides send filler when they have nothing to say for a while.
 //!
 //! ssh is slow. Where the hosts reach each other, what the source sends goes over a connection of its own ([`direct`]) once both
 //! have agreed on it.
 
 mod channel;
+pub mod daemon;
+pub mod dial;
 pub mod direct;
-pub mod ssh;
+pub mod tls;
 
 pub use channel::{ABORTED, Incoming, Interrupt, Outgoing, TIMEOUT};
 
-use self::direct::{Direct, Door, Key, Listening};
+use self::direct::{Door, Listening};
+use self::tls::{Key, Session};
 use crate::image::{Kind, Reader, Writer};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
@@ -62,13 +65,13 @@ impl Link {
     }
 
     /// Source: goes to where the destination listens. An interrupt ends it.
-    pub fn connect(&mut self, door: &Door, key: &Key) -> Result<Direct> {
+    pub fn connect(&mut self, door: &Door, key: &Key) -> Result<Session> {
         let outgoing = self.writer.sink()?;
         direct::connect(door, key, |fd, end| outgoing.readable(fd, end)).map_err(|e| direct::unreached(door, e))
     }
 
     /// Source: what is said from now on goes this way.
-    pub fn go(&mut self, direct: Direct) -> Result<()> {
+    pub fn go(&mut self, direct: Session) -> Result<()> {
         self.writer.sink()?.switch(direct);
         self.direct = true;
         Ok(())

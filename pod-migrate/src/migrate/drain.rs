@@ -8,7 +8,7 @@ use super::offer;
 use super::placement::Placement;
 use super::protocol::{Offer, Room};
 use super::source::Ended;
-use crate::link::ssh::Ssh;
+use crate::link::dial::Dial;
 use pod_runtime::status::State;
 use pod_runtime::store::{Pod, Store};
 use pod_runtime::{Problem, Result};
@@ -54,8 +54,8 @@ pub fn running(store: &Store) -> Result<Vec<Pod>> {
 }
 
 impl Destination {
-    pub fn ask(name: &str, ssh: &Ssh) -> Destination {
-        Destination { name: name.to_owned(), inquiry: Inquiry::open(ssh) }
+    pub fn ask(name: &str, dial: &Dial) -> Destination {
+        Destination { name: name.to_owned(), inquiry: Inquiry::open(dial) }
     }
 }
 

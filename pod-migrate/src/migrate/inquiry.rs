@@ -8,7 +8,7 @@ use super::offer;
 use super::protocol::{Answer, Hello, Offer, Purpose, QUESTIONS, Room, Say};
 use super::source::Limits;
 use super::way;
-use crate::link::ssh::{Remote, Ssh};
+use crate::link::dial::{Dial, Remote};
 use crate::link::{Interrupt, Link, PROTOCOL};
 use pod_runtime::store::Pod;
 use pod_runtime::{Problem, Result, when};
@@ -46,12 +46,12 @@ impl Met {
 }
 
 /// Connects and says hello.
-pub(super) fn connect(ssh: &Ssh, purpose: Purpose, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Met)> {
-    connect_as(ssh, Hello::new(purpose), interrupt)
+pub(super) fn connect(dial: &Dial, purpose: Purpose, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Met)> {
+    connect_as(dial, Hello::new(purpose), interrupt)
 }
 
-pub(super) fn connect_as(ssh: &Ssh, hello: Hello, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Met)> {
-    let (remote, mut link) = ssh.connect(interrupt)?;
+pub(super) fn connect_as(dial: &Dial, hello: Hello, interrupt: Option<Interrupt>) -> Result<(Remote, Link, Met)> {
+    let (remote, mut link) = dial.connect(interrupt)?;
     let met = greet(&mut link, hello)?;
     Ok((remote, link, met))
 }
@@ -77,16 +77,16 @@ fn ahead(before: u64, after: u64, theirs: u64) -> (i64, u64) {
 
 /// A destination that is asked about pods.
 pub struct Inquiry {
-    ssh: Ssh,
+    dial: Dial,
     /// What was not used up by a question.
     open: Option<(Link, Remote)>,
     pub peer: Met,
 }
 
 impl Inquiry {
-    pub fn open(ssh: &Ssh) -> Result<Inquiry> {
-        let (remote, link, peer) = connect(ssh, Purpose::Check, None)?;
-        Ok(Inquiry { ssh: ssh.clone(), open: Some((link, remote)), peer })
+    pub fn open(dial: &Dial) -> Result<Inquiry> {
+        let (remote, link, peer) = connect(dial, Purpose::Check, None)?;
+        Ok(Inquiry { dial: dial.clone(), open: Some((link, remote)), peer })
     }
 
     /// What is free there, if it says so.
@@ -116,8 +116,8 @@ impl Inquiry {
         }
         let (mut link, remote) = self.link()?;
         // The way that memory would go; that there is only ssh is told by the move.
-        if !self.ssh.tunnelled {
-            way::seek(&mut link, &self.peer.hello.host)?;
+        if !self.dial.tunnelled {
+            way::seek(&mut link, self.dial.target.scheme, &self.peer.hello.host)?;
         }
         let mut speed = 0;
         // Each time more, until it takes a time in which what the buffers on the way hold, and what a shaper lets through at
@@ -139,7 +139,7 @@ impl Inquiry {
         if let Some(open) = self.open.take() {
             return Ok(open);
         }
-        let (remote, link, _) = connect(&self.ssh, Purpose::Check, None)?;
+        let (remote, link, _) = connect(&self.dial, Purpose::Check, None)?;
         Ok((link, remote))
     }
 }
@@ -194,13 +194,13 @@ pub struct Checked {
 
 /// `pod check`: the first steps of a move, without taking anything. With `limits` it is also measured what a move within
 /// these would be like.
-pub fn check(pod: &Pod, ssh: Option<&Ssh>, limits: Option<&Limits>) -> Result<Checked> {
+pub fn check(pod: &Pod, dial: Option<&Dial>, limits: Option<&Limits>) -> Result<Checked> {
     let (blockers, downgrades) = (offer::blockers(pod)?, offer::downgrades(pod)?);
     let mut checked = Checked { blockers, downgrades, ..Checked::default() };
-    if let Some(ssh) = ssh {
+    if let Some(dial) = dial {
         let offer = offer::offer(pod)?;
         (checked.memory, checked.files) = (offer.memory, offer.files);
-        let mut there = Inquiry::open(ssh)?;
+        let mut there = Inquiry::open(dial)?;
         (checked.refused, checked.warnings) = there.ask(offer)?;
         checked.warnings.extend(there.peer.skew());
         if let Some(limits) = limits.filter(|_| checked.blockers.is_empty()) {

@@ -9,6 +9,7 @@
 //!
 //! What is over stays as it is.
 
+use crate::link::dial::{Dial, Scheme, Target};
 use crate::link::{Interrupt, LINK};
 use nix::fcntl::{Flock, FlockArg};
 use pod_runtime::problem::Report;
@@ -74,6 +75,9 @@ pub struct Job {
     pub peer: String,
     #[serde(default)]
     pub port: Option<u16>,
+    /// Who answers there.
+    #[serde(default)]
+    pub scheme: Scheme,
     #[serde(default)]
     pub ssh_options: Vec<String>,
     #[serde(default)]
@@ -104,6 +108,7 @@ impl Job {
             name: String::new(),
             peer: String::new(),
             port: None,
+            scheme: Scheme::default(),
             ssh_options: Vec::new(),
             remote_pod: None,
             tool,
@@ -112,6 +117,16 @@ impl Job {
             updated: now(),
             problem: None,
             known: false,
+        }
+    }
+    /// Source: how the other host is reached, beside what was said of one move.
+    pub fn dial(self, store: &Store) -> Dial {
+        Dial {
+            target: Target { scheme: self.scheme, host: self.peer, port: self.port },
+            options: self.ssh_options,
+            remote_pod: self.remote_pod.unwrap_or_else(|| "pod".into()),
+            tunnelled: true,
+            store: store.clone(),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::protocol::{Answer, Fate, Purpose};
 use crate::capture::{self, go_on};
 use crate::letting_go;
 use crate::link::PROTOCOL;
-use crate::link::ssh::{Ssh, Target};
+use crate::link::dial::Dial;
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::monitor::client;
 use pod_runtime::network::Attachment;
@@ -169,11 +169,11 @@ fn reconnect_lost(store: &Store) -> Result<()> {
 }
 
 /// Source: asks the destination what became of the job and does what follows. `true`: the pod lives there.
-pub(super) fn settle(store: &Store, pod: Option<&Pod>, ssh: &Ssh, journal: &mut Journal) -> Result<bool> {
+pub(super) fn settle(store: &Store, pod: Option<&Pod>, dial: &Dial, journal: &mut Journal) -> Result<bool> {
     let mut last = None;
     for attempt in 0..ATTEMPTS {
         std::thread::sleep(Duration::from_secs(u64::from(attempt)));
-        match fate(ssh, &journal.job.id) {
+        match fate(dial, &journal.job.id) {
             Ok(fate) => return conclude(store, pod, journal, fate),
             Err(problem) => last = Some(problem),
         }
@@ -181,8 +181,8 @@ pub(super) fn settle(store: &Store, pod: Option<&Pod>, ssh: &Ssh, journal: &mut 
     Err(last.unwrap_or_else(|| Problem::new(PROTOCOL, "nobody answered")))
 }
 
-fn fate(ssh: &Ssh, job: &str) -> Result<Fate> {
-    let (_remote, mut link, _) = connect(ssh, Purpose::Ask { job: job.to_owned() }, None)?;
+fn fate(dial: &Dial, job: &str) -> Result<Fate> {
+    let (_remote, mut link, _) = connect(dial, Purpose::Ask { job: job.to_owned() }, None)?;
     match link.hear()? {
         Answer::Outcome(fate) => Ok(fate),
         _ => Err(Problem::new(PROTOCOL, "the answer to a question about a job was something else")),
@@ -232,13 +232,8 @@ pub fn resume(store: &Store, id: &str) -> Result<Lives> {
     if settle_here(store, &job)? {
         let mut journal = Journal::open(store, id)?;
         let pod = store.by_id(&job.pod);
-        let ssh = Ssh {
-            target: Target { host: job.peer, port: job.port },
-            options: job.ssh_options,
-            remote_pod: job.remote_pod.unwrap_or_else(|| "pod".into()),
-            tunnelled: true,
-        };
-        settle(store, pod.as_ref(), &ssh, &mut journal)?;
+        let dial = job.dial(store);
+        settle(store, pod.as_ref(), &dial, &mut journal)?;
     }
     let job = Journal::open(store, id)?.job;
     match (job.role, job.phase) {

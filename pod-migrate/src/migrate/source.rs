@@ -19,7 +19,7 @@ use super::{repair, turn};
 use crate::capture::{Capture, Captured, NotStopped, Still};
 use crate::image::Kind;
 use crate::laps::{self, lap};
-use crate::link::ssh::{Remote, Ssh};
+use crate::link::dial::{Dial, Remote};
 use crate::link::{ABORTED, Interrupt, LINK, Link, PROTOCOL, TIMEOUT, hear};
 use crate::objects::memory::tracking::{LEAST_TO_SEND, Pass};
 use crate::rounds::{DOWNTIME, Next, OnStall, Rounds, STALL};
@@ -96,7 +96,7 @@ pub type Listener = Rc<RefCell<dyn FnMut(&Event)>>;
 pub fn migrate(
     store: &Store,
     pod: &Pod,
-    ssh: &Ssh,
+    dial: &Dial,
     limits: Limits,
     interrupt: &Interrupt,
     listener: Listener,
@@ -110,10 +110,10 @@ pub fn migrate(
         return Err(Failure::several(Ended::Blocked, blockers));
     }
     let downgrades = offer::downgrades(pod).unwrap_or_default();
-    tell(Step::Connect, ssh.target.host.clone());
-    let connected = Connected::new(store, ssh, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
+    tell(Step::Connect, dial.target.host.clone());
+    let connected = Connected::new(store, dial, interrupt).map_err(|p| Failure::new(Ended::TransferFailed, p))?;
     tell(Step::Reserve, connected.peer.hello.host.clone());
-    let reserved = connected.reserve(store, pod, ssh, capture, limits)?;
+    let reserved = connected.reserve(store, pod, dial, capture, limits)?;
     let job = reserved.journal.job.id.clone();
     let setup = began.elapsed();
     tell(Step::Files, String::new());
@@ -124,7 +124,7 @@ pub fn migrate(
     let result = result.and_then(|frozen| {
         let sent = frozen.send()?;
         tell(Step::Commit, String::new());
-        sent.commit(store, pod, ssh)
+        sent.commit(store, pod, dial)
     });
     let mut report = result.map_err(|failure| Failure { job: Some(job.clone()), ..failure })?;
     // The dump names some of them too, and then as they were in the end.
@@ -138,7 +138,7 @@ pub fn migrate(
     Ok(report)
 }
 
-// The fields of each phase are in the order in which they are let go: the pod, the link, then ssh.
+// The fields of each phase are in the order in which they are let go: the pod, the link, then what carries it.
 
 /// The far side answers.
 struct Connected {
@@ -196,15 +196,19 @@ struct Sent {
 }
 
 impl Connected {
-    fn new(store: &Store, ssh: &Ssh, interrupt: &Interrupt) -> Result<Connected> {
+    fn new(store: &Store, dial: &Dial, interrupt: &Interrupt) -> Result<Connected> {
         let job = new_id()?[..8].to_owned();
-        let settled = journal::settled(store, &ssh.target.host);
+        let settled = journal::settled(store, &dial.target.host);
         let hello = Hello { settled: settled.clone(), ..Hello::new(Purpose::Move { job: job.clone() }) };
-        let (remote, mut link, peer) = connect_as(ssh, hello, Some(interrupt.clone()))?;
+        let (remote, mut link, peer) = connect_as(dial, hello, Some(interrupt.clone()))?;
         if link.protocol >= SETTLED {
             journal::known(store, &settled, |_| true);
         }
-        let way = if ssh.tunnelled { Default::default() } else { way::seek(&mut link, &peer.hello.host)? };
+        let way = if dial.tunnelled {
+            (dial.target.scheme.into(), None)
+        } else {
+            way::seek(&mut link, dial.target.scheme, &peer.hello.host)?
+        };
         Ok(Connected { remote, link, peer, way, job })
     }
 
@@ -212,7 +216,7 @@ impl Connected {
         mut self,
         store: &Store,
         pod: &Pod,
-        ssh: &Ssh,
+        dial: &Dial,
         capture: Capture,
         limits: Limits,
     ) -> Result<Reserved, Failure> {
@@ -230,22 +234,23 @@ impl Connected {
         warnings.extend(self.peer.skew());
         let (transport, tunnelled) = self.way;
         warnings.extend(tunnelled);
-        let journal = Journal::begin(store, job(&self.job, pod, capture.spec().name.clone(), ssh).map_err(failed)?);
+        let journal = Journal::begin(store, job(&self.job, pod, capture.spec().name.clone(), dial).map_err(failed)?);
         let Connected { remote, link, .. } = self;
         Ok(Reserved { remote, link, transport, capture, journal: journal.map_err(failed)?, warnings, limits, memory })
     }
 }
 
-fn job(id: &str, pod: &Pod, name: String, ssh: &Ssh) -> Result<Job> {
+fn job(id: &str, pod: &Pod, name: String, dial: &Dial) -> Result<Job> {
     Ok(Job {
         id: id.to_owned(),
         role: Role::Source,
         pod: pod.id().to_owned(),
         name,
-        peer: ssh.target.host.clone(),
-        port: ssh.target.port,
-        ssh_options: ssh.options.clone(),
-        remote_pod: Some(ssh.remote_pod.clone()),
+        peer: dial.target.host.clone(),
+        port: dial.target.port,
+        scheme: dial.target.scheme,
+        ssh_options: dial.options.clone(),
+        remote_pod: Some(dial.remote_pod.clone()),
         phase: Phase::Copying,
         tool: ProcessKey::myself()?,
         receiver: None,
@@ -450,7 +455,7 @@ impl Frozen {
 }
 
 impl Sent {
-    fn commit(mut self, store: &Store, pod: &Pod, ssh: &Ssh) -> Result<Report, Failure> {
+    fn commit(mut self, store: &Store, pod: &Pod, dial: &Dial) -> Result<Report, Failure> {
         let since = self.still.since();
         let job = self.journal.job.id.clone();
         let to = self.journal.job.peer.clone();
@@ -493,7 +498,7 @@ impl Sent {
             Said::Unknown(problem) => {
                 // Stays frozen by its cgroup and off the network.
                 self.still.leave();
-                match repair::settle(store, Some(pod), ssh, &mut self.journal) {
+                match repair::settle(store, Some(pod), dial, &mut self.journal) {
                     Ok(true) => {
                         self.report.stood_still(since.elapsed(), self.ready.elapsed());
                         self.report.warnings.push("the answer to the commit was lost and had to be asked for".into());

@@ -9,10 +9,12 @@
 //!        ════ all that follows ═════
 //! ```
 //!
-//! A source that does not get there says that it comes through ssh, and does.
+//! A source that does not get there says that it comes through ssh, and does. A daemon in ssh's place is the same.
 
 use super::protocol::{Answer, DIRECT, Say};
-use crate::link::direct::{self, Key, Listening};
+use crate::link::dial::Scheme;
+use crate::link::direct::{self, Listening};
+use crate::link::tls::Key;
 use crate::link::{Link, PROTOCOL};
 use pod_runtime::{Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -23,28 +25,41 @@ use serde::{Deserialize, Serialize};
 pub enum Transport {
     #[default]
     Ssh,
+    /// As ssh, by a daemon.
+    Daemon,
     Tls,
 }
 
+impl From<Scheme> for Transport {
+    fn from(scheme: Scheme) -> Transport {
+        match scheme {
+            Scheme::Ssh => Transport::Ssh,
+            Scheme::Daemon => Transport::Daemon,
+        }
+    }
+}
+
 /// Source: takes the direct way if there is one, and says what the operator should know if not.
-pub(super) fn seek(link: &mut Link, host: &str) -> Result<(Transport, Option<String>)> {
+pub(super) fn seek(link: &mut Link, scheme: Scheme, host: &str) -> Result<(Transport, Option<String>)> {
     match link.direct {
         true => return Ok((Transport::Tls, None)),
-        false if link.protocol < DIRECT => return Ok((Transport::Ssh, None)),
+        false if link.protocol < DIRECT => return Ok((scheme.into(), None)),
         false => {}
     }
     let key = Key::new()?;
     link.say(&Say::Direct { key: key.public() })?;
     let door = match link.hear()? {
         Answer::Door(door) => door,
-        Answer::NoDoor(report) => return Ok((Transport::Ssh, Some(direct::tunnelled(host, &report.into())))),
+        Answer::NoDoor(report) => {
+            return Ok((scheme.into(), Some(direct::tunnelled(scheme, host, &report.into()))));
+        }
         _ => return Err(Problem::new(PROTOCOL, "the answer to DIRECT was something else")),
     };
     let connected = link.connect(&door, &key);
     link.say(&Say::Comes { directly: connected.is_ok() })?;
     match connected {
         Ok(direct) => link.go(direct).map(|()| (Transport::Tls, None)),
-        Err(problem) => Ok((Transport::Ssh, Some(direct::tunnelled(host, &problem)))),
+        Err(problem) => Ok((scheme.into(), Some(direct::tunnelled(scheme, host, &problem)))),
     }
 }
 

@@ -38,8 +38,8 @@ impl Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let store = context.store()?;
     let pod = store.pod(&args.pod)?;
-    let ssh = args.to.as_deref().map(|to| args.reach.ssh(to)).transpose()?;
-    let checked = migrate::check(&pod, ssh.as_ref(), (!args.quick).then_some(&args.limits))?;
+    let dial = args.to.as_deref().map(|to| args.reach.to(to, &store)).transpose()?;
+    let checked = migrate::check(&pod, dial.as_ref(), (!args.quick).then_some(&args.limits))?;
     let clear = checked.blockers.is_empty() && checked.refused.is_empty();
     let exit = if clear { Exit::OK } else { Exit(exit_of(Ended::Blocked)) };
     if context.json {

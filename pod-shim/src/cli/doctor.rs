@@ -57,7 +57,7 @@ fn finding(
 pub fn run(args: Args, context: &Context) -> Result<Exit> {
     let mut findings = examine();
     if let Some(to) = &args.to {
-        findings.extend(there::examine(to, &args.reach.ssh(to)?));
+        findings.extend(there::examine(to, &args.reach.to(to, &context.store()?)?));
     }
     let failed = findings.iter().any(|f| f.health == Health::Fail);
     if context.json {

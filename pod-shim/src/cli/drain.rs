@@ -12,7 +12,8 @@ use super::{Context, Exit};
 use crate::output;
 use outcome::Outcome;
 use pod_migrate::link::Interrupt;
-use pod_migrate::link::ssh::Target;
+use pod_migrate::link::daemon::PEER;
+use pod_migrate::link::dial::{Scheme, Target};
 use pod_migrate::migrate::drain::{Destination, Planned, Verdict, plan, running};
 use pod_runtime::store::Pod;
 use pod_runtime::{Doing, Problem, Result};
@@ -79,8 +80,9 @@ pub fn all(pods: &[Pod], order: &Order<'_>, context: &Context) -> Result<Exit> {
     order.to.iter().try_for_each(|to| Target::parse(to).map(drop))?;
     let mut hosts = Vec::new();
     if !pods.is_empty() {
+        let store = context.store()?;
         for to in order.to {
-            hosts.push(Destination::ask(to, &reach.ssh(to)?));
+            hosts.push(Destination::ask(to, &reach.to(to, &store)?));
         }
     }
     let planned = plan(pods, &mut hosts);
@@ -124,10 +126,14 @@ fn say_plan(planned: &[Planned], hosts: &[Destination], strict: bool) {
 
 /// `pod drain` on another host. It ends its moves when our end of its stdin goes, by ctrl-C or with us.
 fn elsewhere(host: &str, args: &Args, context: &Context) -> Result<Exit> {
-    let ssh = args.how.reach.ssh(host)?;
+    let dial = args.how.reach.to(host, &context.store()?)?;
+    if dial.target.scheme == Scheme::Daemon {
+        return Err(Problem::new(PEER, "a daemon takes pods and does not send any when it is called")
+            .fix(format!("drain {} by ssh, or run pod drain there", dial.target.host)));
+    }
     let words: Vec<String> = there(args, context).iter().map(|word| quoted(word)).collect();
     let interrupt = Interrupt::catch(None)?;
-    let mut command = ssh.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut command = dial.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
     let mut child = command.stdin(Stdio::piped()).spawn().code("E-LINK", || "start ssh".into())?;
     let mut lifeline = child.stdin.take();
     loop {
@@ -135,7 +141,7 @@ fn elsewhere(host: &str, args: &Args, context: &Context) -> Result<Exit> {
             return match status.code() {
                 Some(255) | None => Err(Problem::new("E-LINK", format!("the connection to {host} is lost, or was never made"))
                     .fix(format!("`ssh {host} pod --version` must work without a question; `pod job ls` there shows what became of its moves"))),
-                Some(127) => Err(Problem::new("E-LINK", format!("{host} has no program '{}'", ssh.remote_pod))
+                Some(127) => Err(Problem::new("E-LINK", format!("{host} has no program '{}'", dial.remote_pod))
                     .fix("copy pod there, or name it: --remote-pod PATH")),
                 Some(code) => Ok(Exit(code)),
             };

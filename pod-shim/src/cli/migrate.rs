@@ -6,12 +6,12 @@ use super::{Context, Exit, options};
 use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use pod_migrate::link::Interrupt;
-use pod_migrate::link::ssh::{Ssh, Target};
+use pod_migrate::link::dial::{Dial, Scheme, Target};
 use pod_migrate::migrate::progress::{Event, Report, Step};
 use pod_migrate::migrate::{self, Ended, Failure, Limits, Listener, journal};
 use pod_migrate::rounds::{Estimate, OnStall};
 use pod_runtime::store::Store;
-use pod_runtime::{Result, when};
+use pod_runtime::{Problem, Result, when};
 use serde_json::json;
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -136,16 +136,20 @@ pub struct Reach {
     /// The program on the other host
     #[arg(long, value_name = "PATH", default_value = "pod")]
     remote_pod: String,
-    /// Send memory through ssh too, also where the hosts reach each other without
+    /// Send memory through ssh, or the daemon, too, also where the hosts reach each other without
     #[arg(long)]
     tunnelled: bool,
 }
 
 impl Reach {
-    pub fn ssh(&self, to: &str) -> Result<Ssh> {
+    pub fn to(&self, to: &str, store: &Store) -> Result<Dial> {
         let target = Target::parse(to)?;
+        if target.scheme == Scheme::Daemon && (!self.options.is_empty() || self.remote_pod != "pod") {
+            return Err(Problem::new("E-USAGE", "--ssh-option and --remote-pod are for ssh, and a daemon is called")
+                .fix("leave them out, or pod:// out"));
+        }
         let (options, remote_pod) = (self.options.clone(), self.remote_pod.clone());
-        Ok(Ssh { target, options, remote_pod, tunnelled: self.tunnelled })
+        Ok(Dial { target, options, remote_pod, tunnelled: self.tunnelled, store: store.clone() })
     }
 
     /// As options, for another `pod migrate`.
@@ -190,11 +194,11 @@ fn one(pod: &str, to: &str, how: &How, context: &Context) -> Result<Exit> {
     }
     let store = context.store()?;
     let pod = store.pod(pod)?;
-    let ssh = how.reach.ssh(to)?;
+    let dial = how.reach.to(to, &store)?;
     let interrupt = Interrupt::catch(how.tuning.timeout)?;
     let name = pod.name()?;
     let (listener, show) = show(how.progress, context.json);
-    let moved = migrate::migrate(&store, &pod, &ssh, how.tuning.limits(), &interrupt, listener);
+    let moved = migrate::migrate(&store, &pod, &dial, how.tuning.limits(), &interrupt, listener);
     show.borrow_mut().end();
     if moved.is_ok() && interrupt.check().is_err() {
         output::say("too late to stop: the pod had moved already");

@@ -6,6 +6,8 @@ mod checkpoint;
 mod completion;
 mod config;
 mod cp;
+mod daemon;
+mod dial;
 mod doctor;
 mod drain;
 mod each;
@@ -99,6 +101,11 @@ pub enum Command {
     Restore(restore::Args),
     /// Show, settle or stop moves
     Job(job::Args),
+    /// Take pods from hosts that are trusted, without ssh
+    Daemon(daemon::Args),
+    /// Calls the daemon of another host
+    #[command(hide = true)]
+    Dial(dial::Args),
     /// The far side of a move
     #[command(hide = true)]
     Receive(receive::Args),
@@ -151,6 +158,8 @@ impl Command {
             Command::Checkpoint(args) => checkpoint::run(args, context),
             Command::Restore(args) => restore::run(args, context),
             Command::Job(args) => job::run(args, context),
+            Command::Daemon(args) => daemon::run(args, context),
+            Command::Dial(args) => dial::run(args, context),
             Command::Receive(args) => receive::run(args, context),
             Command::Relay(args) => relay::run(args, context),
             Command::Inspect(args) => inspect::run(args, context),

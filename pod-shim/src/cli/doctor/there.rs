@@ -3,7 +3,7 @@
 
 use super::{Finding, Health, finding};
 use crate::output;
-use pod_migrate::link::ssh::Ssh;
+use pod_migrate::link::dial::Dial;
 use pod_migrate::migrate::inquiry::Inquiry;
 use pod_migrate::migrate::offer;
 use pod_migrate::migrate::protocol::{PROTOCOL, Room};
@@ -14,8 +14,8 @@ use std::process::Stdio;
 const SLOW: u64 = 10 << 20;
 const MOVES: &str = "pod migrate and pod drain to that host";
 
-pub fn examine(host: &str, ssh: &Ssh) -> Vec<Finding> {
-    let mut there = match Inquiry::open(ssh) {
+pub fn examine(host: &str, dial: &Dial) -> Vec<Finding> {
+    let mut there = match Inquiry::open(dial) {
         Ok(there) => there,
         Err(problem) => {
             let fix = problem.way_out().map_or_else(|| format!("ssh {host} pod --version"), str::to_owned);
@@ -25,7 +25,7 @@ pub fn examine(host: &str, ssh: &Ssh) -> Vec<Finding> {
     let mut all = vec![version(host, &there), clock(host, &there)];
     all.extend(there.room().map(|room| free(host, room)));
     all.push(speed(host, &mut there));
-    all.extend(its_own(host, ssh));
+    all.extend(its_own(host, dial));
     all
 }
 
@@ -65,7 +65,7 @@ fn free(host: &str, room: Room) -> Finding {
 
 fn speed(host: &str, there: &mut Inquiry) -> Finding {
     let (good, found) = match there.measure() {
-        Ok(Some(speed)) => (speed >= SLOW, format!("{}/s through ssh", output::size(speed))),
+        Ok(Some(speed)) => (speed >= SLOW, format!("{}/s by the way that memory takes", output::size(speed))),
         Ok(None) => (true, "not measured: the version there is too old".to_owned()),
         Err(problem) => (false, problem.chain()),
     };
@@ -74,8 +74,8 @@ fn speed(host: &str, there: &mut Inquiry) -> Finding {
 }
 
 /// What it finds when it is asked about itself, and whether its processor has what ours has.
-fn its_own(host: &str, ssh: &Ssh) -> Vec<Finding> {
-    let mut command = ssh.command(&["doctor", "--json"]);
+fn its_own(host: &str, dial: &Dial) -> Vec<Finding> {
+    let mut command = dial.command(&["doctor", "--json"]);
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
     let answer: Value = output.ok().and_then(|out| serde_json::from_slice(&out.stdout).ok()).unwrap_or_default();
     let text = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
