@@ -298,12 +298,21 @@ pub(super) fn connect(
             Ok(1) => return Ok(session),
             Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // A word of who has not proved to be anybody is not its own.
+            Err(e) if session.peer().is_none() && is_alert(&e) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("what answers there is no pod ({e})")));
+            }
             Err(e) => return Err(e),
         }
         if !wait(session.as_fd(), end)? {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
+}
+
+fn is_alert(error: &io::Error) -> bool {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(tls, Some(rustls::Error::AlertReceived(_)))
 }
 
 /// Where one listens, and who has come there.
