@@ -216,6 +216,26 @@ impl Capture {
         Ok(true)
     }
 
+    /// What is left of memory when the pod stands still may come when it runs elsewhere.
+    pub fn follow(&mut self) {
+        self.ahead.may_follow = true;
+    }
+
+    /// All memory that may comes when the pod runs elsewhere; what may not, because it is shared, is sent now, once, and once more
+    /// what changed meanwhile. As [`Capture::memory_ahead`] else.
+    pub fn watch_memory_that_follows<W: Write>(&mut self, w: &mut Writer<W>, least: u64) -> Result<bool> {
+        self.follow();
+        if self.shared_too && Sharing::pays(&self.processes()) {
+            for _ in 0..2 {
+                let processes = self.processes();
+                self.ahead.shared.pass(&processes, w)?;
+            }
+        }
+        self.catch_up(w, false)?;
+        self.ahead.private = self.watch_memory(least)?;
+        Ok(self.ahead.private.is_some())
+    }
+
     fn memory_pass<W: Write>(&mut self, shared: bool, w: &mut Writer<W>) -> Result<Pass> {
         let began = Instant::now();
         let processes = if shared { self.processes() } else { Vec::new() };

@@ -38,6 +38,8 @@ pub struct DumpReport {
     pub peers: Vec<IpAddr>,
     /// What will not be exactly as it was, a line each.
     pub warnings: Vec<String>,
+    /// Bytes of memory that come behind.
+    pub follows: u64,
 }
 
 /// Dumps everything of the pod but its spec, storage and log, which are the caller's. The pod stays frozen and is not
@@ -85,7 +87,7 @@ pub fn dump(
         w.put(Kind::UNDO, 0, &undos)?;
     }
     lap("ipc");
-    spaces.kept(w)?;
+    let follows = spaces.kept(w)?;
     w.put(Kind::READY_FOR_PAGES, 0, &())?;
     let contents = contents.into_iter().map(|Contents { file, fd, bytes }| memory::Contents {
         source: File::from(fd),
@@ -98,6 +100,7 @@ pub fn dump(
         threads: frozen.processes().iter().map(|process| process.threads.len()).sum(),
         peers,
         warnings,
+        follows,
     })
 }
 
@@ -289,7 +292,7 @@ fn crowd(
     lap("hear tasks");
     for (Walk { process, borrowed, ours, .. }, (state, told)) in walks.into_iter().zip(heard) {
         borrowed.leave()?;
-        let space = spaces.space(process, told, &ours, files)?;
+        let space = spaces.space((process, &state), told, &ours, files)?;
         w.put(Kind::PROCESS, process.pid.0 as u64, &state)?;
         w.put(Kind::MM, space.id.0, &space)?;
     }

@@ -37,6 +37,7 @@ use crate::image::{Kind, Reader, Record, damaged};
 use crate::laps::lap;
 use crate::objects::files::opener::External;
 use crate::objects::files::{self, File, Files, Opener, Opening};
+use crate::objects::memory::behind::Behind;
 use crate::objects::memory::forked::{Claim, Claims};
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Inherited, Kept, MmState, SharedMemoryState};
@@ -72,6 +73,8 @@ pub struct Image {
     pub shared: BTreeMap<SharedMemoryId, SharedMemoryState>,
     /// What still holds of the pages that came ahead.
     pub kept: BTreeMap<MmId, Ranges>,
+    /// What comes when the pod runs.
+    pub behind: BTreeMap<MmId, Ranges>,
     /// What spaces have from one another since a fork.
     pub claims: Claims,
     pub files: Files,
@@ -90,6 +93,7 @@ impl Image {
         let mut image = Image::default();
         // A space may have several records.
         let mut kept: BTreeMap<MmId, Vec<Range<u64>>> = BTreeMap::new();
+        let mut behind = kept.clone();
         let mut large = Vec::new();
         loop {
             let Some(record) = reader.next()? else { return Err(damaged("the image ends before its pages")) };
@@ -111,6 +115,11 @@ impl Image {
                     let more = ranges.into_iter().map(|(start, end)| start..end);
                     kept.entry(MmId(record.id)).or_default().extend(more);
                 }
+                Kind::BEHIND => {
+                    let Behind { ranges } = record.state()?;
+                    let more = ranges.into_iter().map(|(start, end)| start..end);
+                    behind.entry(MmId(record.id)).or_default().extend(more);
+                }
                 Kind::INHERITED => {
                     let Inherited { ranges } = record.state()?;
                     let claim = |(from, start, end)| Claim { from: MmId(from), range: start..end };
@@ -124,7 +133,10 @@ impl Image {
             }
         }
         lap("records");
-        image.kept = kept.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect();
+        let ranges = |of: BTreeMap<MmId, Vec<Range<u64>>>| -> BTreeMap<MmId, Ranges> {
+            of.into_iter().map(|(mm, ranges)| (mm, Ranges::of_any(ranges))).collect()
+        };
+        (image.kept, image.behind) = (ranges(kept), ranges(behind));
         image.take_in(&large)?;
         image.files.share_options()?;
         check::image(&image)?;
@@ -186,6 +198,8 @@ pub enum Manner {
     AtOnce,
     /// From a file, most of its memory when it runs already ([`lazy`]).
     Lazily(Filling),
+    /// From a link, with memory behind it if the source says so.
+    Behind(Filling),
 }
 
 /// Puts the pod together around the parked first process; `ahead` is what came of its memory before. `reader`
@@ -217,17 +231,21 @@ pub fn restore<R: Read>(
     lap("maps");
     let mut lazy = match manner {
         Manner::Lazily(filling) => Some(Lazy::open(&image, &grown, filling)),
-        Manner::AtOnce => None,
+        Manner::Behind(filling) if !image.behind.is_empty() => Some(Lazy::behind(&image, &grown, filling)?),
+        Manner::AtOnce | Manner::Behind(_) => None,
     };
+    if lazy.is_none() && !image.behind.is_empty() {
+        return Err(damaged("the image has pages behind it, and nobody who brings them"));
+    }
     pages::fill((&image, &grown, &opener), shared, (&ahead, &laid, &copied), (reader, lazy.as_mut()), &mut other)?;
     lap("pages");
     drop(ahead);
     opener.hand_on(&born.cgroup)?;
     // From here on the pod's memory may be waited for, by us, too.
-    if let (Some(lazy), Some(file)) = (lazy, reader.file()) {
+    if let Some(lazy) = lazy {
         // It is forked, and by one thread.
         opener.has_left(&born.cgroup)?;
-        lazy.start(file, born.init)?;
+        lazy.start(reader.file(), born.init)?;
     }
     let external = opener.external()?;
     lap("external");

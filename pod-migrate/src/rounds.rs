@@ -27,6 +27,8 @@ pub enum OnStall {
     Switch,
     /// The pod gets less CPU time, by steps, until it is little enough or less is not possible; then as [`OnStall::Switch`].
     Throttle,
+    /// What is left comes when the pod runs there.
+    Postcopy,
     /// It is given up; the pod runs on as if nothing had happened.
     Abort,
 }
@@ -43,6 +45,8 @@ pub enum Next {
     Throttle(String),
     /// It does not become little enough: the pod will stand still for longer than it should, and this is to be said.
     Long(String),
+    /// It does not become little enough: what is left comes when the pod runs there, and this is to be said.
+    Follow(String),
 }
 
 /// The rounds of one pod.
@@ -136,6 +140,7 @@ impl Rounds {
         match self.on_stall {
             OnStall::Switch => Ok(Next::Long(what)),
             OnStall::Throttle => Ok(Next::Throttle(what)),
+            OnStall::Postcopy => Ok(Next::Follow(what)),
             OnStall::Abort => Err(Problem::new(STALL, what).fix(
                 "move it when it has less to do, give it --downtime, or --on-stall throttle (less CPU time) or switch (it stands still)",
             )),

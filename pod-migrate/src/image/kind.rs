@@ -104,6 +104,8 @@ kinds! {
     SAME = 38 v 1,
     /// What an address space has from others since a fork.
     INHERITED = 39 v 1,
+    /// Pages of an address space that come when the pod runs (links only).
+    BEHIND = 41 v 1,
     /// Lines of the pod's log.
     LOG = 40 v 2,
     /// The trailer: number of records and the digest of the stream.

@@ -17,7 +17,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use pod_runtime::{Doing, Problem, Result};
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -137,6 +137,14 @@ impl Wire {
         }
     }
 
+    /// Whether something has come that no descriptor tells of.
+    fn has_more(&mut self) -> io::Result<bool> {
+        match self {
+            Wire::Pipe(_) => Ok(false),
+            Wire::Direct(direct) => direct.has_more(),
+        }
+    }
+
     /// Sends what was taken and not sent yet.
     fn drain(&mut self) -> io::Result<()> {
         match self {
@@ -195,6 +203,10 @@ impl Channel {
     /// The bytes go this way from now on. Both ways must be there until the end.
     fn switch(&mut self, direct: Session) {
         self.left = Some(std::mem::replace(&mut self.wire, Wire::Direct(Box::new(direct))));
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        [Some(&self.wire), self.left.as_ref()].into_iter().flatten().map(|wire| wire.as_fd().as_raw_fd()).collect()
     }
 
     /// Returns when the descriptor is ready, else with the problem.
@@ -313,6 +325,22 @@ impl Incoming {
         }
     }
 
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+        self.0.descriptors()
+    }
+
+    /// Waits until something has come, or something else can be read, or for that long.
+    pub(super) fn heard_or(&mut self, beside: &[BorrowedFd<'_>], patience: Duration) -> io::Result<Option<bool>> {
+        if self.0.wire.has_more()? {
+            return Ok(Some(true));
+        }
+        Ok(match self.0.wait_until(Some(PollFlags::POLLIN), beside, Instant::now() + patience)? {
+            Woken::Ready => Some(true),
+            Woken::Beside => Some(false),
+            Woken::Late => None,
+        })
+    }
+
     /// The source has said that it comes by the other way.
     pub(super) fn switch(&mut self, mut listening: Listening) -> Result<()> {
         let end = Instant::now() + listening.patience();
@@ -362,6 +390,10 @@ impl Outgoing {
     /// Calls back with the number of bytes of each write.
     pub fn watch(&mut self, on_bytes: impl FnMut(u64) + 'static) {
         self.on_bytes = Some(Box::new(on_bytes));
+    }
+
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+        self.channel.descriptors()
     }
 
     /// What is written next goes this way.

@@ -21,7 +21,7 @@ use crate::image::{Kind, Reader, Writer};
 use pod_runtime::{Doing, Problem, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// The link broke, or could not be made.
@@ -94,6 +94,25 @@ impl Link {
                 self.reader.get_mut().switch(listening)
             }
         }
+    }
+
+    /// Waits until the other side says something (true), or something else can be read (false); no longer than that (None).
+    pub fn heard_or(&mut self, beside: &[BorrowedFd<'_>], patience: Duration) -> Result<Option<bool>> {
+        if self.reader.is_ahead() {
+            return Ok(Some(true));
+        }
+        let heard = self.reader.get_mut().heard_or(beside, patience);
+        heard.map_err(|error| {
+            let other = |error| Problem::new(LINK, "wait for the other side").because(error);
+            error.downcast::<Problem>().unwrap_or_else(other)
+        })
+    }
+
+    /// All that it is made of, for a process that keeps nothing else.
+    pub fn descriptors(&mut self) -> Vec<RawFd> {
+        let mut all = self.reader.get_mut().descriptors();
+        all.extend(self.writer.sink().map(|sink| sink.descriptors()).unwrap_or_default());
+        all
     }
 
     /// From now on this ends a wait.

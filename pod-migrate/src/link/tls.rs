@@ -207,6 +207,12 @@ impl Session {
         Ok(())
     }
 
+    /// Whether something was taken from the socket already and not read.
+    pub(super) fn has_more(&mut self) -> io::Result<bool> {
+        let state = self.session.process_new_packets().map_err(io::Error::other)?;
+        Ok(state.plaintext_bytes_to_read() > 0 || !self.socket.buffer().is_empty())
+    }
+
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.session.reader().read(into) {

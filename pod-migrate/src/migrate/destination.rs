@@ -7,6 +7,7 @@
 
 use super::arrived;
 use super::commit::await_commit;
+use super::following;
 use super::journal::{self, Job, Journal, Phase, Role, ask};
 use super::offer;
 use super::protocol::{Answer, Arrival, Fate, Hello, Offer, Purpose, STOPS, Say};
@@ -20,6 +21,7 @@ use crate::laps::{self, lap};
 use crate::letting_go::logged;
 use crate::link::{Link, Outgoing, PROTOCOL};
 use crate::objects::files::opener;
+use crate::restore::filler::Filling as BeingFilled;
 use crate::restore::{Ahead, Manner, Restored, Running};
 use pod_runtime::birth::{Clocks, Conceived};
 use pod_runtime::monitor::{self, About, Beginning, Filled, Filling, Launch, Newborn, Size};
@@ -52,6 +54,7 @@ pub fn receive(store: &Store, from: OwnedFd, to: OwnedFd) -> Result<()> {
             let fate = if ask(store, job, "")? == Phase::Running { Fate::Ran } else { Fate::Never };
             link.say(&Answer::Outcome(fate))
         }
+        Purpose::Bring { job } => following::brought(store, link, job),
         Purpose::Move { job } => {
             let job = job.clone();
             arrive(store, link, &hello, &job)
@@ -79,7 +82,8 @@ fn offered(link: &mut Link) -> Result<Box<Offer>> {
 fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()> {
     let offer = offered(&mut link)?;
     supersede(store, &offer.spec.id, &hello.host)?;
-    let (problems, warnings) = offer::against(store, &offer, hello);
+    let (mut problems, warnings) = offer::against(store, &offer, hello);
+    problems.extend(offer::cannot_follow(&offer));
     if !problems.is_empty() {
         return link.say(&Answer::Refused(problems.iter().map(Problem::report).collect()));
     }
@@ -90,9 +94,9 @@ fn arrive(store: &Store, mut link: Link, hello: &Hello, job: &str) -> Result<()>
     repair::it_left(store, &reservation.spec.id)?;
     let journal = begin(store, &reservation, hello, job)?;
     link.interrupted_by(&journal.given_up()?)?;
-    let note = format!("moved here from {}", hello.host);
+    let (note, behind) = (format!("moved here from {}", hello.host), offer.behind);
     let (warnings, arrival, sessions, ahead) = (Some(warnings), Arrival::default(), Vec::new(), Ahead::default());
-    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions, ahead, holder: None })
+    spawn(reservation, Arriving { link, journal, note, warnings, arrival, sessions, ahead, holder: None, behind })
 }
 
 fn begin(store: &Store, reservation: &Reservation, hello: &Hello, job: &str) -> Result<Journal> {
@@ -142,6 +146,8 @@ struct Arriving {
     ahead: Ahead,
     /// Of a pod on a bridge, from the birth's first half on.
     holder: Option<Holder>,
+    /// Memory may come when the pod runs.
+    behind: bool,
 }
 
 impl Filling for Arriving {
@@ -172,11 +178,19 @@ impl Filling for Arriving {
         let arrival = std::mem::take(&mut self.arrival);
         let ahead = std::mem::take(&mut self.ahead);
         let holder = self.holder.take();
-        let running = ready(&mut self.link, &mut self.journal, (arrival, ahead, holder), newborn);
+        let manner = match self.behind {
+            true => BeingFilled::begin(&newborn.pod).map(Manner::Behind),
+            false => Ok(Manner::AtOnce),
+        };
+        let running = manner
+            .and_then(|manner| ready(&mut self.link, &mut self.journal, (arrival, ahead, holder), manner, newborn));
         let sessions = std::mem::take(&mut self.sessions);
         let filled = running.map(|running| arrival::filled(running, sessions, true));
-        if let Err(problem) = &filled {
-            self.failed(problem);
+        match &filled {
+            Err(problem) => self.failed(problem),
+            // The source returns by itself to a pod that waits for its memory.
+            Ok(_) if self.behind => logged("memory does not follow", following::carry_on(self.link, &newborn.pod)),
+            Ok(_) => {}
         }
         filled
     }
@@ -197,6 +211,7 @@ fn ready(
     link: &mut Link,
     journal: &mut Journal,
     (mut arrival, ahead, holder): (Arrival, Ahead, Option<Holder>),
+    manner: Manner,
     newborn: &mut Newborn,
 ) -> Result<Running> {
     lap("birth");
@@ -213,7 +228,7 @@ fn ready(
     let mut knocks = Vec::new();
     let mac = mac_of(&newborn.spec);
     let is_sent = |record: &Record| is_sent(record, mac, &mut knocks);
-    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, Manner::AtOnce, is_sent)?;
+    let mut restored = arrival::restore(&mut link.reader, newborn, ahead, manner, is_sent)?;
     lap("registers");
     restored.outlive(&newborn.born.cgroup)?;
     lap("outlive");

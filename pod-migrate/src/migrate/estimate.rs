@@ -102,8 +102,8 @@ pub fn expect((memory, files): (u64, u64), written: &Written, link: u64, limits:
     let mut rounds = Rounds::new(limits.downtime, limits.on_stall);
     let (mut total, mut sent, mut bytes, mut stalls) = (time(files, slow), files, written.watched, None);
     // Of its CPU time: with half of it a pod writes in a second what it wrote in half of one.
-    let mut share = 1.0;
-    while bytes > 0 || rounds.done() > 0 {
+    let (mut share, mut follows) = (1.0, limits.postcopy);
+    while !limits.postcopy && (bytes > 0 || rounds.done() > 0) {
         let took = Duration::from_secs_f64(time(bytes, slow)) + SEARCH;
         total += took.as_secs_f64();
         sent += bytes;
@@ -119,10 +119,19 @@ pub fn expect((memory, files): (u64, u64), written: &Written, link: u64, limits:
                 stalls = Some(Problem::new(WOULD_STALL, what).fix(RATHER));
                 continue;
             }
+            Ok(Next::Follow(what)) => {
+                let what = format!("{what}; what is left of its memory would come when it runs there");
+                (follows, stalls) = (true, Some(Problem::new(WOULD_STALL, what).fix(RATHER)));
+            }
             Ok(Next::Throttle(what) | Next::Long(what)) => stalls = Some(Problem::new(WOULD_STALL, what).fix(RATHER)),
             Err(problem) => stalls = Some(problem),
         }
         break;
+    }
+    if follows {
+        // It takes its time all the same.
+        total += time(bytes, slow);
+        (sent, bytes) = (sent + bytes, 0);
     }
     // What is not under watch goes while it stands still, and so does what was written in the last round.
     let still = bytes + memory.saturating_sub(written.watched);

@@ -92,6 +92,9 @@ pub struct Job {
     pub updated: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Report>,
+    /// Source: when the pod runs there, memory is still to be brought from the copy here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub behind: bool,
     /// Both hosts know how it ended: nobody will ask.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub known: bool,
@@ -116,6 +119,7 @@ impl Job {
             started: now(),
             updated: now(),
             problem: None,
+            behind: false,
             known: false,
         }
     }

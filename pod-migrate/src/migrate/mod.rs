@@ -6,6 +6,7 @@
 //! * [`inquiry`]: what a destination says before anything is moved; [`drain`] asks several about many pods, and
 //!   [`placement`] decides which goes where; [`estimate`] says what a move would be like.
 //! * [`way`]: directly or through ssh.
+//! * `following`: memory that comes when the pod runs at the destination already.
 //! * [`throttling`]: less CPU time for a pod that writes its memory as fast as it is sent.
 //! * [`source`] and [`destination`]: the two sides, each phase owning what must be undone.
 //! * [`repair`](mod@repair): finishing or undoing what dead tools left, cheap enough for every command.
@@ -16,6 +17,7 @@ pub mod commit;
 pub mod destination;
 pub mod drain;
 pub mod estimate;
+mod following;
 pub mod inquiry;
 pub mod journal;
 mod labels;

@@ -11,6 +11,7 @@ use pod_runtime::spec::{Base, Spec};
 use pod_runtime::status::{State, now};
 use pod_runtime::store::{Pod, Store};
 use pod_runtime::sys::cpu::xsave_area;
+use pod_runtime::sys::userfault;
 use pod_runtime::{Doing, Problem, Result, network, proc};
 use std::collections::BTreeSet;
 use std::fs;
@@ -78,6 +79,7 @@ pub fn offer(pod: &Pod) -> Result<Offer> {
         processes: processes.len() as u64,
         cpu: cpu(),
         features: Vec::new(),
+        behind: false,
     })
 }
 
@@ -183,6 +185,14 @@ pub fn against(store: &Store, offer: &Offer, hello: &Hello) -> (Vec<Problem>, Ve
         warnings.push(format!("the clocks of the two hosts differ by {skew} s: time in the pod will jump"));
     }
     (found, warnings)
+}
+
+/// Memory that comes behind a pod is brought by userfaultfd.
+pub fn cannot_follow(offer: &Offer) -> Option<Problem> {
+    (offer.behind && !userfault::can_handle()).then(|| {
+        Problem::new("E-KERNEL", "the kernel there does not let memory come behind a pod (userfaultfd)")
+            .fix("leave --postcopy (or --on-stall postcopy) out")
+    })
 }
 
 /// A frame that a bridge has no room for it drops without a word.

@@ -63,6 +63,8 @@ pub enum Step {
     /// Everything else, while it stands still.
     Freeze,
     Commit,
+    /// Memory, while the pod runs there.
+    Behind,
 }
 
 /// How a move went: six lines for a person.
@@ -80,6 +82,9 @@ pub struct Report {
     pub bytes_raw: u64,
     /// Of what was sent, what went while the pod ran.
     pub bytes_ahead: u64,
+    /// Of memory that came when the pod ran there already, and until when that took.
+    pub bytes_behind: u64,
+    pub behind_ms: f64,
     /// Of memory that the pod had when it was offered.
     pub bytes_memory: u64,
     /// Which way it went.
@@ -182,7 +187,7 @@ impl Report {
                 dirty_pages_rate: self.estimate.map_or(0, |estimate| estimate.written_per_second / PAGE),
                 precopy_bytes: self.bytes_ahead,
                 downtime_bytes: self.bytes_sent.saturating_sub(self.bytes_ahead),
-                postcopy_bytes: 0,
+                postcopy_bytes: self.bytes_behind,
             },
         }
     }

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 /// The newest of this conversation that is spoken here. 2: the base in the offer, records of version 2. 3: memory comes
 /// ahead. 4: a range of protocols in HELLO, what is free, several questions in one check, a measure of the link, STOPPED.
 /// What came later has a name below.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 /// The oldest: that of the release before. Two sides take the newest that both speak ([`Hello::agreed`]).
 pub const OLDEST: u32 = 3;
 /// From here on a check may ask about several pods, and have the link measured.
@@ -32,6 +32,8 @@ pub const KNOCKS: u32 = 5;
 pub const DIRECT: u32 = 6;
 /// From here on shared memory comes while the pod runs.
 pub const SHARES: u32 = 7;
+/// From here on memory may come behind the pod.
+pub const FOLLOWS: u32 = 8;
 
 /// From the source to the destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +63,8 @@ pub enum Say {
     Comes {
         directly: bool,
     },
+    /// Nothing has been asked for, and we are here. When the pod runs there and memory follows. From protocol 8 on.
+    Still,
 }
 
 /// From the destination to the source.
@@ -91,6 +95,21 @@ pub enum Answer {
     Filled {
         bytes: u64,
     },
+    /// After RUNNING: memory that is to come, in this order but for what is urgent. The answer to each is a run of PAGES. From protocol
+    /// 8 on.
+    Wants(Vec<Wanted>),
+    /// After RUNNING: all memory is there, or none is needed any more. The end of the conversation.
+    Whole,
+}
+
+/// Pages of a space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    pub mm: u64,
+    pub address: u64,
+    pub bytes: u64,
+    /// Somebody waits for them.
+    pub urgent: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -135,6 +154,10 @@ pub enum Purpose {
     Ask {
         job: String,
     },
+    /// Memory of a pod that runs there, by this job, and has not all of it yet: what it wants is brought now. From protocol 8 on.
+    Bring {
+        job: String,
+    },
 }
 
 /// What the destination must know to say yes or no.
@@ -152,6 +175,9 @@ pub struct Offer {
     pub base: Base,
     /// Names of kernel features that the image needs.
     pub features: Vec<String>,
+    /// Memory may come when the pod runs there.
+    #[serde(default)]
+    pub behind: bool,
     /// The largest frames that peers send the pod, if it is on a LAN itself.
     #[serde(default)]
     pub mtu: Option<u32>,

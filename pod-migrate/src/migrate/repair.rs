@@ -6,6 +6,7 @@
 //! `model` (a test) has each of the steps here and shows what they are there for.
 
 use super::arrived;
+use super::following;
 use super::inquiry::connect;
 use super::journal::{Job, Journal, Phase, Role, jobs};
 use super::protocol::{Answer, Fate, Purpose};
@@ -174,11 +175,27 @@ pub(super) fn settle(store: &Store, pod: Option<&Pod>, dial: &Dial, journal: &mu
     for attempt in 0..ATTEMPTS {
         std::thread::sleep(Duration::from_secs(u64::from(attempt)));
         match fate(dial, &journal.job.id) {
-            Ok(fate) => return conclude(store, pod, journal, fate),
+            Ok(fate) => {
+                if let (Fate::Ran, true, Some(pod)) = (fate, journal.job.behind, pod) {
+                    bring(pod, dial, &journal.job)?;
+                }
+                return conclude(store, pod, journal, fate);
+            }
             Err(problem) => last = Some(problem),
         }
     }
     Err(last.unwrap_or_else(|| Problem::new(PROTOCOL, "nobody answered")))
+}
+
+/// The pod runs there and may not have all of its memory: what is missing is in the copy here.
+fn bring(pod: &Pod, dial: &Dial, job: &Job) -> Result<()> {
+    // Somebody has ended the copy: there is nothing to be brought.
+    if !pod.status()?.is_leaving(&job.id) {
+        return Ok(());
+    }
+    let _lock = capture::lock(pod, &pod.spec()?.name)?;
+    let brought = following::bring(None, pod, dial, &job.id, None);
+    brought.map(drop).map_err(|problem| following::unfinished(problem, &job.id, &job.peer))
 }
 
 fn fate(dial: &Dial, job: &str) -> Result<Fate> {

@@ -8,11 +8,12 @@
 #![allow(clippy::result_large_err)]
 
 use super::commit::{Said, commit};
+use super::following;
 use super::inquiry::{Met, connect_as};
 use super::journal::{self, Job, Journal, Phase, Role};
 use super::offer;
 use super::progress::{Event, Part, Report, Step};
-use super::protocol::{Answer, Arrival, CHANGES, Hello, KNOCKS, Purpose, SETTLED, SHARES, STOPS, Say};
+use super::protocol::{Answer, Arrival, CHANGES, FOLLOWS, Hello, KNOCKS, Offer, Purpose, SETTLED, SHARES, STOPS, Say};
 use super::throttling::{self, Throttling};
 use super::way::{self, Transport};
 use super::{repair, turn};
@@ -79,13 +80,22 @@ pub struct Limits {
     /// How long the pod should stand still at most.
     pub downtime: Duration,
     pub on_stall: OnStall,
+    /// The pod stands still at once, and its memory comes when it runs there.
+    pub postcopy: bool,
     /// Bytes a second on the link while the pod runs. What is left goes as fast as it can: the pod stands still for it.
     pub bandwidth: Option<u64>,
 }
 
+impl Limits {
+    /// Whether memory may come when the pod runs there.
+    fn may_follow(&self) -> bool {
+        self.postcopy || self.on_stall == OnStall::Postcopy
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { downtime: DOWNTIME, on_stall: OnStall::default(), bandwidth: None }
+        Limits { downtime: DOWNTIME, on_stall: OnStall::default(), postcopy: false, bandwidth: None }
     }
 }
 
@@ -124,7 +134,7 @@ pub fn migrate(
     let result = result.and_then(|frozen| {
         let sent = frozen.send()?;
         tell(Step::Commit, String::new());
-        sent.commit(store, pod, dial)
+        sent.commit(store, pod, dial, &listener)
     });
     let mut report = result.map_err(|failure| Failure { job: Some(job.clone()), ..failure })?;
     // The dump names some of them too, and then as they were in the end.
@@ -181,6 +191,8 @@ struct Frozen {
     warnings: Vec<String>,
     /// What is known by now.
     report: Report,
+    /// Of the link, for what comes behind.
+    bandwidth: Option<u64>,
 }
 
 /// Everything is there, and READY was said.
@@ -191,6 +203,7 @@ struct Sent {
     _remote: Remote,
     journal: Journal,
     report: Report,
+    bandwidth: Option<u64>,
     /// When that was.
     ready: Instant,
 }
@@ -221,7 +234,12 @@ impl Connected {
         limits: Limits,
     ) -> Result<Reserved, Failure> {
         let failed = |p| Failure::new(Ended::TransferFailed, p);
+        let behind = limits.may_follow();
+        if behind && self.link.protocol < FOLLOWS {
+            return Err(Failure::new(Ended::Refused, too_old(&self.peer.hello.host)));
+        }
         let offer = offer::offer(pod).map_err(|p| Failure::new(Ended::Unbegun, p))?;
+        let offer = Offer { behind, ..offer };
         let memory = offer.memory;
         self.link.say(&Say::Offer(Box::new(offer))).map_err(failed)?;
         let mut warnings = match self.link.hear().map_err(failed)? {
@@ -240,6 +258,11 @@ impl Connected {
     }
 }
 
+fn too_old(host: &str) -> Problem {
+    Problem::new(PROTOCOL, format!("pod on {host} is of a version that takes no memory behind a pod"))
+        .fix("install this version there, or leave --postcopy (or --on-stall postcopy) out")
+}
+
 fn job(id: &str, pod: &Pod, name: String, dial: &Dial) -> Result<Job> {
     Ok(Job {
         id: id.to_owned(),
@@ -249,6 +272,7 @@ fn job(id: &str, pod: &Pod, name: String, dial: &Dial) -> Result<Job> {
         peer: dial.target.host.clone(),
         port: dial.target.port,
         scheme: dial.target.scheme,
+        behind: false,
         ssh_options: dial.options.clone(),
         remote_pod: Some(dial.remote_pod.clone()),
         phase: Phase::Copying,
@@ -290,12 +314,13 @@ impl Copied {
     fn memory(mut self, listener: &Listener) -> Result<Copied, Failure> {
         (listener.borrow_mut())(&Event::Step { step: Step::Memory, detail: String::new() });
         let Copied { throttling, reserved, rounds } = &mut self;
-        let Reserved { capture, link, journal, remote, warnings, .. } = reserved;
+        let Reserved { capture, link, journal, remote, warnings, limits, .. } = reserved;
         let mut long = |what: String| {
             (listener.borrow_mut())(&Event::Stalled { text: what.clone() });
             warnings.push(what);
             Ok(false)
         };
+        let mut follow = None;
         let again = |pass: Pass| {
             Watchdog::fed();
             let next = rounds.judge(pass);
@@ -315,9 +340,22 @@ impl Copied {
                     no_less => long(format!("{what}, {}", throttling::no_slower(no_less.err()))),
                 },
                 Next::Long(what) => long(what),
+                Next::Follow(what) => {
+                    follow = Some(what);
+                    Ok(false)
+                }
             }
         };
-        let problem = match capture.memory_ahead(&mut link.writer, LEAST_TO_SEND, again) {
+        let ahead = match limits.postcopy {
+            true => capture.watch_memory_that_follows(&mut link.writer, LEAST_TO_SEND),
+            false => capture.memory_ahead(&mut link.writer, LEAST_TO_SEND, again),
+        };
+        if let Some(text) = follow {
+            (listener.borrow_mut())(&Event::Stalled { text: text.clone() });
+            warnings.push(text);
+            capture.follow();
+        }
+        let problem = match ahead {
             Ok(_) => return Ok(self),
             Err(problem) => problem,
         };
@@ -331,7 +369,7 @@ impl Copied {
 
     fn freeze(self) -> Result<Frozen, Failure> {
         let Copied { throttling, reserved, rounds } = self;
-        let Reserved { remote, mut link, transport, capture, mut journal, mut warnings, memory, .. } = reserved;
+        let Reserved { remote, mut link, transport, capture, mut journal, mut warnings, memory, limits } = reserved;
         let (throttle, throttled) = throttling.end();
         let mut report = Report {
             transport,
@@ -348,7 +386,7 @@ impl Copied {
             Ok(still) => {
                 report.throttled = throttled(still.since());
                 warnings.extend(report.throttled.iter().map(throttling::told));
-                Ok(Frozen { still, watchdog, link, remote, journal, warnings, report })
+                Ok(Frozen { still, watchdog, link, remote, journal, warnings, report, bandwidth: limits.bandwidth })
             }
             Err(problem) => Err(gave_up(problem, &mut link, &mut journal)),
         }
@@ -412,10 +450,10 @@ impl Frozen {
             }
         };
         let report = self.report(captured, arrival, parts.done);
-        let Frozen { still, watchdog, link, remote, journal, .. } = self;
+        let Frozen { still, watchdog, link, remote, journal, bandwidth, .. } = self;
         // What comes now outlives us on purpose.
         drop(watchdog);
-        Ok(Sent { still, link, _remote: remote, journal, report, ready: parts.last })
+        Ok(Sent { still, link, _remote: remote, journal, report, bandwidth, ready: parts.last })
     }
 
     /// Says that everything was sent, and hears what has become of it there.
@@ -443,6 +481,7 @@ impl Frozen {
             connections_kept: connections.kept,
             connections_closed: connections.closed,
             connections_retried: connections.retried,
+            bytes_behind: dump.follows,
             processes: dump.processes,
             files: files.files,
             file_bytes: files.bytes,
@@ -455,7 +494,32 @@ impl Frozen {
 }
 
 impl Sent {
-    fn commit(mut self, store: &Store, pod: &Pod, dial: &Dial) -> Result<Report, Failure> {
+    /// It runs there. What it does not have yet is brought, and then the copy here is buried.
+    fn follow(mut self, store: &Store, pod: &Pod, dial: &Dial, listener: &Listener) -> Result<Report, Failure> {
+        let (job, to, began) = (&self.journal.job.id, &self.journal.job.peer, self.journal.job.started);
+        let tell = |event: &Event| (listener.borrow_mut())(event);
+        tell(&Event::Step { step: Step::Behind, detail: format!("{} MiB", self.report.bytes_behind >> 20) });
+        let since = Instant::now();
+        let brought = following::bring(Some(self.link), pod, dial, job, self.bandwidth);
+        let brought = brought.map_err(|problem| Failure::new(Ended::Unknown, following::unfinished(problem, job, to)));
+        match brought {
+            Ok(bytes) => {
+                self.report.bytes_behind = bytes;
+                self.report.behind_ms = since.elapsed().as_secs_f64() * 1e3;
+                let (job, to) = (job.clone(), to.clone());
+                let bury = || self.still.moved(&job, began, &to);
+                finish(store, pod, &mut self.journal, &mut self.report, bury);
+                Ok(self.report)
+            }
+            Err(failure) => {
+                // It stands still by its cgroup, and somebody returns to it.
+                self.still.leave();
+                Err(failure)
+            }
+        }
+    }
+
+    fn commit(mut self, store: &Store, pod: &Pod, dial: &Dial, listener: &Listener) -> Result<Report, Failure> {
         let since = self.still.since();
         let job = self.journal.job.id.clone();
         let to = self.journal.job.peer.clone();
@@ -468,6 +532,8 @@ impl Sent {
             });
         }
         lap("stop for good");
+        // Whoever asks what became of it has to know that the copy here is still needed.
+        self.journal.job.behind = self.report.bytes_behind > 0;
         let said = match commit(&mut self.link, &mut self.journal) {
             Ok(said) => said,
             Err(problem) => {
@@ -483,6 +549,9 @@ impl Sent {
                 lap("wait for the commit");
                 self.report.laps_here = laps::take();
                 self.report.laps_there.extend(arrival.laps);
+                if self.journal.job.behind {
+                    return self.follow(store, pod, dial, listener);
+                }
                 let began = self.journal.job.started;
                 let bury = || self.still.moved(&job, began, &to);
                 finish(store, pod, &mut self.journal, &mut self.report, bury);

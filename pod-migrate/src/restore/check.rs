@@ -47,6 +47,10 @@ pub(super) fn image(image: &Image) -> Result<()> {
         let space = image.spaces.get(id).ok_or_else(|| damaged(format!("pages of memory {id}, which nobody has")))?;
         memory::check_kept(space, kept)?;
     }
+    for (id, behind) in &image.behind {
+        let space = image.spaces.get(id).ok_or_else(|| damaged(format!("pages of memory {id}, which nobody has")))?;
+        memory::check_behind(space, behind, image.kept.get(id))?;
+    }
     for (id, claims) in &image.claims {
         memory::check_claims(image, *id, claims)?;
     }

@@ -1,4 +1,5 @@
-//! Memory that stays in the file until a program touches it, or until its turn has come (`pod restore --lazy`).
+//! Memory that stays in the file until a program touches it, or until its turn has come (`pod restore --lazy`), or on the host that
+//! the pod has left (`pod migrate --postcopy`).
 //!
 //! What can wait are pages of ordinary private memory, of processes that have much of it, as far as the image has them as
 //! bytes in records that can be read one by one. All else is placed before the pod runs, as ever. While the image is
@@ -8,12 +9,12 @@
 //! brought, which can be when the pod runs already: a pod whose memory turns out to be damaged is ended then.
 
 use super::Image;
-use super::filler::{self, Filling, Space};
+use super::filler::{self, Filling, Source, Space};
 use super::tree::Grown;
 use crate::ids::MmId;
-use crate::image::{Owner, PageRun, Waiting};
+use crate::image::{Owner, PageRun, Waiting, damaged};
+use crate::objects::memory::behind::can_wait;
 use crate::objects::memory::ranges::Ranges;
-use crate::objects::memory::{Backing, Map};
 use crate::{Doing, Result};
 use pod_runtime::sys::userfault::Userfault;
 use std::collections::BTreeMap;
@@ -108,6 +109,8 @@ pub(super) struct Lazy {
     filling: Filling,
     spaces: BTreeMap<MmId, Waits>,
     records: Vec<Waiting>,
+    /// None where it is in a file; else whose memory each record is, which comes behind.
+    behind: Option<Vec<MmId>>,
 }
 
 /// Of one address space.
@@ -125,7 +128,7 @@ impl Lazy {
         let processes: Vec<_> = image
             .processes
             .values()
-            .filter_map(|process| Some((process.mm, places(&image.spaces.get(&process.mm)?.maps), process.pid)))
+            .filter_map(|process| Some((process.mm, can_wait(&image.spaces.get(&process.mm)?.maps), process.pid)))
             .filter(|(_, places, _)| places.bytes() >= MUCH)
             .collect();
         let mut spaces = BTreeMap::new();
@@ -137,14 +140,35 @@ impl Lazy {
                 }
             }
         }
-        Lazy { filling, spaces, records: Vec::new() }
+        Lazy { filling, spaces, records: Vec::new(), behind: None }
+    }
+
+    /// What comes behind the pod, from the host that it left.
+    ///
+    /// # Errors
+    /// A process does not get the means to be given pages later: it cannot be done without them.
+    pub fn behind(image: &Image, grown: &Grown, filling: Filling) -> Result<Lazy> {
+        let (mut spaces, mut owners) = (BTreeMap::new(), Vec::new());
+        for (mm, ranges) in &image.behind {
+            let (state, process) = (&image.spaces[mm], image.processes.values().find(|process| process.mm == *mm));
+            let process = process.ok_or_else(|| damaged(format!("pages behind memory {mm}, which no process has")))?;
+            let fault = filler::userfault(&grown.stubs[&process.pid])?;
+            let mut missing = Missing::default();
+            for range in ranges.iter() {
+                missing.put(range.start, Piece { end: range.end, record: owners.len(), into: range.start });
+            }
+            owners.push(*mm);
+            spaces.insert(*mm, Waits { fault, places: can_wait(&state.maps), missing });
+        }
+        Ok(Lazy { filling, spaces, records: Vec::new(), behind: Some(owners) })
     }
 
     /// Whether all of a run can wait.
     pub fn takes(&self, run: PageRun) -> bool {
         let Owner::Mm(mm) = run.owner else { return false };
         let (range, whole) = (run.address..run.address.saturating_add(run.bytes), run.address | run.bytes);
-        whole.is_multiple_of(PAGE)
+        self.behind.is_none()
+            && whole.is_multiple_of(PAGE)
             && (1..=MOST_RECORD).contains(&run.bytes)
             && self.spaces.get(&mm).is_some_and(|space| space.places.has(&range))
     }
@@ -202,7 +226,7 @@ impl Lazy {
 
     /// Everything else is in its place: whoever touches what is missing waits for it from here on, and it is
     /// brought.
-    pub fn start(self, file: &File, init: i32) -> Result<()> {
+    pub fn start(self, file: Option<&File>, init: i32) -> Result<()> {
         let mut spaces = Vec::new();
         for (mm, Waits { fault, places, missing }) in self.spaces {
             if missing.is_empty() {
@@ -217,7 +241,12 @@ impl Lazy {
         if spaces.is_empty() {
             return Ok(());
         }
-        filler::start(spaces, self.records, file, init, self.filling)
+        let source = match (self.behind, file) {
+            (Some(owners), _) => Source::Behind(owners),
+            (None, Some(file)) => Source::File(self.records, file),
+            (None, None) => return Err(damaged("memory was left in a file that is none")),
+        };
+        filler::start(spaces, source, init, self.filling)
     }
 }
 
@@ -225,19 +254,6 @@ impl Lazy {
 /// large memory larger, fails with EFAULT where there are two.
 fn watched(missing: &Missing, places: &Ranges) -> Ranges {
     Ranges::of(places.iter().filter(|place| !missing.over(place).is_empty()))
-}
-
-/// Where memory may wait: nothing has to be done with it before the pod runs, and a child of the process has it, too.
-fn places(maps: &[Map]) -> Ranges {
-    const HARMLESS: &[i32] = &[libc::MADV_SEQUENTIAL, libc::MADV_RANDOM, libc::MADV_NOHUGEPAGE, libc::MADV_DONTDUMP];
-    let can_wait = |map: &&Map| {
-        let special = map.shared || map.grows_down || map.locked || map.droppable || map.sealed || map.huge != 0;
-        map.backing == Backing::Anonymous
-            && !special
-            && map.guards.is_empty()
-            && map.advice.iter().all(|advice| HARMLESS.contains(advice))
-    };
-    Ranges::of(maps.iter().filter(can_wait).map(|map| map.start..map.end))
 }
 
 #[cfg(test)]

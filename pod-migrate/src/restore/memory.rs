@@ -12,6 +12,7 @@ use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::damaged;
 use crate::objects::files::Opener;
 use crate::objects::files::opener::Memory;
+use crate::objects::memory::behind::can_wait;
 use crate::objects::memory::forked::Claim;
 use crate::objects::memory::ranges::Ranges;
 use crate::objects::memory::{Backing, Map, MmState, SharedMemoryKind, SharedMemoryState};
@@ -74,6 +75,21 @@ pub(super) fn check_kept(space: &MmState, kept: &Ranges) -> Result<()> {
             Err(damaged(format!("memory {} keeps parts of pages", space.id)))
         }
         None => Ok(()),
+    }
+}
+
+/// What comes when the pod runs comes where it may, and has not come already.
+pub(super) fn check_behind(space: &MmState, behind: &Ranges, kept: Option<&Ranges>) -> Result<()> {
+    let wrong = |what: &str| Err(damaged(format!("memory {} has pages behind it {what}", space.id)));
+    if behind.iter().any(|range| (range.start | range.end) & 0xfff != 0 || range.is_empty()) {
+        return wrong("that are none");
+    }
+    if !behind.without(&can_wait(&space.maps)).is_empty() {
+        return wrong("where none may be");
+    }
+    match kept.is_some_and(|kept| !kept.both(behind).is_empty()) {
+        true => wrong("that came already"),
+        false => Ok(()),
     }
 }
 

@@ -30,6 +30,9 @@ const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 /// _IOWR(0xaa, 4, struct uffdio_zeropage)
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
 
+/// _IOR(0xaa, 2, struct uffdio_range)
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
+
 /// Bytes of a struct uffd_msg.
 const MESSAGE: usize = 32;
 const PAGE: u64 = 4096;
@@ -46,6 +49,17 @@ pub enum Event {
     Remap { from: Range<u64>, to: u64 },
     /// Nothing is in the range any more: it reads as zeros, or is not mapped.
     Remove(Range<u64>),
+}
+
+/// Whether this process may make one that handles faults of system calls too.
+pub fn can_handle() -> bool {
+    // SAFETY: numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, HANDLING) } as i32;
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Userfault::handling(unsafe { OwnedFd::from_raw_fd(fd) }).is_ok()
 }
 
 /// userfaultfd(2): of this process, for whoever gets the descriptor to take.
@@ -115,6 +129,11 @@ impl Userfault {
     /// Zeros for the page at `address`.
     pub fn zero(&self, address: u64) -> io::Result<()> {
         self.ioctl(UFFDIO_ZEROPAGE, &mut [address, PAGE, 0, 0])
+    }
+
+    /// Whoever waits for the page at `address` looks once more: it may be there, and nobody was woken by it.
+    pub fn wake(&self, address: u64) -> io::Result<()> {
+        self.ioctl(UFFDIO_WAKE, &mut [address, PAGE])
     }
 
     /// What has happened since, oldest first but for faults, which come before all else. Empty when there is nothing.

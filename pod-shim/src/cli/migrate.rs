@@ -67,6 +67,10 @@ pub struct Tuning {
     /// What to do when the pod writes its memory as fast as it is sent
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Stall::Switch)]
     on_stall: Stall,
+    /// Run it there at once; its memory comes when it is touched, and the rest behind it. If this host ends before all is there,
+    /// the pod is lost
+    #[arg(long, conflicts_with = "on_stall")]
+    postcopy: bool,
     /// Give up when the move has not come to its commit by then; the pod runs on here
     #[arg(long, value_name = "TIME", value_parser = time)]
     timeout: Option<Duration>,
@@ -81,6 +85,8 @@ enum Stall {
     Switch,
     /// Give it less CPU time, step by step, until its memory settles; the copy there has all of it
     Throttle,
+    /// What is left of its memory comes when it runs there; if this host ends before all is there, the pod is lost
+    Postcopy,
     /// Give up; it runs on here
     Abort,
 }
@@ -90,9 +96,10 @@ impl Tuning {
         let on_stall = match self.on_stall {
             Stall::Switch => OnStall::Switch,
             Stall::Throttle => OnStall::Throttle,
+            Stall::Postcopy => OnStall::Postcopy,
             Stall::Abort => OnStall::Abort,
         };
-        Limits { downtime: self.downtime, on_stall, bandwidth: self.bandwidth }
+        Limits { downtime: self.downtime, on_stall, postcopy: self.postcopy, bandwidth: self.bandwidth }
     }
 
     /// As options, for another `pod migrate`.
@@ -101,10 +108,14 @@ impl Tuning {
         let on_stall = match self.on_stall {
             Stall::Switch => "switch",
             Stall::Throttle => "throttle",
+            Stall::Postcopy => "postcopy",
             Stall::Abort => "abort",
         };
-        let mut words: Vec<String> =
-            ["--downtime", &time(self.downtime), "--on-stall", on_stall].map(str::to_owned).into();
+        let mut words: Vec<String> = ["--downtime", &time(self.downtime)].map(str::to_owned).into();
+        match self.postcopy {
+            true => words.push("--postcopy".to_owned()),
+            false => words.extend(["--on-stall", on_stall].map(str::to_owned)),
+        }
         words.extend(self.timeout.into_iter().flat_map(|limit| ["--timeout".to_owned(), time(limit)]));
         words.extend(self.bandwidth.into_iter().flat_map(|rate| ["--bandwidth".to_owned(), rate.to_string()]));
         words
@@ -310,6 +321,10 @@ fn words(report: &Report) -> String {
         report.files,
         output::size(report.file_bytes),
     );
+    if report.bytes_behind > 0 {
+        let (bytes, seconds) = (output::size(report.bytes_behind), report.behind_ms / 1e3);
+        text.push_str(&format!("memory behind     {bytes}, there {seconds:.1} s after it ran\n"));
+    }
     match report.warnings.is_empty() {
         true => text.push_str("warnings          none\n"),
         false => {
@@ -360,6 +375,7 @@ pub fn named(step: Step, detail: &str) -> String {
         Step::Memory => "memory, while the pod runs".to_owned(),
         Step::Freeze => "freeze; what has changed, and the rest".to_owned(),
         Step::Commit => "commit".to_owned(),
+        Step::Behind => format!("it runs there; {detail} of memory, behind it"),
     }
 }
 

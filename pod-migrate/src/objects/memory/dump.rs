@@ -1,6 +1,7 @@
 //! Reading address spaces: first their maps ([`Spaces::space`]), then, when all else has been said, their pages
 //! ([`Spaces::pages`]). Shared memory without a name is read once, through its inode.
 
+use super::behind::{self, Behind};
 use super::forked::{self, Claims, Member};
 use super::pages::{self, Contents};
 use super::ranges::Ranges;
@@ -12,7 +13,7 @@ use crate::freeze::Process;
 use crate::ids::{FileId, HostPid, MmId, PodPid, SharedMemoryId};
 use crate::image::{Kind, Owner, Writer};
 use crate::objects::files::FilesDump;
-use crate::objects::task::Tree;
+use crate::objects::task::{ProcessState, Tree};
 use crate::restore::heritage;
 use pod_runtime::proc::{self, maps, status};
 use pod_runtime::sys::memory;
@@ -28,6 +29,11 @@ pub const KIND: &str = "E-MEMORY-KIND";
 
 /// Pages that are shared since a fork become copies.
 pub const FORKED: &str = "W-FORK-SHARED";
+
+/// So many ranges in a record: three megabytes at most.
+const MOST_RANGES: usize = 100_000;
+/// Less of a space is sent at once: it takes about as long as its record, and is wanted soon.
+const LEAST_BEHIND: u64 = 256 << 10;
 
 /// Address spaces and shared memory of a frozen pod.
 pub struct Spaces<'a> {
@@ -65,6 +71,8 @@ pub(super) struct Private {
     pub left_out: Ranges,
     /// Of a process that runs and shares pages since a fork: its memory, to be read through.
     pub gently: Option<File>,
+    /// Where pages may come behind the pod.
+    pub can_wait: Ranges,
 }
 
 pub(super) struct Place {
@@ -109,10 +117,10 @@ impl<'a> Spaces<'a> {
         Ok(())
     }
 
-    /// Takes the maps of a process; `ours` is a range that is not the program's.
+    /// Takes the maps of a process, of which the rest is known; `ours` is a range that is not the program's.
     pub fn space(
         &mut self,
-        process: &Process,
+        (process, known): (&Process, &ProcessState),
         told: Told,
         ours: &Range<u64>,
         files: &mut FilesDump<'_>,
@@ -142,6 +150,10 @@ impl<'a> Spaces<'a> {
             early: Ranges::default(),
             left_out: Ranges::default(),
             gently: None,
+            can_wait: match self.ahead.may_follow {
+                true => behind::can_wait(&state.maps).without(&behind::touched(known)),
+                false => Ranges::default(),
+            },
         });
         if self.claims.contains_key(&id) || self.lent.contains_key(&id) {
             self.related.insert(id, state.maps.clone());
@@ -271,11 +283,9 @@ impl<'a> Spaces<'a> {
 
     /// The INHERITED records, the pages that others have too, and the KEPT records: what of the pages that were sent ahead
     /// still holds, also of those that went out just now. What does not is to be sent.
-    pub fn kept(&mut self, w: &mut Writer<impl Write>) -> Result<()> {
-        /// So many ranges in a record: three megabytes at most.
-        const MOST: usize = 100_000;
+    pub fn kept(&mut self, w: &mut Writer<impl Write>) -> Result<u64> {
         for (mm, claims) in &self.claims {
-            for claims in claims.chunks(MOST) {
+            for claims in claims.chunks(MOST_RANGES) {
                 let range = |claim: &forked::Claim| (claim.from.0, claim.range.start, claim.range.end);
                 w.put(Kind::INHERITED, mm.0, &Inherited { ranges: claims.iter().map(range).collect() })?;
             }
@@ -308,13 +318,33 @@ impl<'a> Spaces<'a> {
             kept.push((space.mm, holds));
         }
         pages::send_early(&self.private, w)?;
+        let follows = self.follow(w)?;
         for (mm, kept) in kept.iter().filter(|(_, kept)| !kept.is_empty()) {
             let ranges: Vec<(u64, u64)> = kept.iter().map(|range| (range.start, range.end)).collect();
-            for ranges in ranges.chunks(MOST) {
+            for ranges in ranges.chunks(MOST_RANGES) {
                 w.put(Kind::KEPT, mm.0, &Kept { ranges: ranges.to_vec() })?;
             }
         }
-        Ok(())
+        Ok(follows)
+    }
+
+    /// The BEHIND records: what is not sent now but brought when the pod runs.
+    fn follow(&mut self, w: &mut Writer<impl Write>) -> Result<u64> {
+        let mut bytes = 0;
+        for space in &mut self.private {
+            let Some(only) = &mut space.only else { continue };
+            let follows = only.both(&space.can_wait);
+            if follows.bytes() < LEAST_BEHIND {
+                continue;
+            }
+            *only = only.without(&follows);
+            bytes += follows.bytes();
+            let ranges: Vec<(u64, u64)> = follows.iter().map(|range| (range.start, range.end)).collect();
+            for ranges in ranges.chunks(MOST_RANGES) {
+                w.put(Kind::BEHIND, space.mm.0, &Behind { ranges: ranges.to_vec() })?;
+            }
+        }
+        Ok(bytes)
     }
 
     /// The raw bytes of everything, and after them `more`.

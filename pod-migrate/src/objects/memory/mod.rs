@@ -4,10 +4,12 @@
 //! and that several spaces or descriptors share (shared anonymous memory, memfd, SysV segments, deleted files): its
 //! bytes are sent once. Pages follow as page runs, by [`MmId`] and address or by [`SharedMemoryId`] and offset. Private
 //! pages of large processes come ahead, while the pod runs ([`tracking`]); a [`Kept`] record says which of them hold. On their
-//! way to a host so does shared memory ([`shared`]), to be put right in the end. Pages
+//! way to a host so does shared memory ([`shared`]), to be put right in the end; and what is left of private memory may come when
+//! the pod runs there ([`behind`]). Pages
 //! that processes share since a fork come once ([`forked`]), before all others; an [`Inherited`] record says who has them too.
 
 pub mod areas;
+pub mod behind;
 pub mod dump;
 pub mod forked;
 mod pagemap;
@@ -32,6 +34,8 @@ pub const MOST_AHEAD: usize = 64;
 pub struct WentAhead {
     pub private: Option<tracking::Tracker>,
     pub shared: shared::Sharing,
+    /// What is left of private memory may come behind the pod.
+    pub may_follow: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

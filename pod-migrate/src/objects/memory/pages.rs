@@ -508,8 +508,17 @@ mod tests {
         let host = std::process::id() as i32;
         let places = vec![place(base..base + bytes as u64)];
         let (early, left_out) = <(Ranges, Ranges)>::default();
-        let spaces =
-            [Private { mm: MmId(3), host, name: "us".into(), places, only: None, early, left_out, gently: None }];
+        let spaces = [Private {
+            mm: MmId(3),
+            host,
+            name: "us".into(),
+            places,
+            only: None,
+            early,
+            left_out,
+            gently: None,
+            can_wait: Ranges::default(),
+        }];
         let mut file = tempfile::tempfile().unwrap();
         std::io::copy(&mut &memory[..1 << 20], &mut file).unwrap();
         let contents = [Contents { source: file, bytes: 1 << 20, owner: Owner::File(FileId(9)) }];

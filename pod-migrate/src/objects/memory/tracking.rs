@@ -243,6 +243,7 @@ impl Tracked {
             early,
             left_out,
             gently,
+            can_wait: Ranges::default(),
         }
     }
 

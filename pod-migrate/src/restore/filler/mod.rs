@@ -1,4 +1,4 @@
-//! The processes that bring memory which was left in a checkpoint's file, while the pod runs.
+//! The processes that bring memory which was left in a checkpoint's file, or on another host ([`behind`]), while the pod runs.
 //!
 //! ```text
 //! program ── touches a page ──> userfaultfd ──> filler: reads the record, compares it, puts its pages
@@ -16,7 +16,11 @@
 //! but takes no page as long as one of those was not read (EAGAIN). So everything is read before anything is answered, and
 //! what was refused is looked up again.
 
+pub mod behind;
+
+use self::behind::Behind;
 use super::lazy::{Missing, Piece};
+use crate::ids::MmId;
 use crate::image::{PageBuffer, Waiting};
 use crate::remote::RemoteCall;
 use crate::remote::plain::Stub;
@@ -113,20 +117,38 @@ pub(super) struct Space {
     pub missing: Missing,
 }
 
+/// Where what is missing is.
+pub(super) enum Source<'a> {
+    File(Vec<Waiting>, &'a File),
+    /// On the host that the pod has left: whose memory each record is.
+    Behind(Vec<MmId>),
+}
+
+/// The same for one who brings it.
+enum From {
+    File(Records),
+    Behind(Behind),
+}
+
 /// Starts the keeper and the filler for spaces that are watched already. The caller is single-threaded.
 ///
 /// # Errors
 /// No process is to be had.
-pub(super) fn start(spaces: Vec<Space>, records: Vec<Waiting>, file: &File, init: i32, filling: Filling) -> Result<()> {
+pub(super) fn start(spaces: Vec<Space>, source: Source<'_>, init: i32, filling: Filling) -> Result<()> {
     let threads = fs::read_dir("/proc/self/task").doing(|| "count threads".into())?.count();
     if threads != 1 {
         return Err(Problem::new("E-INTERNAL", format!("a filler cannot be forked by {threads} threads")));
     }
     let init = pidfd::open(init).doing(|| "open the first process".into())?;
-    let file = file.try_clone().doing(|| "copy a descriptor".into())?;
+    let from = match source {
+        Source::File(records, file) => {
+            From::File(Records::new(records, file.try_clone().doing(|| "copy a descriptor".into())?))
+        }
+        Source::Behind(owners) => From::Behind(Behind::open(&filling.pod, owners)?),
+    };
     let turns = turns(spaces.iter().enumerate().map(|(number, space)| (number, &space.missing)));
     let spaces = spaces.into_iter().enumerate().collect();
-    let mut filler = Filler { spaces, records: Records::new(records, file), turns, faults: Vec::new(), init, filling };
+    let mut filler = Filler { spaces, from, turns, faults: Vec::new(), moved: false, init, filling };
     match daemon::fork().doing(|| "fork".into())? {
         Fork::Parent(_) => Ok(()),
         Fork::Child => {
@@ -154,10 +176,12 @@ fn turns<'a>(spaces: impl Iterator<Item = (usize, &'a Missing)>) -> Vec<Turn> {
 
 struct Filler {
     spaces: BTreeMap<usize, Space>,
-    records: Records,
+    from: From,
     turns: Vec<Turn>,
     /// Pages that somebody waits for: the kernel tells of each once.
     faults: Vec<(usize, u64)>,
+    /// Something is missing elsewhere than it was at first.
+    moved: bool,
     /// The pod's first process.
     init: OwnedFd,
     filling: Filling,
@@ -176,7 +200,11 @@ enum Put {
 impl Filler {
     fn descriptors(&self) -> Vec<i32> {
         let mut all: Vec<i32> = self.spaces.values().map(|space| space.fault.as_fd().as_raw_fd()).collect();
-        all.extend([self.records.file.as_raw_fd(), self.init.as_raw_fd(), self.filling.lock.as_raw_fd()]);
+        all.extend([self.init.as_raw_fd(), self.filling.lock.as_raw_fd()]);
+        match &self.from {
+            From::File(records) => all.push(records.file.as_raw_fd()),
+            From::Behind(behind) => all.push(behind.descriptor()),
+        }
         all
     }
 
@@ -225,7 +253,11 @@ impl Filler {
 
     /// Writes down why the pod was ended.
     fn report(&self, why: &str) {
-        let why = format!("its memory could not be brought from the checkpoint: {why}");
+        let from = match self.from {
+            From::File(_) => "the checkpoint",
+            From::Behind(_) => "the host that it left",
+        };
+        let why = format!("its memory could not be brought from {from}: {why}");
         // A pod without this line is ended all the same.
         let _ = self.filling.pod.update_quickly(|status| status.problem = Some(why.clone()));
     }
@@ -233,7 +265,11 @@ impl Filler {
     /// The filler's life.
     fn serve(&mut self, mut keeper: UnixStream) -> i32 {
         daemon::set_comm(c"pod-filler");
-        match self.fill(&mut keeper) {
+        let filled = match self.from {
+            From::File(_) => self.fill(&mut keeper),
+            From::Behind(_) => self.fill_from_behind(&mut keeper),
+        };
+        match filled {
             Ok(true) => 0,
             // Another filler, and this keeps it.
             Ok(false) => self.keep(),
@@ -296,7 +332,10 @@ impl Filler {
         let Some(space) = self.spaces.get_mut(&number) else { return };
         match event {
             Event::Fault(address) => self.faults.push((number, address)),
-            Event::Remap { from, to } => space.missing.shift(from, to),
+            Event::Remap { from, to } => {
+                space.missing.shift(from, to);
+                self.moved = true;
+            }
             Event::Remove(range) => drop(space.missing.take(range)),
             Event::Fork(fault) => {
                 let missing = space.missing.clone();
@@ -349,34 +388,10 @@ impl Filler {
     fn place(&mut self, number: usize, range: Range<u64>, patience: &mut PollTimeout) -> Result<Put> {
         let Some(space) = self.spaces.get_mut(&number) else { return Ok(Put::Gone) };
         let Some((start, piece)) = space.missing.within(range.clone()).first().copied() else { return Ok(Put::Done) };
-        let bytes = self.records.part(piece.record, piece.into, (piece.end - start) as usize)?;
-        let mut step = bytes.len();
-        let mut at = 0;
-        while at < bytes.len() {
-            let address = start + at as u64;
-            let piece = &bytes[at..bytes.len().min(at + step)];
-            let outcome = match space.fault.copy(address, piece) {
-                Ok(count) => {
-                    at += count;
-                    continue;
-                }
-                // The range has several maps by now; or what is there is no memory of ours any more.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && piece.len() > PAGE as usize => {
-                    step = PAGE as usize;
-                    continue;
-                }
-                // It is there, so it was brought; what was written since is newer.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
-                    at += PAGE as usize;
-                    continue;
-                }
-                Err(error) => put(|| Err(error), patience)?,
-            };
-            let there = start..address;
-            return self.done(number, there, outcome);
-        }
-        let there = start..start + bytes.len() as u64;
-        self.done(number, there, Put::Done)
+        let From::File(records) = &mut self.from else { return Ok(Put::Done) };
+        let bytes = records.part(piece.record, piece.into, (piece.end - start) as usize)?;
+        let (there, outcome) = put_all(&space.fault, start, bytes, patience)?;
+        self.done(number, there, outcome)
     }
 
     /// Notes what is not missing any more.
@@ -392,6 +407,35 @@ impl Filler {
         }
         Ok(outcome)
     }
+}
+
+/// Puts pages, as many as go: which of them are there then, and what came of the rest.
+fn put_all(fault: &Userfault, start: u64, bytes: &[u8], patience: &mut PollTimeout) -> Result<(Range<u64>, Put)> {
+    let mut step = bytes.len();
+    let mut at = 0;
+    while at < bytes.len() {
+        let address = start + at as u64;
+        let piece = &bytes[at..bytes.len().min(at + step)];
+        let outcome = match fault.copy(address, piece) {
+            Ok(count) => {
+                at += count;
+                continue;
+            }
+            // The range has several maps by now; or what is there is no memory of ours any more.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && piece.len() > PAGE as usize => {
+                step = PAGE as usize;
+                continue;
+            }
+            // It is there, so it was brought; what was written since is newer.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
+                at += PAGE as usize;
+                continue;
+            }
+            Err(error) => put(|| Err(error), patience)?,
+        };
+        return Ok((start..address, outcome));
+    }
+    Ok((start..start + bytes.len() as u64, Put::Done))
 }
 
 /// How the kernel took it.

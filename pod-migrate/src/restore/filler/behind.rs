@@ -1,0 +1,485 @@
+//! Memory that is still on the host that the pod has left, and comes when it is asked for.
+//!
+//! ```text
+//! program ─ touches a page ─> userfaultfd ─> filler ── WANT ──> carrier ── the link ──> pod migrate, at the source
+//!                                               <── PAGES ──          <──            ── reads its copy, which stands still
+//! ```
+//!
+//! The filler asks for all that is missing, some megabytes ahead, in the order of addresses; what somebody waits for is asked for
+//! as urgent, and comes first. It listens for whoever carries its words ([`connect`]): a carrier that is lost, with its link or by
+//! itself, takes nothing along. What had been asked for is asked for again of the next, and until there is one whoever touches what is
+//! missing waits. When nothing is missing any more it says so, and the source can bury its copy.
+//!
+//! What comes is put where it is missing and nowhere else, whoever sends it.
+
+use super::{Filler, NO_ROOM, PAGE, Put, WINDOW, put, put_all, turns};
+use crate::ids::MmId;
+use crate::{Doing, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pod_runtime::store::Pod;
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+/// Asked for and not come yet, bytes: enough for a long link, and what is urgent does not wait for it.
+const MOST_ASKED: u64 = 8 << 20;
+/// Bytes of a [`Want`].
+pub const WANT: usize = 32;
+/// Bytes before pages: whose they are, from which address on, and how many bytes.
+pub const PAGES: usize = 24;
+/// In the place of a memory's number: nothing is missing any more.
+const WHOLE: u64 = u64::MAX;
+
+/// Pages that are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Somebody waits for them.
+    pub urgent: bool,
+    pub mm: u64,
+    pub address: u64,
+    pub bytes: u64,
+}
+
+/// What a filler says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Word {
+    Want(Want),
+    /// Nothing is missing any more.
+    Whole,
+}
+
+impl Want {
+    fn words(self) -> [u8; WANT] {
+        let mut bytes = [0; WANT];
+        let words = [self.mm, self.address, self.bytes, self.urgent.into()];
+        bytes.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_le_bytes()));
+        bytes
+    }
+}
+
+/// What the bytes of a filler mean.
+pub fn word(bytes: &[u8; WANT]) -> Word {
+    let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+    match word(0) {
+        WHOLE => Word::Whole,
+        mm => Word::Want(Want { mm, address: word(8), bytes: word(16), urgent: word(24) != 0 }),
+    }
+}
+
+/// What comes before pages.
+pub fn head(mm: MmId, address: u64, bytes: u64) -> [u8; PAGES] {
+    let mut head = [0; PAGES];
+    let words = [mm.0, address, bytes];
+    head.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_le_bytes()));
+    head
+}
+
+fn path(pod: &Pod) -> PathBuf {
+    pod.run_dir().join("behind.sock")
+}
+
+/// To the filler of a pod whose memory is behind it. None when nothing of it is missing, or it is no more.
+pub fn connect(pod: &Pod) -> Result<Option<UnixStream>> {
+    match UnixStream::connect(path(pod)) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ECONNREFUSED)) => Ok(None),
+        Err(error) => Err(error).doing(|| format!("reach the filler of pod {}", pod.id())),
+    }
+}
+
+/// The way to the source.
+pub(super) struct Behind {
+    listener: UnixListener,
+    /// Whose memory each record is.
+    owners: Vec<MmId>,
+    carrier: Option<Carrier>,
+    /// Record and address of what was asked for and has not come.
+    asked: BTreeSet<(usize, u64)>,
+    asked_bytes: u64,
+    urgent: BTreeSet<(usize, u64)>,
+    /// What has come and could not be put yet.
+    come: VecDeque<(usize, u64, Vec<u8>)>,
+}
+
+struct Carrier {
+    stream: UnixStream,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+}
+
+impl Behind {
+    pub fn open(pod: &Pod, owners: Vec<MmId>) -> Result<Behind> {
+        let path = path(pod);
+        let _ = fs::remove_file(&path); // of an attempt that failed
+        let listener = UnixListener::bind(&path).doing(|| format!("listen at {}", path.display()))?;
+        listener.set_nonblocking(true).doing(|| "set up a socket".into())?;
+        Ok(Behind {
+            listener,
+            owners,
+            carrier: None,
+            asked: BTreeSet::new(),
+            asked_bytes: 0,
+            urgent: BTreeSet::new(),
+            come: VecDeque::new(),
+        })
+    }
+
+    pub fn descriptor(&self) -> i32 {
+        self.listener.as_raw_fd()
+    }
+
+    /// Of a range of a record; false if that is under way.
+    fn ask(&mut self, record: usize, from: u64, bytes: u64, urgent: bool) -> bool {
+        let key = (record, from);
+        let Some(carrier) = &mut self.carrier else { return false };
+        let known = if urgent { !self.urgent.insert(key) } else { self.asked.contains(&key) };
+        if known {
+            return false;
+        }
+        if self.asked.insert(key) {
+            self.asked_bytes += bytes;
+        }
+        let want = Want { urgent, mm: self.owners[record].0, address: from, bytes };
+        carrier.outgoing.extend(want.words());
+        true
+    }
+
+    /// Somebody carries from now on; what was asked of who did before is lost.
+    fn accept(&mut self) -> bool {
+        let Ok((stream, _)) = self.listener.accept() else { return false };
+        if stream.set_nonblocking(true).is_err() {
+            return false;
+        }
+        self.lost();
+        self.carrier = Some(Carrier { stream, incoming: Vec::new(), outgoing: Vec::new() });
+        true
+    }
+
+    fn lost(&mut self) {
+        self.carrier = None;
+        self.asked.clear();
+        self.urgent.clear();
+        self.asked_bytes = 0;
+    }
+
+    /// Takes in what has come and sends what is to be sent. False when the carrier is lost.
+    fn exchange(&mut self) -> bool {
+        let Some(carrier) = &mut self.carrier else { return true };
+        let alive = carrier.send() && carrier.receive() && carrier.makes_sense();
+        while let Some((mm, address, bytes)) = carrier.next() {
+            let Some(record) = self.owners.iter().position(|owner| owner.0 == mm) else { continue };
+            if self.asked.remove(&(record, address)) {
+                self.asked_bytes = self.asked_bytes.saturating_sub(bytes.len() as u64);
+            }
+            self.urgent.remove(&(record, address));
+            self.come.push_back((record, address, bytes));
+        }
+        if !alive {
+            self.lost();
+        }
+        alive
+    }
+}
+
+impl Carrier {
+    fn send(&mut self) -> bool {
+        while !self.outgoing.is_empty() {
+            match self.stream.write(&self.outgoing) {
+                Ok(n) => drop(self.outgoing.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    fn receive(&mut self) -> bool {
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(n) => self.incoming.extend(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+            // Some at a time, so that it is put before there is more of it.
+            if self.incoming.len() as u64 >= MOST_ASKED {
+                return true;
+            }
+        }
+    }
+
+    /// Whether what comes next is no more than anybody asks for at once.
+    fn makes_sense(&self) -> bool {
+        let length = self.incoming.get(16..PAGES).and_then(|word| word.first_chunk()).copied();
+        length.is_none_or(|word| u64::from_le_bytes(word) <= WINDOW)
+    }
+
+    fn next(&mut self) -> Option<(u64, u64, Vec<u8>)> {
+        let head: &[u8; PAGES] = self.incoming.first_chunk()?;
+        let word = |at: usize| head[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+        let (mm, address, bytes) = (word(0), word(8), usize::try_from(word(16)).ok()?);
+        let end = PAGES.checked_add(bytes)?;
+        if self.incoming.len() < end {
+            return None;
+        }
+        let rest = self.incoming.split_off(end);
+        let mut all = std::mem::replace(&mut self.incoming, rest);
+        Some((mm, address, all.split_off(PAGES)))
+    }
+}
+
+impl Filler {
+    fn behind(&mut self) -> &mut Behind {
+        match &mut self.from {
+            super::From::Behind(behind) => behind,
+            super::From::File(_) => unreachable!("a filler of this kind has one"),
+        }
+    }
+
+    /// Until nothing is missing any more, or the pod has ended; false when the keeper has gone before.
+    pub(super) fn fill_from_behind(&mut self, keeper: &mut UnixStream) -> Result<bool> {
+        loop {
+            let room = self.put_what_has_come()?;
+            if !self.listen(keeper, PollTimeout::ZERO)? {
+                return Ok(false);
+            }
+            self.answer_faults()?;
+            if self.spaces.values().all(|space| space.missing.is_empty()) {
+                self.whole();
+                return Ok(true);
+            }
+            self.ask_for_more();
+            if !self.behind().exchange() {
+                self.begin_anew();
+                continue;
+            }
+            if !self.behind().come.is_empty() && room {
+                continue;
+            }
+            if self.wait_behind(keeper, room)? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Waits until something happens: whether the pod has ended.
+    fn wait_behind(&mut self, keeper: &UnixStream, room: bool) -> Result<bool> {
+        let super::From::Behind(behind) = &self.from else { return Ok(true) };
+        let read = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![read(self.init.as_fd()), read(behind.listener.as_fd()), read(keeper.as_fd())];
+        fds.extend(self.spaces.values().map(|space| read(space.fault.as_fd())));
+        fds.extend(behind.carrier.as_ref().map(|carrier| {
+            let mut flags = PollFlags::POLLIN;
+            flags.set(PollFlags::POLLOUT, !carrier.outgoing.is_empty());
+            PollFd::new(carrier.stream.as_fd(), flags)
+        }));
+        let patience = if room { PollTimeout::NONE } else { PollTimeout::from(NO_ROOM) };
+        match poll(&mut fds, patience) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).doing(|| "wait for memory".into()),
+        }
+        let happened = |at: usize| fds[at].any() == Some(true);
+        let (ended, called) = (happened(0), happened(1));
+        drop(fds);
+        if called && self.behind().accept() {
+            self.begin_anew();
+            self.waits_for_somebody(false);
+        }
+        Ok(ended)
+    }
+
+    /// What is missing has to be asked for from the beginning.
+    fn begin_anew(&mut self) {
+        self.turns = turns(self.spaces.iter().map(|(number, space)| (*number, &space.missing)));
+        if self.behind().carrier.is_none() {
+            self.waits_for_somebody(true);
+        }
+    }
+
+    /// Writes down that nobody brings it, for a person who wonders why the pod stands still; or that somebody does again.
+    fn waits_for_somebody(&self, nobody: bool) {
+        let text =
+            "some of its memory is still on the host that it left, and the way there is lost: `pod job resume` there";
+        let _ = self.filling.pod.update_quickly(|status| status.problem = nobody.then(|| text.to_owned()));
+    }
+
+    /// False when there was no room for some of it.
+    fn put_what_has_come(&mut self) -> Result<bool> {
+        while let Some((record, from, bytes)) = self.behind().come.pop_front() {
+            let mut patience = PollTimeout::ZERO;
+            if self.put_everywhere(record, from, &bytes, &mut patience)? == Put::Again {
+                self.behind().come.push_front((record, from, bytes));
+                return Ok(patience == PollTimeout::ZERO);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts pages into every space that misses them: children that were forked meanwhile miss what their parents do.
+    fn put_everywhere(&mut self, record: usize, from: u64, bytes: &[u8], patience: &mut PollTimeout) -> Result<Put> {
+        let end = from + bytes.len() as u64;
+        let numbers: Vec<usize> = self.spaces.keys().copied().collect();
+        for number in numbers {
+            let Some(space) = self.spaces.get(&number) else { continue };
+            // Where it was at first, which is where it is mostly.
+            let mut places = space.missing.within(from..end);
+            places.retain(|(start, piece)| piece.record == record && piece.into == *start);
+            if self.moved {
+                let all = space.missing.iter().filter(|(start, piece)| piece.record == record && piece.into != *start);
+                places.extend(all.filter_map(|(start, piece)| part(start, piece, from..end)));
+            }
+            for (start, piece) in places {
+                let at = (piece.into - from) as usize;
+                let these = &bytes[at..at + (piece.end - start) as usize];
+                let Some(space) = self.spaces.get(&number) else { break };
+                let (there, outcome) = put_all(&space.fault, start, these, patience)?;
+                let outcome = self.done(number, there, outcome)?;
+                if outcome == Put::Again {
+                    return Ok(Put::Again);
+                }
+            }
+        }
+        Ok(Put::Done)
+    }
+
+    /// Asks for pages that somebody waits for; those that are nobody's are zeros.
+    fn answer_faults(&mut self) -> Result<()> {
+        for (number, address) in std::mem::take(&mut self.faults) {
+            let Some(space) = self.spaces.get(&number) else { continue };
+            match space.missing.at(address) {
+                Some((start, piece)) => {
+                    let (from, bytes) = window(start, piece, address);
+                    let record = piece.record;
+                    self.behind().ask(record, from, bytes, true);
+                    // Until it is there: the next carrier may have to be asked.
+                    self.faults.push((number, address));
+                }
+                None => {
+                    let mut patience = PollTimeout::ZERO;
+                    let outcome = put(|| space.fault.zero(address), &mut patience)?;
+                    // It may have been put while nobody looked.
+                    let _ = space.fault.wake(address);
+                    if self.done(number, address..address + PAGE, outcome)? == Put::Again {
+                        self.faults.push((number, address));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for what is next, as far ahead as that may be.
+    fn ask_for_more(&mut self) {
+        while self.behind().carrier.is_some() && self.behind().asked_bytes < MOST_ASKED {
+            let Some((number, start, piece)) = self.turns.pop() else {
+                let missing = self.behind().asked.is_empty();
+                if missing {
+                    // What mremap(2) and fork(2) have put elsewhere meanwhile.
+                    let moved = turns(self.spaces.iter().map(|(number, space)| (*number, &space.missing)));
+                    self.turns = moved;
+                }
+                if self.turns.is_empty() {
+                    return;
+                }
+                continue;
+            };
+            let (from, bytes) = window(start, piece, start);
+            let rest = start + (from + bytes - piece.into);
+            if rest < piece.end {
+                let into = piece.into + (rest - start);
+                self.turns.push((number, rest, super::Piece { into, ..piece }));
+            }
+            let still = self.spaces.get(&number).is_some_and(|space| !self.is_there(space, start..rest.min(piece.end)));
+            if still {
+                self.behind().ask(piece.record, from, bytes, false);
+            }
+        }
+    }
+
+    /// Whether nothing of a range is missing, unless something moved.
+    fn is_there(&self, space: &super::Space, range: std::ops::Range<u64>) -> bool {
+        !self.moved && space.missing.within(range).is_empty()
+    }
+
+    /// Tells the source, if it hears us.
+    fn whole(&mut self) {
+        self.waits_for_somebody(false);
+        let _ = fs::remove_file(path(&self.filling.pod));
+        let Some(carrier) = &mut self.behind().carrier else { return };
+        carrier.outgoing.extend(Want { urgent: false, mm: WHOLE, address: 0, bytes: 0 }.words());
+        let _ = carrier.stream.set_nonblocking(false);
+        carrier.send();
+    }
+}
+
+/// Of a piece the part of a window around an address: from where on in its record, and how many bytes.
+fn window(start: u64, piece: super::Piece, address: u64) -> (u64, u64) {
+    let at = piece.into + (address - start);
+    let end = piece.into + (piece.end - start);
+    let from = (at & !(WINDOW - 1)).max(piece.into);
+    (from, ((at & !(WINDOW - 1)) + WINDOW).min(end) - from)
+}
+
+/// What of a piece lies in a range of its record.
+fn part(start: u64, piece: super::Piece, range: std::ops::Range<u64>) -> Option<(u64, super::Piece)> {
+    let end = piece.into + (piece.end - start);
+    let (from, to) = (piece.into.max(range.start), end.min(range.end));
+    let at = start + from.checked_sub(piece.into)?;
+    (from < to).then(|| (at, super::Piece { end: at + (to - from), record: piece.record, into: from }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Piece;
+    use super::*;
+
+    #[test]
+    fn words_are_understood() {
+        let want = Want { urgent: true, mm: 7, address: 0x1000, bytes: 65536 };
+        assert_eq!(word(&want.words()), Word::Want(want));
+        assert_eq!(word(&Want { mm: WHOLE, ..want }.words()), Word::Whole);
+    }
+
+    #[test]
+    fn windows_stay_in_their_piece() {
+        let piece = Piece { end: 0x50_0000, record: 3, into: 0x10_3000 };
+        // At 0x40_0000 lies what was at 0x10_3000.
+        assert_eq!(window(0x40_0000, piece, 0x40_0000), (0x10_3000, 0xd000));
+        assert_eq!(window(0x40_0000, piece, 0x40_d000), (0x11_0000, 0x1_0000));
+        assert_eq!(window(0x40_0000, piece, 0x4f_f000), (0x20_0000, 0x3000));
+    }
+
+    #[test]
+    fn what_has_moved_is_found_by_its_record() {
+        let piece = Piece { end: 0x50_0000, record: 3, into: 0x10_0000 };
+        let found = part(0x40_0000, piece, 0x10_8000..0x10_9000).unwrap();
+        assert_eq!(found, (0x40_8000, Piece { end: 0x40_9000, record: 3, into: 0x10_8000 }));
+        assert_eq!(part(0x40_0000, piece, 0x9_0000..0x10_1000).unwrap().0, 0x40_0000);
+        assert_eq!(part(0x40_0000, piece, 0x20_0000..0x20_1000), None);
+        assert_eq!(part(0x40_0000, piece, 0x9_0000..0x10_0000), None);
+    }
+
+    #[test]
+    fn pages_come_in_any_pieces() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut carrier = Carrier { stream: ours, incoming: Vec::new(), outgoing: Vec::new() };
+        let sent: Vec<u8> = [&head(MmId(5), 0x2000, 3)[..], b"abc", &head(MmId(6), 0, 0)].concat();
+        let mut came = Vec::new();
+        for piece in sent.chunks(5) {
+            (&theirs).write_all(piece).unwrap();
+            assert!(carrier.receive());
+            came.extend(std::iter::from_fn(|| carrier.next()));
+        }
+        assert_eq!(came, [(5, 0x2000, b"abc".to_vec()), (6, 0, Vec::new())]);
+        drop(theirs);
+        assert!(!carrier.receive());
+    }
+}
