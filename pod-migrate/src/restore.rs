@@ -198,8 +198,8 @@ pub enum Manner {
     AtOnce,
     /// From a file, most of its memory when it runs already ([`lazy`]).
     Lazily(Filling),
-    /// From a link, with memory behind it if the source says so.
-    Behind(Filling),
+    /// From a link, by a job, with memory behind it if the source says so.
+    Behind(Filling, String),
 }
 
 /// Puts the pod together around the parked first process; `ahead` is what came of its memory before. `reader`
@@ -231,8 +231,8 @@ pub fn restore<R: Read>(
     lap("maps");
     let mut lazy = match manner {
         Manner::Lazily(filling) => Some(Lazy::open(&image, &grown, filling)),
-        Manner::Behind(filling) if !image.behind.is_empty() => Some(Lazy::behind(&image, &grown, filling)?),
-        Manner::AtOnce | Manner::Behind(_) => None,
+        Manner::Behind(filling, job) if !image.behind.is_empty() => Some(Lazy::behind(&image, &grown, (filling, job))?),
+        Manner::AtOnce | Manner::Behind(..) => None,
     };
     if lazy.is_none() && !image.behind.is_empty() {
         return Err(damaged("the image has pages behind it, and nobody who brings them"));

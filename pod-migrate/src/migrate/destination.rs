@@ -178,8 +178,9 @@ impl Filling for Arriving {
         let arrival = std::mem::take(&mut self.arrival);
         let ahead = std::mem::take(&mut self.ahead);
         let holder = self.holder.take();
+        let job = self.journal.job.id.clone();
         let manner = match self.behind {
-            true => BeingFilled::begin(&newborn.pod).map(Manner::Behind),
+            true => BeingFilled::begin(&newborn.pod).map(|filling| Manner::Behind(filling, job.clone())),
             false => Ok(Manner::AtOnce),
         };
         let running = manner
@@ -189,7 +190,9 @@ impl Filling for Arriving {
         match &filled {
             Err(problem) => self.failed(problem),
             // The source returns by itself to a pod that waits for its memory.
-            Ok(_) if self.behind => logged("memory does not follow", following::carry_on(self.link, &newborn.pod)),
+            Ok(_) if self.behind => {
+                logged("memory does not follow", following::carry_on(self.link, &newborn.pod, &job))
+            }
             Ok(_) => {}
         }
         filled

@@ -17,16 +17,19 @@
 //! pod runs there.
 
 use super::inquiry::connect;
-use super::journal::{Journal, Role};
+use super::journal::{Journal, Phase, Role};
 use super::protocol::{Answer, FOLLOWS, Purpose, Say, Wanted};
 use super::way;
 use crate::ids::MmId;
 use crate::image::{Kind, Owner, PageBuffer, PageRun};
 use crate::link::dial::Dial;
-use crate::link::{Link, PROTOCOL};
+use crate::link::{LINK, Link, PROTOCOL};
+use crate::restore::filler;
 use crate::restore::filler::behind::{self, WANT, Want, Word};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::proc::{self, status};
+use pod_runtime::status::State;
 use pod_runtime::store::{Pod, Store};
 use pod_runtime::sys::daemon::{self, Fork};
 use pod_runtime::sys::memory;
@@ -36,11 +39,15 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// Memory of a pod that runs elsewhere is still here.
+pub const BEHIND: &str = "E-BEHIND";
 /// The other side is told that we are here after so long without anything else.
 const STILL: Duration = Duration::from_secs(5);
-/// How often the destination is called again when the link has broken, waiting longer each time.
+/// Who has said nothing for so long is gone: both sides say at least that they are there.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How often the destination is called again when the link has broken and nothing came of it, waiting longer each time.
 const ATTEMPTS: u32 = 8;
 /// Pages of one answer.
 const MOST: u64 = 1 << 20;
@@ -71,14 +78,19 @@ impl Copy {
     pub fn serve(&mut self, link: &mut Link, bandwidth: Option<u64>) -> Result<()> {
         self.queue.clear();
         link.writer.sink()?.pace(bandwidth);
+        let mut heard = Instant::now();
         loop {
             let patience = if self.queue.is_empty() { STILL } else { Duration::ZERO };
             match link.heard_or(&[], patience)? {
-                Some(_) => match link.hear()? {
-                    Answer::Wants(wants) => wants.into_iter().for_each(|wanted| self.take(wanted)),
-                    Answer::Whole => return Ok(()),
-                    _ => return Err(Problem::new(PROTOCOL, "something else came where WANTS was due")),
-                },
+                Some(_) => {
+                    heard = Instant::now();
+                    match link.hear()? {
+                        Answer::Wants(wants) => wants.into_iter().for_each(|wanted| self.take(wanted)),
+                        Answer::Whole => return Ok(()),
+                        _ => return Err(Problem::new(PROTOCOL, "something else came where WANTS was due")),
+                    }
+                }
+                None if self.queue.is_empty() && heard.elapsed() > SILENCE => return Err(silent("the destination")),
                 None if self.queue.is_empty() => link.say(&Say::Still)?,
                 None => {}
             }
@@ -131,12 +143,16 @@ pub(super) fn bring(link: Option<Link>, pod: &Pod, dial: &Dial, job: &str, bandw
             Err(problem) => last = problem,
         }
     }
-    for attempt in 0..ATTEMPTS {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
         std::thread::sleep(Duration::from_millis(250) * attempt.pow(2));
+        let before = copy.sent;
         match again(&mut copy, dial, job, bandwidth) {
             Ok(()) => return Ok(copy.sent),
             Err(problem) => last = problem,
         }
+        // A link that breaks now and then takes some time, and that is all.
+        attempt = if copy.sent > before { 0 } else { attempt + 1 };
     }
     Err(last)
 }
@@ -153,16 +169,30 @@ fn again(copy: &mut Copy, dial: &Dial, job: &str, bandwidth: Option<u64>) -> Res
     copy.serve(&mut link, bandwidth)
 }
 
+fn silent(who: &str) -> Problem {
+    Problem::new(LINK, format!("nothing was heard from {who} for {} s", SILENCE.as_secs()))
+}
+
+/// Source: the copy has been ended, and what was missing there with it. Whoever looks at the pod there is to know.
+pub(super) fn lost(dial: &Dial, job: &str) -> Result<()> {
+    let (_remote, mut link, _) = connect(dial, Purpose::Bring { job: job.to_owned() }, None)?;
+    link.say(&Say::Abort(Problem::new(BEHIND, "the copy on the host that it left was ended").report()))?;
+    match link.hear()? {
+        Answer::Whole => Ok(()),
+        _ => Err(Problem::new(PROTOCOL, "something else came where WHOLE was due")),
+    }
+}
+
 /// What a person can do when it does not come on.
 pub(super) fn unfinished(problem: Problem, job: &str, to: &str) -> Problem {
     let what = format!("the pod runs on {to}, some of its memory is still here, and the way there is lost");
-    Problem::new("E-BEHIND", what).because(problem).fix(format!(
+    Problem::new(BEHIND, what).because(problem).fix(format!(
         "pod job resume {job} when {to} can be reached; until then the pod waits where it touches what is missing"
     ))
 }
 
 /// Destination: a process of its own goes on with the link of a pod that runs and has memory behind it.
-pub(super) fn carry_on(mut link: Link, pod: &Pod) -> Result<()> {
+pub(super) fn carry_on(mut link: Link, pod: &Pod, job: &str) -> Result<()> {
     // It is nobody's to give up any more.
     link.past_interrupts();
     match daemon::fork().doing(|| "fork".into())? {
@@ -171,7 +201,7 @@ pub(super) fn carry_on(mut link: Link, pod: &Pod) -> Result<()> {
             daemon::set_comm(c"pod-carrier");
             let keep: Vec<i32> = link.descriptors();
             daemon::close_all_but(&keep);
-            let carried = carry(&mut link, pod);
+            let carried = carry(&mut link, pod, job);
             if let Err(problem) = &carried {
                 tracing::warn!("memory of pod {} does not come: {}", pod.id(), problem.chain());
             }
@@ -183,33 +213,90 @@ pub(super) fn carry_on(mut link: Link, pod: &Pod) -> Result<()> {
 /// Destination: somebody has memory of a pod that runs here by this job.
 pub(super) fn brought(store: &Store, mut link: Link, job: &str) -> Result<()> {
     let job = Journal::open(store, job)?.job;
-    let Say::Still = way::hear(&mut link)? else {
-        return Err(Problem::new(PROTOCOL, "something else came where STILL was due"));
-    };
-    match store.by_id(&job.pod).filter(|_| job.role == Role::Destination) {
-        Some(pod) => carry(&mut link, &pod),
-        // It has ended since.
-        None => link.say(&Answer::Whole),
+    let ran = job.role == Role::Destination && job.phase == Phase::Running;
+    let pod = store.by_id(&job.pod).filter(|_| ran);
+    match (way::hear(&mut link)?, pod) {
+        (Say::Still, Some(pod)) => carry(&mut link, &pod, &job.id),
+        (Say::Abort(report), Some(pod)) if behind::is_missing(&pod, &job.id) => {
+            let why = format!("some of its memory is lost, it waits for it in vain: {}", report.what);
+            pod.update(|status| status.problem = Some(why))?;
+            link.say(&Answer::Whole)
+        }
+        // It has ended since, or has all.
+        (Say::Still | Say::Abort(_), _) => link.say(&Answer::Whole),
+        _ => Err(Problem::new(PROTOCOL, "something else came where STILL was due")),
     }
 }
 
 /// Words one way, pages the other, until nothing is missing.
-fn carry(link: &mut Link, pod: &Pod) -> Result<()> {
-    let Some(mut filler) = behind::connect(pod)? else { return link.say(&Answer::Whole) };
+fn carry(link: &mut Link, pod: &Pod, job: &str) -> Result<()> {
+    let Some(mut filler) = behind::connect(pod, job)? else { return end(link, pod) };
     let mut words = Vec::new();
+    let mut heard = Instant::now();
     loop {
-        match link.heard_or(&[filler.as_fd()], STILL * 5)? {
-            Some(true) => pages(link, &mut filler)?,
-            Some(false) => {
-                let mut buffer = [0; WANT * 256];
-                let count = filler.read(&mut buffer).doing(|| "hear what is missing".into())?;
-                words.extend(&buffer[..count]);
-                // A filler that ends without a word has lost its pod, which needs nothing then.
-                if say(link, &mut words)? || count == 0 {
+        // Words first: somebody may wait for what is asked for now, while what was asked for before comes.
+        let spoken = poll(&mut [PollFd::new(filler.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO);
+        let next = match spoken {
+            Ok(n) if n > 0 => Some(false),
+            _ => link.heard_or(&[filler.as_fd()], STILL)?,
+        };
+        match next {
+            Some(true) => {
+                heard = Instant::now();
+                // One that takes no more has said why, or was replaced.
+                if !pages(link, &mut filler)? && last_words(link, &mut filler, &mut words)? {
                     return link.say(&Answer::Whole);
                 }
             }
-            None => return Err(Problem::new(crate::link::LINK, "nothing was heard from the source for some time")),
+            Some(false) => match listen(link, &mut filler, &mut words)? {
+                Heard::Words => {}
+                Heard::Whole => return link.say(&Answer::Whole),
+                Heard::Nothing => return end(link, pod),
+            },
+            None if heard.elapsed() > SILENCE => return Err(silent("the source")),
+            None => link.say(&Answer::Wants(Vec::new()))?,
+        }
+    }
+}
+
+/// A filler is gone that has not said that it has all. Only where that can be seen otherwise the source is told so.
+fn end(link: &mut Link, pod: &Pod) -> Result<()> {
+    let ended = !matches!(pod.status().map(|status| status.state), Ok(State::Running | State::Paused));
+    match ended || filler::is_filled(pod) {
+        true => link.say(&Answer::Whole),
+        false => Err(Problem::new(BEHIND, "somebody else brings the memory of the pod, or its filler was killed")),
+    }
+}
+
+enum Heard {
+    Words,
+    /// Nothing is missing any more.
+    Whole,
+    /// It has hung up.
+    Nothing,
+}
+
+/// Passes on what a filler says.
+fn listen(link: &mut Link, filler: &mut UnixStream, words: &mut Vec<u8>) -> Result<Heard> {
+    let mut buffer = [0; WANT * 256];
+    match filler.read(&mut buffer) {
+        Ok(0) => Ok(Heard::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Heard::Nothing),
+        Ok(count) => {
+            words.extend(&buffer[..count]);
+            say(link, words).map(|whole| if whole { Heard::Whole } else { Heard::Words })
+        }
+        Err(error) => Err(error).doing(|| "hear what is missing".into()),
+    }
+}
+
+/// Whether a filler that has gone has said before that it has all.
+fn last_words(link: &mut Link, filler: &mut UnixStream, words: &mut Vec<u8>) -> Result<bool> {
+    loop {
+        match listen(link, filler, words)? {
+            Heard::Words => {}
+            Heard::Whole => return Ok(true),
+            Heard::Nothing => return Err(Problem::new(BEHIND, "the filler took no more")),
         }
     }
 }
@@ -228,17 +315,20 @@ fn say(link: &mut Link, words: &mut Vec<u8>) -> Result<bool> {
     if wants.is_empty() { Ok(false) } else { link.say(&Answer::Wants(wants)).map(|()| false) }
 }
 
-/// Passes on one thing that the source has said.
-fn pages(link: &mut Link, filler: &mut UnixStream) -> Result<()> {
+/// Passes on one thing that the source has said; false when the filler takes no more.
+fn pages(link: &mut Link, filler: &mut UnixStream) -> Result<bool> {
     let Some(record) = link.reader.next()? else { return Err(Problem::new(PROTOCOL, "the source ended its stream")) };
     match (record.kind, record.run) {
         (Kind::PAGES, Some(run @ PageRun { owner: Owner::Mm(mm), .. })) if run.bytes <= MOST => {
-            let mut put = |bytes: &[u8]| -> io::Result<()> { filler.write_all(bytes) };
-            put(&behind::head(mm, run.address, run.bytes)).doing(|| "hand memory on".into())?;
+            let mut taken = filler.write_all(&behind::head(mm, run.address, run.bytes)).is_ok();
             let mut buffer = PageBuffer::new(256 << 10);
-            link.reader.each_piece(run.address, &mut buffer, |_, bytes| put(bytes).doing(|| "hand memory on".into()))
+            link.reader.each_piece(run.address, &mut buffer, |_, bytes| {
+                taken = taken && filler.write_all(bytes).is_ok();
+                Ok(())
+            })?;
+            Ok(taken)
         }
-        (Kind::MESSAGE, _) if matches!(record.state()?, Say::Still) => Ok(()),
+        (Kind::MESSAGE, _) if matches!(record.state()?, Say::Still) => Ok(true),
         _ => Err(Problem::new(PROTOCOL, format!("a {} record where pages were due", record.kind))),
     }
 }

@@ -123,6 +123,7 @@ impl Job {
             known: false,
         }
     }
+
     /// Source: how the other host is reached, beside what was said of one move.
     pub fn dial(self, store: &Store) -> Dial {
         Dial {

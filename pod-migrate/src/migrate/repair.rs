@@ -191,7 +191,7 @@ pub(super) fn settle(store: &Store, pod: Option<&Pod>, dial: &Dial, journal: &mu
 fn bring(pod: &Pod, dial: &Dial, job: &Job) -> Result<()> {
     // Somebody has ended the copy: there is nothing to be brought.
     if !pod.status()?.is_leaving(&job.id) {
-        return Ok(());
+        return following::lost(dial, &job.id);
     }
     let _lock = capture::lock(pod, &pod.spec()?.name)?;
     let brought = following::bring(None, pod, dial, &job.id, None);

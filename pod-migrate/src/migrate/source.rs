@@ -574,6 +574,8 @@ impl Sent {
                         Ok(self.report)
                     }
                     Ok(false) => Err(Failure::new(Ended::TransferFailed, problem)),
+                    // It runs there, and that is known.
+                    Err(behind) if behind.code() == following::BEHIND => Err(Failure::new(Ended::Unknown, behind)),
                     Err(_) => Err(Failure::new(Ended::Unknown, unknown(problem, &job, &to))),
                 }
             }

@@ -11,11 +11,14 @@
 use super::Image;
 use super::filler::{self, Filling, Source, Space};
 use super::tree::Grown;
-use crate::ids::MmId;
+use crate::ids::{MmId, PodPid};
 use crate::image::{Owner, PageRun, Waiting, damaged};
 use crate::objects::memory::behind::can_wait;
 use crate::objects::memory::ranges::Ranges;
-use crate::{Doing, Result};
+use crate::remote::RemoteCall;
+use crate::remote::plain::{Job, Stub, run_all};
+use crate::{Doing, Problem, Result};
+use pod_runtime::sys::memory;
 use pod_runtime::sys::userfault::Userfault;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,6 +29,7 @@ const PAGE: u64 = 4096;
 const MUCH: u64 = 4 << 20;
 /// Of a record all is read and compared for a page of it: a longer one is placed at once.
 const MOST_RECORD: u64 = 16 << 20;
+
 /// What is to come of an address space, by address.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Missing(BTreeMap<u64, Piece>);
@@ -109,8 +113,8 @@ pub(super) struct Lazy {
     filling: Filling,
     spaces: BTreeMap<MmId, Waits>,
     records: Vec<Waiting>,
-    /// None where it is in a file; else whose memory each record is, which comes behind.
-    behind: Option<Vec<MmId>>,
+    /// None where it is in a file; else whose memory each record is, which comes behind, and by which job the pod left it.
+    behind: Option<(Vec<MmId>, String)>,
 }
 
 /// Of one address space.
@@ -147,20 +151,39 @@ impl Lazy {
     ///
     /// # Errors
     /// A process does not get the means to be given pages later: it cannot be done without them.
-    pub fn behind(image: &Image, grown: &Grown, filling: Filling) -> Result<Lazy> {
+    pub fn behind(image: &Image, grown: &Grown, (filling, job): (Filling, String)) -> Result<Lazy> {
         let (mut spaces, mut owners) = (BTreeMap::new(), Vec::new());
         for (mm, ranges) in &image.behind {
             let (state, process) = (&image.spaces[mm], image.processes.values().find(|process| process.mm == *mm));
             let process = process.ok_or_else(|| damaged(format!("pages behind memory {mm}, which no process has")))?;
-            let fault = filler::userfault(&grown.stubs[&process.pid])?;
+            let stub = &grown.stubs[&process.pid];
+            let fault = filler::userfault(stub)?;
             let mut missing = Missing::default();
             for range in ranges.iter() {
                 missing.put(range.start, Piece { end: range.end, record: owners.len(), into: range.start });
             }
+            let places = can_wait(&state.maps);
+            let watched = watched(&missing, &places);
+            empty(stub, process.pid, ranges, &watched)?;
+            watch(&fault, *mm, &watched)?;
+            // Only now nobody puts anything there by himself: a page for all of a huge one, of zeros where nothing was.
+            if there(stub, &watched).is_ok_and(|there| !there.both(ranges).is_empty()) {
+                return Err(Problem::new("E-KERNEL", format!("memory {mm} has pages where it should have none yet")));
+            }
             owners.push(*mm);
-            spaces.insert(*mm, Waits { fault, places: can_wait(&state.maps), missing });
+            spaces.insert(*mm, Waits { fault, places, missing });
         }
-        Ok(Lazy { filling, spaces, records: Vec::new(), behind: Some(owners) })
+        Ok(Lazy { filling, spaces, records: Vec::new(), behind: Some((owners, job)) })
+    }
+
+    /// By what pages that are not missing are put where others are: only so nothing else comes into being beside them.
+    pub fn beside(&self) -> Result<Vec<(MmId, Userfault, Vec<Range<u64>>)>> {
+        let behind = self.spaces.iter().filter(|_| self.behind.is_some());
+        let one = |(mm, space): (&MmId, &Waits)| {
+            let fault = space.fault.copied().doing(|| "copy a descriptor".into())?;
+            Ok((*mm, fault, watched(&space.missing, &space.places).iter().collect()))
+        };
+        behind.map(one).collect()
     }
 
     /// Whether all of a run can wait.
@@ -232,9 +255,8 @@ impl Lazy {
             if missing.is_empty() {
                 continue;
             }
-            for range in watched(&missing, &places).iter() {
-                let done = fault.register(range.start, range.end - range.start);
-                done.doing(|| format!("watch for faults at {:#x} of memory {mm}", range.start))?;
+            if self.behind.is_none() {
+                watch(&fault, mm, &watched(&missing, &places))?;
             }
             spaces.push(Space { fault, missing });
         }
@@ -242,12 +264,44 @@ impl Lazy {
             return Ok(());
         }
         let source = match (self.behind, file) {
-            (Some(owners), _) => Source::Behind(owners),
+            (Some((owners, job)), _) => Source::Behind(owners, job),
             (None, Some(file)) => Source::File(self.records, file),
             (None, None) => return Err(damaged("memory was left in a file that is none")),
         };
         filler::start(spaces, source, init, self.filling)
     }
+}
+
+/// Whoever touches what is missing there waits from here on.
+fn watch(fault: &Userfault, mm: MmId, ranges: &Ranges) -> Result<()> {
+    ranges.iter().try_for_each(|range| {
+        let done = fault.register(range.start, range.end - range.start);
+        done.doing(|| format!("watch for faults at {:#x} of memory {mm}", range.start))
+    })
+}
+
+/// Takes away what may be where pages are missing: something of what came ahead and is out of date, or came with a huge page.
+fn empty(stub: &Stub, pid: PodPid, missing: &Ranges, watched: &Ranges) -> Result<()> {
+    // Before Linux 6.7 nobody says what is there.
+    let stale = there(stub, watched).map_or_else(|_| missing.clone(), |there| there.both(missing));
+    let dontneed = |range: Range<u64>| {
+        let args = vec![range.start.into(), (range.end - range.start).into(), libc::MADV_DONTNEED.into()];
+        RemoteCall::new("madvise", libc::SYS_madvise, args)
+    };
+    let calls: Vec<RemoteCall> = stale.iter().map(dontneed).collect();
+    if calls.is_empty() { Ok(()) } else { run_all(&mut [Job { stub: *stub, calls, space: pid.0 }]) }
+}
+
+/// Pages that are there.
+fn there(stub: &Stub, ranges: &Ranges) -> std::io::Result<Ranges> {
+    let pagemap = File::open(format!("/proc/{}/pagemap", stub.task))?;
+    let any = memory::PAGE_IS_PRESENT | memory::PAGE_IS_SWAPPED;
+    let mut found = Vec::new();
+    for range in ranges.iter() {
+        let regions = memory::scan_pages(&pagemap, range.start, range.end, any, 0)?;
+        found.extend(regions.into_iter().map(|region| region.start..region.end));
+    }
+    Ok(Ranges::of_any(found))
 }
 
 /// The ranges to be watched. Whole maps: a part of one would be a map of its own, and mremap(2), with which realloc(3) makes

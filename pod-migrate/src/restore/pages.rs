@@ -171,6 +171,9 @@ pub(super) fn fill<R: Read>(
 ) -> Result<()> {
     let shared = shared.into_iter().map(|(id, file)| (id, Arc::new(file))).collect();
     let mut targets = Targets { image, grown, opener, shared, files: BTreeMap::new(), spaces: BTreeMap::new() };
+    for (mm, fault, places) in lazy.as_deref().map(Lazy::beside).transpose()?.into_iter().flatten() {
+        targets.spaces.insert(mm, Arc::new(Space::open(image, grown, mm)?.beside(fault, places)));
+    }
     let file = reader.file().map(File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
     let mut buffer = PageBuffer::new(PIECE);
     let queue = ahead::Queue::default();
@@ -306,7 +309,7 @@ pub(super) struct Space<'a> {
     file: File,
     state: &'a MmState,
     /// For pages that were never there, and where.
-    fresh: Option<(Userfault, Vec<Range<u64>>)>,
+    fresh: Vec<(Userfault, Vec<Range<u64>>)>,
 }
 
 impl<'a> Space<'a> {
@@ -323,13 +326,19 @@ impl<'a> Space<'a> {
         let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
         let anonymous = state.maps.iter().filter(|map| is_fresh(map)).map(|map| map.end - map.start);
         let fresh = if anonymous.fold(0, u64::saturating_add) < MUCH {
-            None
+            Vec::new()
         } else {
-            userfault(stub, state)
-                .inspect_err(|problem| tracing::debug!(problem = problem.chain(), "pages are written instead"))
-                .ok()
+            let made = userfault(stub, state)
+                .inspect_err(|problem| tracing::debug!(problem = problem.chain(), "pages are written instead"));
+            made.into_iter().collect()
         };
         Ok(Space { task: stub.task, file, state, fresh })
+    }
+
+    /// In some places pages are put by this, which watches them already.
+    fn beside(mut self, fault: Userfault, places: Vec<Range<u64>>) -> Space<'a> {
+        self.fresh.push((fault, places));
+        self
     }
 
     /// Pages must lie in maps of the image: the engine's own page must not be reachable.
@@ -348,17 +357,20 @@ impl<'a> Space<'a> {
         self.is_fresh(address, bytes) || covered(&self.state.maps, address..end, writable) >= end
     }
 
-    /// Whether it goes through the userfaultfd.
+    /// Whether it goes through a userfaultfd.
     fn is_fresh(&self, address: u64, bytes: u64) -> bool {
+        self.fresh_by(address, bytes).is_some()
+    }
+
+    fn fresh_by(&self, address: u64, bytes: u64) -> Option<&Userfault> {
         let inside = |place: &Range<u64>| place.start <= address && address.saturating_add(bytes) <= place.end;
-        (address | bytes).is_multiple_of(PAGE)
-            && self.fresh.as_ref().is_some_and(|(_, places)| places.iter().any(inside))
+        let whole = (address | bytes).is_multiple_of(PAGE);
+        let by = self.fresh.iter().filter(|_| whole).find(|(_, places)| places.iter().any(inside));
+        by.map(|(fault, _)| fault)
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        if let Some((fault, _)) = &self.fresh
-            && self.is_fresh(address, bytes.len() as u64)
-        {
+        if let Some(fault) = self.fresh_by(address, bytes.len() as u64) {
             return self.put(fault, address, bytes);
         }
         if write_memory(self.task, address, bytes).is_ok() {
@@ -494,7 +506,7 @@ pub(super) mod tests {
         let write = libc::PROT_READ | libc::PROT_WRITE;
         let maps = [map(0..10, write), map(10..20, write), map(20..30, libc::PROT_READ), map(40..50, write)];
         let state = space(&maps);
-        let space = Space { task: HostPid(0), file: tempfile::tempfile().unwrap(), state: &state, fresh: None };
+        let space = Space { task: HostPid(0), file: tempfile::tempfile().unwrap(), state: &state, fresh: Vec::new() };
         for (range, is_there, plain) in [
             (0..20, true, true),
             (5..15, true, true),

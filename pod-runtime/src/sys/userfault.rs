@@ -148,6 +148,11 @@ impl Userfault {
         buffer[..count].chunks_exact(MESSAGE).map(event).collect()
     }
 
+    /// The same by another descriptor.
+    pub fn copied(&self) -> io::Result<Userfault> {
+        self.0.try_clone().map(Userfault)
+    }
+
     /// Another descriptor of the same.
     pub fn try_clone(&self) -> io::Result<OwnedFd> {
         self.0.try_clone()

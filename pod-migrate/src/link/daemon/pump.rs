@@ -4,11 +4,12 @@
 //! of the other in memory and neither direction waits for the other.
 
 use super::frame::{self, Frames, Kind, MOST};
-use crate::link::tls::Session;
+use crate::link::tls::{HANDSHAKE, Session};
 use crate::link::{LINK, PROTOCOL};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
 use pod_runtime::{Doing, Problem, Result};
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -77,20 +78,37 @@ impl Pump {
         self.exit.filter(|_| self.is_idle())
     }
 
-    /// Says how the program has ended, and waits until the other side has hung up or `limit` can be read: what it has sent and
-    /// nobody has read would take the last word back.
-    pub fn close(mut self, code: u8, limit: BorrowedFd<'_>) -> Result<()> {
+    /// Says how the program has ended, and waits until the other side has hung up: what it has sent and nobody has read would take
+    /// the last word back. It has so much time for that, from when all has been sent.
+    pub fn close(mut self, code: u8, limit: &TimerFd) -> Result<()> {
         self.say(Kind::Exit, &[code]);
         self.to.clear();
+        let mut begun = false;
         loop {
             self.send()?;
-            while self.hear().is_ok_and(|more| more) {}
+            let sent = self.has_sent_all();
+            if sent && !std::mem::replace(&mut begun, true) {
+                let time = Expiration::OneShot(HANDSHAKE.into());
+                limit.set(time, TimerSetTimeFlags::empty()).doing(|| "set a limit".into())?;
+            }
             let mut wire = PollFlags::POLLIN;
-            wire.set(PollFlags::POLLOUT, !self.has_sent_all());
-            let mut fds = [PollFd::new(self.wire.as_fd(), wire), PollFd::new(limit, PollFlags::POLLIN)];
+            wire.set(PollFlags::POLLOUT, !sent);
+            let mut fds = vec![PollFd::new(self.wire.as_fd(), wire)];
+            if sent {
+                fds.push(PollFd::new(limit.as_fd(), PollFlags::POLLIN));
+            }
             wait(&mut fds)?;
-            let late = fds[1].any() == Some(true);
-            if self.hear().is_err() || late {
+            let late = fds.get(1).is_some_and(|limit| limit.any() == Some(true));
+            drop(fds);
+            // Nobody is there for it any more.
+            let gone = loop {
+                match self.hear() {
+                    Ok(true) => self.frames = Frames::default(),
+                    Ok(false) => break false,
+                    Err(_) => break true,
+                }
+            };
+            if gone || late {
                 return if self.has_sent_all() { Ok(()) } else { Err(Problem::new(LINK, "nobody took the last word")) };
             }
         }
@@ -136,7 +154,9 @@ impl Pump {
                 Slot::Wire => {}
                 Slot::Beside => came = true,
                 Slot::From(at) => self.read(at),
-                Slot::To(at) if flags.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL) => self.to[at].1.give_up(),
+                Slot::To(at) if flags.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL) => {
+                    self.to[at].1.give_up();
+                }
                 Slot::To(_) => {}
             }
         }

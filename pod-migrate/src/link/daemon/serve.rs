@@ -73,13 +73,12 @@ impl Daemon {
                 Ok(keys) => self.doors.iter_mut().try_for_each(|door| door.expect(keys.clone()))?,
                 Err(problem) => say(&format!("whom to trust cannot be read, so it is as before: {}", problem.chain())),
             }
-            let mut arrived = Vec::new();
-            for door in &mut self.doors {
-                door.serve();
-                arrived.extend(std::iter::from_fn(|| door.arrived()));
-            }
-            for wire in arrived {
-                self.begin(wire, &say)?;
+            self.doors.iter_mut().for_each(Door::serve);
+            // One after the other: a session must not keep what belongs to another.
+            while let Some(wire) = self.doors.iter_mut().find_map(Door::arrived) {
+                if let Err(problem) = self.begin(wire, &say) {
+                    say(&format!("a call could not be taken: {}", problem.chain()));
+                }
             }
         }
     }
@@ -175,7 +174,7 @@ fn session(store: &Store, wire: Session, caller: &Caller, say: &impl Fn(&str)) -
         let problem = Problem::new(PEER, format!("a daemon does not run `pod {}`", args.join(" ")))
             .fix("by ssh it can be run: leave pod:// out");
         pump.say(Kind::Words, format!("{}\n", serde_json::json!({ "error": problem.report() })).as_bytes());
-        pump.close(126, limit()?.as_fd())?;
+        pump.close(126, &limit()?)?;
         return Err(problem);
     }
     say(&format!("{} ({}): pod {}", caller.name, caller.connection, args.join(" ")));
@@ -194,7 +193,7 @@ fn session(store: &Store, wire: Session, caller: &Caller, say: &impl Fn(&str)) -
     let status = child.wait().doing(|| "see how it ended".into())?;
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    pump.close(code as u8, limit()?.as_fd())
+    pump.close(code as u8, &limit()?)
 }
 
 fn request(pump: &mut Pump) -> Result<Vec<String>> {

@@ -6,7 +6,7 @@
 
 use super::ranges::Ranges;
 use super::{Backing, Map};
-use crate::objects::task::{ProcessState, ThreadState};
+use crate::objects::task::{ProcessState, Registers, ThreadState};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -46,20 +46,32 @@ pub fn touched(state: &ProcessState) -> Ranges {
 }
 
 fn of_thread(thread: &ThreadState) -> Vec<Range<u64>> {
-    let r = &thread.registers;
-    let near = |at: u64| at.saturating_sub(NEAR)..at.saturating_add(NEAR);
-    let values =
-        [r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15];
-    let mut touched: Vec<Range<u64>> = values.into_iter().map(near).collect();
-    touched.push(r.rsp.saturating_sub(STACK.start)..r.rsp.saturating_add(STACK.end));
+    let mut touched = by_registers(&thread.registers);
     // What a thread has for itself, which the kernel writes to on its way out: rseq, and the number that it clears.
-    touched.extend([r.fs_base, r.gs_base, thread.clear_tid].into_iter().filter(|at| *at != 0).map(near));
+    touched.extend((thread.clear_tid != 0).then(|| near(thread.clear_tid)));
     touched.extend(thread.rseq.map(|rseq| rseq.address..rseq.address.saturating_add(rseq.bytes.into())));
     touched.extend(thread.robust_list.as_ref().map(|list| near(list.head)));
-    if thread.waiting.is_some_and(|waiting| waiting.number == libc::SYS_poll) {
-        touched.push(r.rdi..r.rdi.saturating_add(r.rsi.saturating_mul(POLLFD)));
-    }
+    let polls = thread.waiting.is_some_and(|waiting| waiting.number == libc::SYS_poll);
+    touched.extend(polls.then(|| looked_at(&thread.registers)));
     touched
+}
+
+fn near(at: u64) -> Range<u64> {
+    at.saturating_sub(NEAR)..at.saturating_add(NEAR)
+}
+
+/// Its stack, what is its own by fs and gs, and whatever else the next instruction or a call that is begun anew may use.
+fn by_registers(r: &Registers) -> Vec<Range<u64>> {
+    let values =
+        [r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15];
+    let stack = r.rsp.saturating_sub(STACK.start)..r.rsp.saturating_add(STACK.end);
+    let own = [r.fs_base, r.gs_base].into_iter().filter(|at| *at != 0);
+    values.into_iter().chain(own).map(near).chain([stack]).collect()
+}
+
+/// The array of a poll(2).
+fn looked_at(r: &Registers) -> Range<u64> {
+    r.rdi..r.rdi.saturating_add(r.rsi.saturating_mul(POLLFD))
 }
 
 /// Whole pages.
@@ -72,6 +84,27 @@ fn pages(range: Range<u64>) -> Option<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_registers_point_to_is_touched() {
+        let at = |page: u64| page << 12;
+        let r = Registers {
+            rsp: at(10) + 8,
+            rdi: at(20) + 4090,
+            rsi: 3,
+            r10: at(40) + 100,
+            fs_base: at(30) + 1,
+            ..Default::default()
+        };
+        let touched = Ranges::of_any(by_registers(&r).into_iter().filter_map(pages));
+        for page in [9, 10, 13, 14, 20, 21, 29, 30, 39, 40] {
+            assert!(touched.has(&(at(page)..at(page + 1))), "page {page}");
+        }
+        for page in [7, 15, 18, 23, 28, 32, 42] {
+            assert!(!touched.touches(&(at(page)..at(page + 1))), "page {page}");
+        }
+        assert_eq!(pages(looked_at(&r)), Some(at(20)..at(22)), "three of eight bytes each");
+    }
 
     #[test]
     fn ranges_are_widened_to_pages() {

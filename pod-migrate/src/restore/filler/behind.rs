@@ -18,7 +18,7 @@ use crate::{Doing, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pod_runtime::store::Pod;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -78,13 +78,19 @@ pub fn head(mm: MmId, address: u64, bytes: u64) -> [u8; PAGES] {
     head
 }
 
-fn path(pod: &Pod) -> PathBuf {
-    pod.run_dir().join("behind.sock")
+/// Where the filler of a pod that came by this job listens.
+fn path(pod: &Pod, job: &str) -> PathBuf {
+    pod.run_dir().join(format!("behind-{job}.sock"))
 }
 
-/// To the filler of a pod whose memory is behind it. None when nothing of it is missing, or it is no more.
-pub fn connect(pod: &Pod) -> Result<Option<UnixStream>> {
-    match UnixStream::connect(path(pod)) {
+/// Whether something of a pod that came by this job is still missing.
+pub fn is_missing(pod: &Pod, job: &str) -> bool {
+    path(pod, job).exists()
+}
+
+/// To the filler of a pod whose memory is behind it. None when there is none.
+pub fn connect(pod: &Pod, job: &str) -> Result<Option<UnixStream>> {
+    match UnixStream::connect(path(pod, job)) {
         Ok(stream) => Ok(Some(stream)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ECONNREFUSED)) => Ok(None),
         Err(error) => Err(error).doing(|| format!("reach the filler of pod {}", pod.id())),
@@ -94,11 +100,12 @@ pub fn connect(pod: &Pod) -> Result<Option<UnixStream>> {
 /// The way to the source.
 pub(super) struct Behind {
     listener: UnixListener,
+    path: PathBuf,
     /// Whose memory each record is.
     owners: Vec<MmId>,
     carrier: Option<Carrier>,
-    /// Record and address of what was asked for and has not come.
-    asked: BTreeSet<(usize, u64)>,
+    /// Record and address of what was asked for and has not come, and how much of it that is.
+    asked: BTreeMap<(usize, u64), u64>,
     asked_bytes: u64,
     urgent: BTreeSet<(usize, u64)>,
     /// What has come and could not be put yet.
@@ -112,16 +119,17 @@ struct Carrier {
 }
 
 impl Behind {
-    pub fn open(pod: &Pod, owners: Vec<MmId>) -> Result<Behind> {
-        let path = path(pod);
+    pub fn open(pod: &Pod, job: &str, owners: Vec<MmId>) -> Result<Behind> {
+        let path = path(pod, job);
         let _ = fs::remove_file(&path); // of an attempt that failed
         let listener = UnixListener::bind(&path).doing(|| format!("listen at {}", path.display()))?;
         listener.set_nonblocking(true).doing(|| "set up a socket".into())?;
         Ok(Behind {
             listener,
+            path,
             owners,
             carrier: None,
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             asked_bytes: 0,
             urgent: BTreeSet::new(),
             come: VecDeque::new(),
@@ -136,13 +144,13 @@ impl Behind {
     fn ask(&mut self, record: usize, from: u64, bytes: u64, urgent: bool) -> bool {
         let key = (record, from);
         let Some(carrier) = &mut self.carrier else { return false };
-        let known = if urgent { !self.urgent.insert(key) } else { self.asked.contains(&key) };
+        let known = if urgent { !self.urgent.insert(key) } else { self.asked.contains_key(&key) };
         if known {
             return false;
         }
-        if self.asked.insert(key) {
-            self.asked_bytes += bytes;
-        }
+        // What is urgent may be another part of what was asked for before, which then does not come.
+        self.asked_bytes += bytes;
+        self.asked_bytes -= self.asked.insert(key, bytes).unwrap_or(0);
         let want = Want { urgent, mm: self.owners[record].0, address: from, bytes };
         carrier.outgoing.extend(want.words());
         true
@@ -172,9 +180,7 @@ impl Behind {
         let alive = carrier.send() && carrier.receive() && carrier.makes_sense();
         while let Some((mm, address, bytes)) = carrier.next() {
             let Some(record) = self.owners.iter().position(|owner| owner.0 == mm) else { continue };
-            if self.asked.remove(&(record, address)) {
-                self.asked_bytes = self.asked_bytes.saturating_sub(bytes.len() as u64);
-            }
+            self.asked_bytes -= self.asked.remove(&(record, address)).unwrap_or(0);
             self.urgent.remove(&(record, address));
             self.come.push_back((record, address, bytes));
         }
@@ -339,7 +345,8 @@ impl Filler {
                 let at = (piece.into - from) as usize;
                 let these = &bytes[at..at + (piece.end - start) as usize];
                 let Some(space) = self.spaces.get(&number) else { break };
-                let (there, outcome) = put_all(&space.fault, start, these, patience)?;
+                let doubt = self.doubt.filter(|(of, _)| *of == number).map(|(_, address)| address);
+                let (there, outcome) = put_all(&space.fault, start, these, doubt, patience)?;
                 let outcome = self.done(number, there, outcome)?;
                 if outcome == Put::Again {
                     return Ok(Put::Again);
@@ -411,7 +418,7 @@ impl Filler {
     /// Tells the source, if it hears us.
     fn whole(&mut self) {
         self.waits_for_somebody(false);
-        let _ = fs::remove_file(path(&self.filling.pod));
+        let _ = fs::remove_file(&self.behind().path);
         let Some(carrier) = &mut self.behind().carrier else { return };
         carrier.outgoing.extend(Want { urgent: false, mm: WHOLE, address: 0, bytes: 0 }.words());
         let _ = carrier.stream.set_nonblocking(false);

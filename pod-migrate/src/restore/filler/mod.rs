@@ -120,8 +120,8 @@ pub(super) struct Space {
 /// Where what is missing is.
 pub(super) enum Source<'a> {
     File(Vec<Waiting>, &'a File),
-    /// On the host that the pod has left: whose memory each record is.
-    Behind(Vec<MmId>),
+    /// On the host that the pod has left: whose memory each record is, and by which job it left.
+    Behind(Vec<MmId>, String),
 }
 
 /// The same for one who brings it.
@@ -144,11 +144,11 @@ pub(super) fn start(spaces: Vec<Space>, source: Source<'_>, init: i32, filling: 
         Source::File(records, file) => {
             From::File(Records::new(records, file.try_clone().doing(|| "copy a descriptor".into())?))
         }
-        Source::Behind(owners) => From::Behind(Behind::open(&filling.pod, owners)?),
+        Source::Behind(owners, job) => From::Behind(Behind::open(&filling.pod, &job, owners)?),
     };
     let turns = turns(spaces.iter().enumerate().map(|(number, space)| (number, &space.missing)));
     let spaces = spaces.into_iter().enumerate().collect();
-    let mut filler = Filler { spaces, from, turns, faults: Vec::new(), moved: false, init, filling };
+    let mut filler = Filler { spaces, from, turns, faults: Vec::new(), moved: false, doubt: None, init, filling };
     match daemon::fork().doing(|| "fork".into())? {
         Fork::Parent(_) => Ok(()),
         Fork::Child => {
@@ -182,6 +182,8 @@ struct Filler {
     faults: Vec<(usize, u64)>,
     /// Something is missing elsewhere than it was at first.
     moved: bool,
+    /// A page that the kernel found no memory for, and what had happened was not known yet.
+    doubt: Option<(usize, u64)>,
     /// The pod's first process.
     init: OwnedFd,
     filling: Filling,
@@ -193,6 +195,8 @@ enum Put {
     Done,
     /// Something happened to the memory that has to be read first.
     Again,
+    /// Nothing is mapped at the address. It may have been moved a moment ago, which has to be read first, too.
+    Unmapped(u64),
     /// The process is no more, or is another program.
     Gone,
 }
@@ -390,12 +394,17 @@ impl Filler {
         let Some((start, piece)) = space.missing.within(range.clone()).first().copied() else { return Ok(Put::Done) };
         let From::File(records) = &mut self.from else { return Ok(Put::Done) };
         let bytes = records.part(piece.record, piece.into, (piece.end - start) as usize)?;
-        let (there, outcome) = put_all(&space.fault, start, bytes, patience)?;
+        let doubt = self.doubt.filter(|(of, _)| *of == number).map(|(_, address)| address);
+        let (there, outcome) = put_all(&space.fault, start, bytes, doubt, patience)?;
         self.done(number, there, outcome)
     }
 
     /// Notes what is not missing any more.
-    fn done(&mut self, number: usize, there: Range<u64>, outcome: Put) -> Result<Put> {
+    fn done(&mut self, number: usize, there: Range<u64>, mut outcome: Put) -> Result<Put> {
+        if let Put::Unmapped(address) = outcome {
+            self.doubt = Some((number, address));
+            outcome = Put::Again;
+        }
         match outcome {
             Put::Gone => drop(self.spaces.remove(&number)),
             Put::Again if there.is_empty() => {}
@@ -409,8 +418,15 @@ impl Filler {
     }
 }
 
-/// Puts pages, as many as go: which of them are there then, and what came of the rest.
-fn put_all(fault: &Userfault, start: u64, bytes: &[u8], patience: &mut PollTimeout) -> Result<(Range<u64>, Put)> {
+/// Puts pages, as many as go: which of them are there then, and what came of the rest. Nothing has happened since there was no memory
+/// for the page at `doubt`: somebody has mapped something else there and the kernel has told nobody.
+fn put_all(
+    fault: &Userfault,
+    start: u64,
+    bytes: &[u8],
+    doubt: Option<u64>,
+    patience: &mut PollTimeout,
+) -> Result<(Range<u64>, Put)> {
     let mut step = bytes.len();
     let mut at = 0;
     while at < bytes.len() {
@@ -425,6 +441,10 @@ fn put_all(fault: &Userfault, start: u64, bytes: &[u8], patience: &mut PollTimeo
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && piece.len() > PAGE as usize => {
                 step = PAGE as usize;
                 continue;
+            }
+            // Since Linux 6.9 it is looked for before the kernel looks whether it is just being moved.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && doubt != Some(address) => {
+                Put::Unmapped(address)
             }
             // It is there, so it was brought; what was written since is newer.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
