@@ -25,7 +25,7 @@ use crate::image::{Kind, Owner, PageBuffer, PageRun};
 use crate::link::dial::Dial;
 use crate::link::{LINK, Link, PROTOCOL};
 use crate::restore::filler;
-use crate::restore::filler::behind::{self, WANT, Want, Word};
+use crate::restore::filler::behind::{self, WANT, WINDOW, Want, Word};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pod_runtime::cgroup::Cgroup;
 use pod_runtime::proc::{self, status};
@@ -49,8 +49,7 @@ const STILL: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(30);
 /// How often the destination is called again when the link has broken and nothing came of it, waiting longer each time.
 const ATTEMPTS: u32 = 8;
-/// Pages of one answer.
-const MOST: u64 = 1 << 20;
+const PAGE: u64 = 4096;
 
 /// Source: reads the copy.
 pub(super) struct Copy {
@@ -71,7 +70,7 @@ impl Copy {
             Some((MmId(pid as u64), host))
         };
         let hosts = Cgroup::open(pod.id())?.procs()?.into_iter().filter_map(space).collect();
-        Ok(Copy { hosts, queue: VecDeque::new(), buffer: PageBuffer::new(MOST as usize), sent: 0 })
+        Ok(Copy { hosts, queue: VecDeque::new(), buffer: PageBuffer::new(WINDOW as usize), sent: 0 })
     }
 
     /// Answers until the destination has all of it.
@@ -95,8 +94,7 @@ impl Copy {
                 None => {}
             }
             if let Some(next) = self.queue.pop_front() {
-                self.answer(next, link)?;
-                self.sent += next.bytes;
+                self.sent += self.answer(next, link)?;
             }
         }
     }
@@ -111,23 +109,52 @@ impl Copy {
         self.queue.insert(at, wanted);
     }
 
-    fn answer(&mut self, Wanted { mm, address, bytes, .. }: Wanted, link: &mut Link) -> Result<()> {
-        let strange = || Problem::new(PROTOCOL, format!("{bytes} bytes at {address:#x} of memory {mm} are wanted"));
-        let host = *self.hosts.get(&MmId(mm)).filter(|_| (1..=MOST).contains(&bytes)).ok_or_else(strange)?;
-        let buffer = &mut self.buffer[..bytes as usize];
+    /// How many bytes of pages that were.
+    fn answer(&mut self, Wanted { mm, address, pages, .. }: Wanted, link: &mut Link) -> Result<u64> {
+        let strange = || Problem::new(PROTOCOL, format!("pages {pages:#x} at {address:#x} of memory {mm} are wanted"));
+        let sound = address.is_multiple_of(WINDOW) && address.checked_add(WINDOW).is_some();
+        let host = *self.hosts.get(&MmId(mm)).filter(|_| sound).ok_or_else(strange)?;
+        let runs = runs(address, pages);
+        let bytes: usize = runs.iter().map(|(_, bytes)| bytes).sum();
+        let buffer = &mut self.buffer[..bytes];
         // A first thread that has ended before the others has no memory any more.
         let by_another = |buffer: &mut [u8]| {
             let tasks = fs::read_dir(format!("/proc/{host}/task"))?.flatten();
             let threads = tasks.filter_map(|task| task.file_name().to_string_lossy().parse().ok());
-            let mut read = threads.map(|thread| memory::read_exact(thread, address, buffer));
-            read.find(io::Result::is_ok).unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EFAULT)))
+            let mut read = threads.map(|thread| memory::read(thread, buffer, &runs));
+            read.find(|read| read.as_ref().is_ok_and(|count| *count == bytes)).unwrap_or(Ok(0))
         };
-        memory::read_exact(host, address, buffer)
-            .or_else(|_| by_another(buffer))
-            .doing(|| format!("read {bytes} bytes at {address:#x} of the copy of memory {mm}"))?;
-        link.writer.pages(PageRun { owner: Owner::Mm(MmId(mm)), address, bytes }, &[buffer])?;
-        link.writer.flush()
+        let read = memory::read(host, buffer, &runs).or_else(|_| by_another(buffer));
+        let read = read.and_then(|count| match count == bytes {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        });
+        read.doing(|| format!("read {bytes} bytes at {address:#x} of the copy of memory {mm}"))?;
+        let mut rest = &*buffer;
+        for (address, bytes) in runs {
+            let (these, more) = rest.split_at(bytes);
+            link.writer.pages(PageRun { owner: Owner::Mm(MmId(mm)), address, bytes: bytes as u64 }, &[these])?;
+            rest = more;
+        }
+        link.writer.flush()?;
+        Ok(bytes as u64)
     }
+}
+
+/// Pages of a window that follow each other.
+fn runs(window: u64, mut pages: u64) -> Vec<(u64, usize)> {
+    let mut runs = Vec::new();
+    let mut at = window;
+    while pages != 0 {
+        let gap = pages.trailing_zeros();
+        pages >>= gap;
+        let count = pages.trailing_ones();
+        at += u64::from(gap) * PAGE;
+        runs.push((at, count as usize * PAGE as usize));
+        at += u64::from(count) * PAGE;
+        pages = pages.checked_shr(count).unwrap_or(0);
+    }
+    runs
 }
 
 /// Source: serves by a link that is there, or by new ones when it breaks.
@@ -309,7 +336,7 @@ fn say(link: &mut Link, words: &mut Vec<u8>) -> Result<bool> {
         let Some(word) = word.first_chunk() else { break };
         match behind::word(word) {
             Word::Whole => return Ok(true),
-            Word::Want(Want { urgent, mm, address, bytes }) => wants.push(Wanted { mm, address, bytes, urgent }),
+            Word::Want(Want { urgent, mm, address, pages }) => wants.push(Wanted { mm, address, pages, urgent }),
         }
     }
     if wants.is_empty() { Ok(false) } else { link.say(&Answer::Wants(wants)).map(|()| false) }
@@ -319,7 +346,7 @@ fn say(link: &mut Link, words: &mut Vec<u8>) -> Result<bool> {
 fn pages(link: &mut Link, filler: &mut UnixStream) -> Result<bool> {
     let Some(record) = link.reader.next()? else { return Err(Problem::new(PROTOCOL, "the source ended its stream")) };
     match (record.kind, record.run) {
-        (Kind::PAGES, Some(run @ PageRun { owner: Owner::Mm(mm), .. })) if run.bytes <= MOST => {
+        (Kind::PAGES, Some(run @ PageRun { owner: Owner::Mm(mm), .. })) if run.bytes <= WINDOW => {
             let mut taken = filler.write_all(&behind::head(mm, run.address, run.bytes)).is_ok();
             let mut buffer = PageBuffer::new(256 << 10);
             link.reader.each_piece(run.address, &mut buffer, |_, bytes| {
@@ -338,7 +365,7 @@ mod tests {
     use super::*;
 
     fn wanted(address: u64, urgent: bool) -> Wanted {
-        Wanted { mm: 1, address, bytes: 4096, urgent }
+        Wanted { mm: 1, address, pages: 1, urgent }
     }
 
     #[test]
@@ -349,6 +376,14 @@ mod tests {
         }
         let order: Vec<u64> = copy.queue.iter().map(|wanted| wanted.address).collect();
         assert_eq!(order, [9, 2, 1, 3]);
+    }
+
+    #[test]
+    fn bits_are_runs_of_pages() {
+        assert!(runs(WINDOW, 0).is_empty());
+        assert_eq!(runs(WINDOW, u64::MAX), [(WINDOW, WINDOW as usize)]);
+        assert_eq!(runs(0, 0b1011_0000), [(4 * PAGE, 2 * PAGE as usize), (7 * PAGE, PAGE as usize)]);
+        assert_eq!(runs(0, 1 << 63), [(63 * PAGE, PAGE as usize)]);
     }
 
     #[test]

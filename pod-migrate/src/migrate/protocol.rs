@@ -95,19 +95,20 @@ pub enum Answer {
     Filled {
         bytes: u64,
     },
-    /// After RUNNING: memory that is to come, in this order but for what is urgent. The answer to each is a run of PAGES. From protocol
+    /// After RUNNING: memory that is to come, in this order but for what is urgent. The answer to each are runs of PAGES. From protocol
     /// 8 on.
     Wants(Vec<Wanted>),
     /// After RUNNING: all memory is there, or none is needed any more. The end of the conversation.
     Whole,
 }
 
-/// Pages of a space.
+/// Pages of a space: some of 64 from an address on, which is a multiple of so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     pub mm: u64,
     pub address: u64,
-    pub bytes: u64,
+    /// A bit for each.
+    pub pages: u64,
     /// Somebody waits for them.
     pub urgent: bool,
 }

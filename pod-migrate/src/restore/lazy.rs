@@ -88,6 +88,11 @@ impl Missing {
         taken
     }
 
+    /// Whether it has something in a range.
+    fn touches(&self, range: &Range<u64>) -> bool {
+        self.at(range.start).is_some() || self.0.range(range.clone()).next().is_some()
+    }
+
     /// Pieces that have something in a range.
     fn over(&self, range: &Range<u64>) -> Vec<(u64, Piece)> {
         if range.is_empty() {
@@ -158,10 +163,9 @@ impl Lazy {
             let process = process.ok_or_else(|| damaged(format!("pages behind memory {mm}, which no process has")))?;
             let stub = &grown.stubs[&process.pid];
             let fault = filler::userfault(stub)?;
-            let mut missing = Missing::default();
-            for range in ranges.iter() {
-                missing.put(range.start, Piece { end: range.end, record: owners.len(), into: range.start });
-            }
+            let record = owners.len();
+            let piece = |range: Range<u64>| (range.start, Piece { end: range.end, record, into: range.start });
+            let missing = Missing(ranges.iter().map(piece).collect());
             let places = can_wait(&state.maps);
             let watched = watched(&missing, &places);
             empty(stub, process.pid, ranges, &watched)?;
@@ -307,7 +311,7 @@ fn there(stub: &Stub, ranges: &Ranges) -> std::io::Result<Ranges> {
 /// The ranges to be watched. Whole maps: a part of one would be a map of its own, and mremap(2), with which realloc(3) makes
 /// large memory larger, fails with EFAULT where there are two.
 fn watched(missing: &Missing, places: &Ranges) -> Ranges {
-    Ranges::of(places.iter().filter(|place| !missing.over(place).is_empty()))
+    Ranges::of(places.iter().filter(|place| missing.touches(place)))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //!
 //! What comes is put where it is missing and nowhere else, whoever sends it.
 
-use super::{Filler, NO_ROOM, PAGE, Put, WINDOW, put, put_all, turns};
+use super::{Filler, NO_ROOM, PAGE, Put, put, put_all, turns};
 use crate::ids::MmId;
 use crate::{Doing, Result};
 use nix::errno::Errno;
@@ -34,15 +34,20 @@ pub const PAGES: usize = 24;
 /// In the place of a memory's number: nothing is missing any more.
 const WHOLE: u64 = u64::MAX;
 
-/// Pages that are asked for.
+/// Pages that are asked for: some of a window, which are few or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want {
     /// Somebody waits for them.
     pub urgent: bool,
     pub mm: u64,
+    /// Where the window begins, a multiple of its size.
     pub address: u64,
-    pub bytes: u64,
+    /// A bit for each of its pages.
+    pub pages: u64,
 }
+
+/// Bytes of a window: a page for each bit of a word.
+pub const WINDOW: u64 = 64 * PAGE;
 
 /// What a filler says.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +60,7 @@ pub enum Word {
 impl Want {
     fn words(self) -> [u8; WANT] {
         let mut bytes = [0; WANT];
-        let words = [self.mm, self.address, self.bytes, self.urgent.into()];
+        let words = [self.mm, self.address, self.pages, self.urgent.into()];
         bytes.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_le_bytes()));
         bytes
     }
@@ -66,7 +71,7 @@ pub fn word(bytes: &[u8; WANT]) -> Word {
     let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
     match word(0) {
         WHOLE => Word::Whole,
-        mm => Word::Want(Want { mm, address: word(8), bytes: word(16), urgent: word(24) != 0 }),
+        mm => Word::Want(Want { mm, address: word(8), pages: word(16), urgent: word(24) != 0 }),
     }
 }
 
@@ -104,7 +109,7 @@ pub(super) struct Behind {
     /// Whose memory each record is.
     owners: Vec<MmId>,
     carrier: Option<Carrier>,
-    /// Record and address of what was asked for and has not come, and how much of it that is.
+    /// Record and window of what was asked for and has not come, and how many bytes of it that is.
     asked: BTreeMap<(usize, u64), u64>,
     asked_bytes: u64,
     urgent: BTreeSet<(usize, u64)>,
@@ -140,20 +145,38 @@ impl Behind {
         self.listener.as_raw_fd()
     }
 
-    /// Of a range of a record; false if that is under way.
-    fn ask(&mut self, record: usize, from: u64, bytes: u64, urgent: bool) -> bool {
-        let key = (record, from);
-        let Some(carrier) = &mut self.carrier else { return false };
-        let known = if urgent { !self.urgent.insert(key) } else { self.asked.contains_key(&key) };
-        if known {
-            return false;
+    /// Whether a window of a record is under way already.
+    fn is_asked(&self, record: usize, window: u64, urgent: bool) -> bool {
+        let key = (record, window);
+        self.carrier.is_none() || if urgent { self.urgent.contains(&key) } else { self.asked.contains_key(&key) }
+    }
+
+    /// Asks for pages of a window of a record.
+    fn ask(&mut self, record: usize, window: u64, pages: u64, urgent: bool) {
+        let key = (record, window);
+        let Some(carrier) = &mut self.carrier else { return };
+        if urgent {
+            self.urgent.insert(key);
         }
-        // What is urgent may be another part of what was asked for before, which then does not come.
+        // What is urgent may be other pages than were asked for before, which then do not come.
+        let bytes = u64::from(pages.count_ones()) * PAGE;
         self.asked_bytes += bytes;
         self.asked_bytes -= self.asked.insert(key, bytes).unwrap_or(0);
-        let want = Want { urgent, mm: self.owners[record].0, address: from, bytes };
+        let want = Want { urgent, mm: self.owners[record].0, address: window, pages };
         carrier.outgoing.extend(want.words());
-        true
+    }
+
+    /// Pages of a window have come.
+    fn came(&mut self, record: usize, window: u64, bytes: u64) {
+        let key = (record, window);
+        let Some(left) = self.asked.get_mut(&key) else { return };
+        let counted = bytes.min(*left);
+        *left -= counted;
+        self.asked_bytes -= counted;
+        if *left == 0 {
+            self.asked.remove(&key);
+            self.urgent.remove(&key);
+        }
     }
 
     /// Somebody carries from now on; what was asked of who did before is lost.
@@ -178,10 +201,9 @@ impl Behind {
     fn exchange(&mut self) -> bool {
         let Some(carrier) = &mut self.carrier else { return true };
         let alive = carrier.send() && carrier.receive() && carrier.makes_sense();
-        while let Some((mm, address, bytes)) = carrier.next() {
+        while let Some((mm, address, bytes)) = self.carrier.as_mut().and_then(Carrier::next) {
             let Some(record) = self.owners.iter().position(|owner| owner.0 == mm) else { continue };
-            self.asked_bytes -= self.asked.remove(&(record, address)).unwrap_or(0);
-            self.urgent.remove(&(record, address));
+            self.came(record, address & !(WINDOW - 1), bytes.len() as u64);
             self.come.push_back((record, address, bytes));
         }
         if !alive {
@@ -362,9 +384,7 @@ impl Filler {
             let Some(space) = self.spaces.get(&number) else { continue };
             match space.missing.at(address) {
                 Some((start, piece)) => {
-                    let (from, bytes) = window(start, piece, address);
-                    let record = piece.record;
-                    self.behind().ask(record, from, bytes, true);
+                    self.ask_around(number, (start, piece), address, true);
                     // Until it is there: the next carrier may have to be asked.
                     self.faults.push((number, address));
                 }
@@ -397,22 +417,33 @@ impl Filler {
                 }
                 continue;
             };
-            let (from, bytes) = window(start, piece, start);
-            let rest = start + (from + bytes - piece.into);
+            let rest = start + ((piece.into & !(WINDOW - 1)) + WINDOW - piece.into);
             if rest < piece.end {
                 let into = piece.into + (rest - start);
                 self.turns.push((number, rest, super::Piece { into, ..piece }));
             }
-            let still = self.spaces.get(&number).is_some_and(|space| !self.is_there(space, start..rest.min(piece.end)));
-            if still {
-                self.behind().ask(piece.record, from, bytes, false);
-            }
+            self.ask_around(number, (start, piece), start, false);
         }
     }
 
-    /// Whether nothing of a range is missing, unless something moved.
-    fn is_there(&self, space: &super::Space, range: std::ops::Range<u64>) -> bool {
-        !self.moved && space.missing.within(range).is_empty()
+    /// Asks for what is missing of the window in which an address of a piece was, unless that is under way.
+    fn ask_around(&mut self, number: usize, (start, piece): (u64, super::Piece), address: u64, urgent: bool) {
+        let at = piece.into + (address - start);
+        let window = at & !(WINDOW - 1);
+        if self.behind().is_asked(piece.record, window, urgent) {
+            return;
+        }
+        let Some(space) = self.spaces.get(&number) else { return };
+        // All of it that is where it was at first; or of the piece, if that was moved.
+        let mut parts = space.missing.within(window..window + WINDOW);
+        parts.retain(|(start, found)| found.record == piece.record && found.into == *start);
+        if piece.into != start {
+            parts = part(start, piece, window..window + WINDOW).into_iter().collect();
+        }
+        let pages = mask(window, &parts);
+        if pages != 0 {
+            self.behind().ask(piece.record, window, pages, urgent);
+        }
     }
 
     /// Tells the source, if it hears us.
@@ -420,18 +451,19 @@ impl Filler {
         self.waits_for_somebody(false);
         let _ = fs::remove_file(&self.behind().path);
         let Some(carrier) = &mut self.behind().carrier else { return };
-        carrier.outgoing.extend(Want { urgent: false, mm: WHOLE, address: 0, bytes: 0 }.words());
+        carrier.outgoing.extend(Want { urgent: false, mm: WHOLE, address: 0, pages: 0 }.words());
         let _ = carrier.stream.set_nonblocking(false);
         carrier.send();
     }
 }
 
-/// Of a piece the part of a window around an address: from where on in its record, and how many bytes.
-fn window(start: u64, piece: super::Piece, address: u64) -> (u64, u64) {
-    let at = piece.into + (address - start);
-    let end = piece.into + (piece.end - start);
-    let from = (at & !(WINDOW - 1)).max(piece.into);
-    (from, ((at & !(WINDOW - 1)) + WINDOW).min(end) - from)
+/// The pages of a window that lie in these pieces, by where those were at first.
+fn mask(window: u64, parts: &[(u64, super::Piece)]) -> u64 {
+    let bits = |(start, piece): &(u64, super::Piece)| {
+        let (first, count) = ((piece.into - window) / PAGE, (piece.end - start) / PAGE);
+        u64::MAX.checked_shr(64 - count as u32).unwrap_or(0) << first
+    };
+    parts.iter().map(bits).fold(0, |all, bits| all | bits)
 }
 
 /// What of a piece lies in a range of its record.
@@ -449,18 +481,21 @@ mod tests {
 
     #[test]
     fn words_are_understood() {
-        let want = Want { urgent: true, mm: 7, address: 0x1000, bytes: 65536 };
+        let want = Want { urgent: true, mm: 7, address: 0x4_0000, pages: 0xf0 };
         assert_eq!(word(&want.words()), Word::Want(want));
         assert_eq!(word(&Want { mm: WHOLE, ..want }.words()), Word::Whole);
     }
 
     #[test]
-    fn windows_stay_in_their_piece() {
-        let piece = Piece { end: 0x50_0000, record: 3, into: 0x10_3000 };
-        // At 0x40_0000 lies what was at 0x10_3000.
-        assert_eq!(window(0x40_0000, piece, 0x40_0000), (0x10_3000, 0xd000));
-        assert_eq!(window(0x40_0000, piece, 0x40_d000), (0x11_0000, 0x1_0000));
-        assert_eq!(window(0x40_0000, piece, 0x4f_f000), (0x20_0000, 0x3000));
+    fn pages_of_a_window_are_bits() {
+        let piece = |from: u64, pages: u64| (from, Piece { end: from + pages * PAGE, record: 3, into: from });
+        let window = 7 * WINDOW;
+        assert_eq!(mask(window, &[]), 0);
+        assert_eq!(mask(window, &[piece(window, 64)]), u64::MAX);
+        assert_eq!(mask(window, &[piece(window, 1), piece(window + 63 * PAGE, 1)]), 1 | 1 << 63);
+        assert_eq!(mask(window, &[piece(window + 4 * PAGE, 4)]), 0xf0);
+        // Moved: it is asked for by where it was.
+        assert_eq!(mask(window, &[(0x1000, Piece { end: 0x3000, record: 3, into: window + PAGE })]), 6);
     }
 
     #[test]
