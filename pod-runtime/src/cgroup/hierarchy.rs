@@ -41,6 +41,27 @@ impl Hierarchies {
         Ok(found)
     }
 
+    /// All that are mounted, those without a controller too, wherever tools may look for a container's groups.
+    pub(crate) fn every() -> Result<Hierarchies> {
+        let text = proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
+        let mounts = mountinfo::parse(&text)
+            .ok_or_else(|| Problem::new("E-SYSTEM", "/proc/self/mountinfo is not as the kernel writes it"))?;
+        // Whoever has a hierarchy mounted twice has it in its usual place first.
+        let unified = mounts.iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.mount_point.clone());
+        let mut v1: Vec<V1> = Vec::new();
+        for mount in mounts.iter().filter(|mount| mount.kind == "cgroup") {
+            let controllers = controllers(mount);
+            if !controllers.is_empty() && !v1.iter().any(|known| known.controllers == controllers) {
+                v1.push(V1 { mount: mount.mount_point.clone(), controllers });
+            }
+        }
+        if unified.is_none() && v1.is_empty() {
+            return Err(Problem::new("E-CGROUP", "this host has no cgroup hierarchy mounted")
+                .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup"));
+        }
+        Ok(Hierarchies { unified, v1 })
+    }
+
     fn among(mounts: &[Mount]) -> Hierarchies {
         // The last of several mounts of one hierarchy is the one on top.
         let unified = mounts.iter().rev().find(|mount| mount.kind == "cgroup2").map(|mount| mount.mount_point.clone());

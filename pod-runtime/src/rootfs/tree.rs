@@ -33,6 +33,15 @@ impl Tree {
         Ok(Tree { root })
     }
 
+    /// The tree below what is held.
+    pub fn of(root: OwnedFd) -> Tree {
+        Tree { root }
+    }
+
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// What is at `path`, symlinks followed inside the tree.
     pub fn find(&self, path: &Path) -> nix::Result<OwnedFd> {
         self.open(path, OFlag::O_PATH, ResolveFlag::RESOLVE_IN_ROOT)
