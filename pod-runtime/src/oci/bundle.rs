@@ -105,6 +105,12 @@ pub fn check_process(process: &Process) -> Result<()> {
     if !process.cwd().is_absolute() {
         return Err(wrong("cwd must be an absolute path"));
     }
+    let user = process.user();
+    let groups = user.additional_gids().iter().flatten().copied();
+    // To the kernel this number is "as before", which is root.
+    if groups.chain([user.uid(), user.gid()]).any(|id| id == u32::MAX) {
+        return Err(wrong(format!("{} is no user or group", u32::MAX)));
+    }
     for line in process.env().iter().flatten() {
         if line.contains('\0') || line.starts_with('=') || !line.contains('=') {
             return Err(wrong(format!("environment variable {line:?} is not NAME=VALUE")));
