@@ -115,12 +115,26 @@ impl Cgroup {
         Ok(Cgroup { hierarchies: Hierarchies::every()?, path: path.to_owned(), leaf_only: true })
     }
 
-    /// Makes the groups in all hierarchies, with what is above them.
-    pub(crate) fn make(&self) -> Result<()> {
+    /// The first half of making the groups in all hierarchies, with what is above them: the one of v2, to be born into.
+    /// Groups that somebody is in already are refused.
+    pub(crate) fn begin_here(&self) -> Result<()> {
+        for folder in self.folders() {
+            let inside = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().count();
+            if inside > 0 {
+                let what =
+                    format!("container's cgroup is not empty: {inside} process(es) found in {}", folder.display());
+                return Err(Problem::new("E-CGROUP", what));
+            }
+        }
         if let Some(folder) = self.unified() {
             make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
             limits::offer(self, |_| true);
         }
+        Ok(())
+    }
+
+    /// The second half.
+    pub(crate) fn complete_here(&self) -> Result<()> {
         for folder in self.folders() {
             make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
         }
@@ -446,6 +460,12 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn remove_tree(folder: &Path) -> io::Result<()> {
+    // Most have nothing below them, and to list one of these folders takes longer than to remove it.
+    match fs::remove_dir(folder) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
     for below in subfolders(folder) {
         remove_tree(&below)?;
     }

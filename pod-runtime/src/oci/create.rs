@@ -130,9 +130,7 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     let mounts = Mounts::open(&bundle.spec, &bundle.folder)?;
     half.cgroup = container.cgroup(&half.state)?;
     let cgroup = half.cgroup.clone();
-    if let Some(cgroup) = &cgroup {
-        set_up(cgroup, &linux)?;
-    }
+    cgroup.as_ref().map_or(Ok(()), Cgroup::begin_here)?;
     let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
     let own_groups = cgroup.as_ref().filter(|_| !namespaces.has_user());
     let born = around(&namespaces, own_groups)?;
@@ -165,6 +163,10 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     };
     drop((theirs, start, root, mounts));
     half.first = Some((pid, pidfd));
+    // While the first process makes what it can without them.
+    if let Some(cgroup) = &cgroup {
+        set_up(cgroup, &linux)?;
+    }
     if namespaces.has_new(libc::CLONE_NEWUSER) {
         let (uids, gids) = (linux.uid_mappings().as_deref(), linux.gid_mappings().as_deref());
         namespaces::write_maps(pid, uids.unwrap_or_default(), gids.unwrap_or_default())?;
@@ -228,16 +230,9 @@ fn in_joined_user(namespaces: &Namespaces, flags: u64) -> Result<(Cloned, Born)>
     }
 }
 
-/// Groups, limits, devices, before anything is in them.
+/// Groups, limits, devices, before anything of the user's is in them.
 fn set_up(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
-    cgroup.make()?;
-    let inside = cgroup.procs()?;
-    if !inside.is_empty() {
-        return Err(Problem::new(
-            "E-CGROUP",
-            format!("container's cgroup is not empty: {} process(es) found", inside.len()),
-        ));
-    }
+    cgroup.complete_here()?;
     let none = oci_spec::runtime::LinuxResources::default();
     let given = linux.resources().as_ref().unwrap_or(&none);
     let rules = devices::rules(given.devices().as_deref().unwrap_or_default())?;

@@ -128,6 +128,10 @@ impl First<'_> {
 
     fn prepare(&mut self) -> Result<Program> {
         process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
+        let other_user = self.namespaces.has_user();
+        if !other_user {
+            self.enter_namespaces()?;
+        }
         self.wait();
         let mut pid = [0; 4];
         self.sync.read_exact(&mut pid).doing(|| "hear from the runtime".into())?;
@@ -136,7 +140,14 @@ impl First<'_> {
         if let Some((cgroup, born)) = self.enter {
             cgroup.enter(born)?;
         }
-        self.enter_namespaces()?;
+        if other_user {
+            self.become_its_root()?;
+            self.enter_namespaces()?;
+        }
+        if self.namespaces.has_new(libc::CLONE_NEWCGROUP) {
+            clone::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
+        }
+        self.namespaces.join_mounts()?;
         self.furnish()?;
         // Before anything of the container's is looked up by a path: no descriptor of the host is there to be found.
         // Objects that own one are not dropped any more.
@@ -191,18 +202,20 @@ impl First<'_> {
             .map(drop)
     }
 
+    /// Whoever else this is outside, inside its user namespace it is root.
+    fn become_its_root(&self) -> Result<()> {
+        let none: &[Gid] = &[];
+        let _ = nix::unistd::setgroups(none);
+        setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).doing(|| "become the group root".into())?;
+        setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).doing(|| "become root".into())?;
+        // The change of user has made it visible.
+        process::set_dumpable(false).doing(|| "hide from the container's processes".into())
+    }
+
     fn enter_namespaces(&self) -> Result<()> {
         self.namespaces.join_the_rest()?;
-        if self.namespaces.has_user() {
-            // Whoever else this is outside, inside it is root.
-            let none: &[Gid] = &[];
-            let _ = nix::unistd::setgroups(none);
-            setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).doing(|| "become the group root".into())?;
-            setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).doing(|| "become root".into())?;
-            process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
-        }
-        if self.namespaces.has_new(libc::CLONE_NEWCGROUP) {
-            clone::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
+        if self.namespaces.has_new(libc::CLONE_NEWNET) {
+            clone::unshare(libc::CLONE_NEWNET).doing(|| "make a network namespace".into())?;
         }
         nix::unistd::setsid().doing(|| "begin a session".into())?;
         if self.new_keyring {

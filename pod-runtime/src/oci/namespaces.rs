@@ -84,9 +84,9 @@ impl Plan {
     }
 
     /// What the clone makes. A cgroup namespace has the group that it is made in as its root, a time namespace is made
-    /// before.
+    /// before, and the one of the network takes longest: the first process makes it while others have something to do.
     pub fn flags(&self) -> i32 {
-        self.new & !(libc::CLONE_NEWCGROUP | libc::CLONE_NEWTIME)
+        self.new & !(libc::CLONE_NEWCGROUP | libc::CLONE_NEWTIME | libc::CLONE_NEWNET)
     }
 
     /// Runs `clone`, the child in the pid and time namespaces of the container, the caller back in its own.
@@ -117,15 +117,21 @@ impl Plan {
         cloned
     }
 
-    /// In the first process: joins all others.
+    /// In the first process: joins all others but one of mounts.
     pub fn join_the_rest(&self) -> Result<()> {
-        let before = libc::CLONE_NEWPID | libc::CLONE_NEWTIME | libc::CLONE_NEWUSER;
+        let before = libc::CLONE_NEWPID | libc::CLONE_NEWTIME | libc::CLONE_NEWUSER | libc::CLONE_NEWNS;
         let early: i32 = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
         let before = before | if self.has_new(libc::CLONE_NEWUSER) { early } else { 0 };
         for (kind, fd) in self.joined.iter().filter(|(kind, _)| kind & before == 0) {
             clone::setns(fd.as_fd(), *kind).doing(|| "join a namespace".into())?;
         }
         Ok(())
+    }
+
+    /// The last, for from there on the host's folders are not to be seen.
+    pub fn join_mounts(&self) -> Result<()> {
+        let Some(mounts) = self.joins(libc::CLONE_NEWNS) else { return Ok(()) };
+        clone::setns(mounts.as_fd(), libc::CLONE_NEWNS).doing(|| "join the mount namespace".into())
     }
 
     /// In whoever goes on in the user namespace that is joined.
