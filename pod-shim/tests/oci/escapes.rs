@@ -49,11 +49,20 @@ fn no_descriptor_of_the_host_is_a_way_out() {
 fn the_runtimes_program_is_out_of_reach() {
     let bench = Bench::ours();
     let own = fs::read(env!("CARGO_BIN_EXE_pod-oci")).unwrap();
+    // What the runtime's program would need to run in there.
+    for library in ["lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libgcc_s.so.1"] {
+        let to = bench.rootfs().join(library);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(Path::new("/").join(library), to).unwrap();
+    }
+    fs::copy(env!("CARGO_BIN_EXE_pod-oci"), bench.rootfs().join("bin/copy")).unwrap();
     let mut config = bench.config("");
+    config["process"]["args"] = json!(["/bin/copy", "--version"]);
+    assert!(bench.says("copy", config.clone()).contains("pod-oci"), "it would run, if it could be reached");
     config["process"]["args"] = json!(["/proc/self/exe", "--version"]);
     let output = bench.run("a", config.clone());
     assert!(!output.stdout.contains("pod-oci"), "{output:?}");
-    fs::write(bench.rootfs().join("bin/script"), "#!/proc/self/exe\n").unwrap();
+    fs::write(bench.rootfs().join("bin/script"), "#!/proc/self/exe --version\n").unwrap();
     fs::set_permissions(bench.rootfs().join("bin/script"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .unwrap();
     config["process"]["args"] = json!(["/bin/script"]);
