@@ -23,6 +23,7 @@ mod mounts;
 mod namespaces;
 mod options;
 mod resources;
+pub mod sealed;
 pub mod stats;
 mod store;
 pub mod template;

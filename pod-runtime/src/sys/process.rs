@@ -234,6 +234,13 @@ pub fn sealed_file(name: &std::ffi::CStr, content: &[u8]) -> io::Result<OwnedFd>
     Ok(writer.into())
 }
 
+/// Whether a file is one that [`sealed_file`] has made.
+pub fn is_sealed(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: plain integers.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals != -1 && seals & libc::F_SEAL_WRITE != 0
+}
+
 /// execveat(2) of an open file; returns only with an error. By way of /proc where a filter denies that call.
 pub fn execute_file(file: BorrowedFd<'_>, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> nix::Error {
     match nix::unistd::execveat(file, c"", args, env, nix::fcntl::AtFlags::AT_EMPTY_PATH) {

@@ -50,7 +50,9 @@ fn the_runtimes_program_is_out_of_reach() {
     let bench = Bench::ours();
     let own = fs::read(env!("CARGO_BIN_EXE_pod-oci")).unwrap();
     // What the runtime's program would need to run in there.
-    for library in ["lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libgcc_s.so.1"] {
+    for library in
+        ["lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libgcc_s.so.1"]
+    {
         let to = bench.rootfs().join(library);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(Path::new("/").join(library), to).unwrap();
@@ -88,6 +90,22 @@ fn the_first_process_is_closed_before_its_start() {
         let output = bench.call(&["exec", "a", "sh", "-c", &format!("readlink /proc/1/{path} || cat /proc/1/{path}")]);
         assert!(output.code != 0 && output.stdout.is_empty(), "{path}: {output:?}");
     }
+}
+
+/// The same for who may look into every process: what is found is a copy that nobody can change.
+#[test]
+fn who_may_trace_finds_a_copy() {
+    let bench = Bench::ours();
+    let mut config = bench.config("true");
+    crate::bench::capabilities(&mut config, &["CAP_KILL", "CAP_SYS_PTRACE"]);
+    bench.write("a", config);
+    bench.ok(&["create", "a"]);
+    let output = bench.call(&["exec", "a", "readlink", "/proc/1/exe"]);
+    assert!(output.code != 0 || output.stdout.starts_with("/memfd:pod-oci"), "{output:?}");
+    let pid = bench.state("a")["pid"].as_i64().unwrap();
+    let own = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert!(own.to_string_lossy().starts_with("/memfd:pod-oci"), "{}", own.display());
+    bench.ok(&["start", "a"]);
 }
 
 /// CVE-2023-27561, CVE-2019-19921, CVE-2026-41579: /proc, /sys, /dev as links of the image.

@@ -3,7 +3,7 @@
 use crate::args::{Given, Known, Until, switch, usage, value};
 use crate::foreground::Foreground;
 use crate::{Context, verbs};
-use pod_runtime::oci::{Container, bundle, enter, terminal, unsupported, write_file};
+use pod_runtime::oci::{Container, bundle, enter, sealed, terminal, unsupported, write_file};
 use pod_runtime::problem::{Doing, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -41,6 +41,10 @@ fn exec(context: &Context<'_>, given: &Given) -> Result<i32> {
     if given.get("cgroup").is_some_and(|path| !path.is_empty()) {
         return Err(unsupported("exec --cgroup is not supported"));
     }
+    let file = given.get("process").filter(|path| !path.is_empty()).map(|path| bundle::read(Path::new(path)));
+    let given_here =
+        file.and_then(Result::ok).unwrap_or_else(|| given.all("cap").collect::<Vec<_>>().join(" ").into_bytes());
+    sealed::for_container(&context.containers, id, &given_here)?;
     let container = context.containers.get(id)?;
     let process = match given.get("process").filter(|path| !path.is_empty()) {
         Some(path) => {
@@ -55,10 +59,12 @@ fn exec(context: &Context<'_>, given: &Given) -> Result<i32> {
     };
     let text = serde_json::to_vec(&process).doing(|| "describe the process".into())?;
     let process = bundle::parse_process(&text)?;
+    // Before anything of ours is open.
+    let preserve_fds = verbs::preserved(given)?;
     let socket = given.get("console-socket").filter(|path| !path.is_empty());
     let mut options = enter::Options {
         console: socket.map(|path| terminal::connect(Path::new(path))).transpose()?,
-        preserve_fds: verbs::preserved(given)?,
+        preserve_fds,
         ignore_paused: given.has("ignore-paused"),
     };
     let detach = given.has("detach");

@@ -15,9 +15,9 @@ mod verbs;
 
 use args::{Given, Known, Until, switch, usage, value};
 use log::Log;
+use pod_runtime::Result;
 use pod_runtime::oci::{self, Containers};
-use pod_runtime::sys::{daemon, process};
-use pod_runtime::{Problem, Result};
+use pod_runtime::sys::daemon;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -89,8 +89,6 @@ fn run(given: &Given, rest: &[String], log: &mut Log) -> Result<i32> {
     };
     let no_cgroups = without_cgroups(given)?;
     let root = given.get("root").filter(|root| !root.is_empty()).map_or_else(Containers::usual_root, PathBuf::from);
-    // Descriptors of the caller are for nobody but whom it hands them to by number.
-    process::close_on_exec_from(3).map_err(|error| Problem::new("E-SYSTEM", "mark descriptors").because(error))?;
     log.debug(&format!("{verb} of a container below {}", root.display()));
     verbs::run(&Context { containers: Containers::at(&root)?, log, no_cgroups }, verb, args)
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{Given, Known, Until, switch, usage, value};
 use crate::{Context, exec, foreground, show, update};
-use pod_runtime::oci::{self, Container, create, features, life, stats, template, terminal};
+use pod_runtime::oci::{self, Container, create, features, life, sealed, stats, template, terminal};
 use pod_runtime::problem::{Doing, Problem, Result};
 use pod_runtime::sys::process;
 use std::io::Write;
@@ -81,16 +81,22 @@ fn on(context: &Context<'_>, given: &Given, verb: &str, act: impl FnOnce(&Contai
 }
 
 fn options(context: &Context<'_>, given: &Given) -> Result<create::Options> {
+    // Before anything of ours is open.
+    let preserve_fds = preserved(given)?;
     let console = given.get("console-socket").filter(|path| !path.is_empty());
     Ok(create::Options {
-        bundle: given.get("bundle").filter(|path| !path.is_empty()).map_or_else(|| ".".into(), PathBuf::from),
+        bundle: bundle(given),
         console: console.map(|path| terminal::connect(Path::new(path))).transpose()?,
         pid_file: given.get("pid-file").filter(|path| !path.is_empty()).map(PathBuf::from),
-        preserve_fds: preserved(given)?,
+        preserve_fds,
         no_pivot: given.has("no-pivot"),
         no_new_keyring: given.has("no-new-keyring"),
         no_cgroups: context.no_cgroups,
     })
+}
+
+fn bundle(given: &Given) -> PathBuf {
+    given.get("bundle").filter(|path| !path.is_empty()).map_or_else(|| ".".into(), PathBuf::from)
 }
 
 /// Those that the caller says it hands on, and those that it hands on as systemd does. All must be there: a number that is
@@ -105,17 +111,22 @@ pub fn preserved(given: &Given) -> Result<i32> {
             return Err(usage(format!("file descriptor {number} is to be preserved and is not open")));
         }
     }
+    // All others are for nobody but us.
+    let first = u32::try_from(3 + count).unwrap_or(3);
+    process::close_on_exec_from(first).doing(|| "mark descriptors to close at exec".into())?;
     Ok(count)
 }
 
 fn make(context: &Context<'_>, given: &Given) -> Result<i32> {
     let [id] = given.exactly("create")?;
+    sealed::for_bundle(&bundle(given))?;
     create::create(&context.containers, id, &options(context, given)?)?;
     Ok(0)
 }
 
 fn run_whole(context: &Context<'_>, given: &Given) -> Result<i32> {
     let [id] = given.exactly("run")?;
+    sealed::for_bundle(&bundle(given))?;
     let mut options = options(context, given)?;
     if given.has("detach") {
         create::run(&context.containers, id, &options)?;
