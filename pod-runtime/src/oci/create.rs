@@ -126,8 +126,11 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     let listener = listener(&linux, filter.as_ref())?;
     let (folder, address) = container.start_socket()?;
     let start = UnixListener::bind(&address).doing(|| "make the start socket".into())?;
-    let root = mounts::root(&half.state.rootfs)?;
-    let mounts = Mounts::open(&bundle.spec, &bundle.folder)?;
+    // An ordinary user may take nothing of the host's mounts: there the first process takes what it sees of them.
+    let taken = match nix::unistd::geteuid().is_root() {
+        true => Some((mounts::root(&half.state.rootfs)?, Mounts::open(&bundle.spec, &bundle.folder)?)),
+        false => None,
+    };
     half.cgroup = container.cgroup(&half.state)?;
     let cgroup = half.cgroup.clone();
     cgroup.as_ref().map_or(Ok(()), Cgroup::begin_here)?;
@@ -141,8 +144,7 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
                 bundle,
                 shown: container.shown(&half.state, Status::Creating),
                 namespaces: &namespaces,
-                mounts: &mounts,
-                root: &root,
+                taken,
                 rootfs: &half.state.rootfs.clone(),
                 enter: own_groups.map(|cgroup| (cgroup, place)),
                 cgroup: cgroup.as_ref(),
@@ -161,7 +163,7 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
         }
         (Cloned::Parent { pid, pidfd }, _) => (pid, pidfd),
     };
-    drop((theirs, start, root, mounts));
+    drop((theirs, start, taken));
     half.first = Some((pid, pidfd));
     // While the first process makes what it can without them.
     if let Some(cgroup) = &cgroup {

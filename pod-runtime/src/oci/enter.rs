@@ -68,8 +68,11 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
     }
     let foreign = namespaces::foreign(state.pid)?;
     let cgroup = container.cgroup(&state)?;
-    if foreign & libc::CLONE_NEWPID != 0 {
-        clone::setns(first.as_fd(), libc::CLONE_NEWPID).doing(|| "join the pid namespace".into())?;
+    // An ordinary user has rights in the others by way of that of users only.
+    let of_user = if nix::unistd::geteuid().is_root() { 0 } else { libc::CLONE_NEWUSER };
+    let before = foreign & (libc::CLONE_NEWPID | of_user);
+    if before != 0 {
+        clone::setns(first.as_fd(), before).doing(|| "join the pid namespace".into())?;
     }
     let affinity = process.exec_cpu_affinity().as_ref();
     if let Some(cpus) = affinity.and_then(|affinity| affinity.initial().as_deref()).filter(|cpus| !cpus.is_empty()) {
@@ -83,10 +86,10 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
     match cloned.doing(|| "make a process in the container".into())? {
         (Cloned::Child, place) => {
             drop(ours);
-            let joins = foreign & !libc::CLONE_NEWPID;
+            let (joins, other_user) = (foreign & !before, foreign & libc::CLONE_NEWUSER != 0);
             let cgroup = cgroup.as_ref().map(|cgroup| (cgroup, place));
             let (filter, first, new_keyring) = (filter.as_ref(), &first, !state.no_new_keyring);
-            let child = Child { process, options, linux, filter, first, new_keyring, joins, cgroup };
+            let child = Child { process, options, linux, filter, first, new_keyring, joins, other_user, cgroup };
             // Nothing of the maker's may be undone here.
             let _ = catch_unwind(AssertUnwindSafe(|| child.live(theirs)));
             daemon::exit_now(1)
@@ -119,6 +122,8 @@ struct Child<'a> {
     new_keyring: bool,
     /// CLONE_NEW… of the namespaces to be joined.
     joins: i32,
+    /// Whether it is in another user namespace then.
+    other_user: bool,
     cgroup: Option<(&'a Cgroup, Born)>,
 }
 
@@ -141,7 +146,7 @@ impl Child<'_> {
         if self.joins != 0 {
             clone::setns(self.first.as_fd(), self.joins).doing(|| "join the container's namespaces".into())?;
         }
-        if self.joins & libc::CLONE_NEWUSER != 0 {
+        if self.other_user {
             setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).doing(|| "become the group root".into())?;
             setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).doing(|| "become root".into())?;
             process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;

@@ -54,9 +54,8 @@ pub struct First<'a> {
     pub bundle: &'a Bundle,
     pub shown: Shown,
     pub namespaces: &'a Namespaces,
-    pub mounts: &'a Mounts,
-    /// The container's root, detached.
-    pub root: &'a OwnedFd,
+    /// The container's root, detached, and what is mounted in it; none when the process is to take them itself.
+    pub taken: Option<(OwnedFd, Mounts)>,
     pub rootfs: &'a Path,
     /// To be entered, and where the process was born; none when it is put there, or has none.
     pub enter: Option<(&'a Cgroup, cgroup::Born)>,
@@ -127,7 +126,10 @@ impl First<'_> {
     }
 
     fn prepare(&mut self) -> Result<Program> {
-        process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
+        // To a maker that is an ordinary user it must be visible until that has written the maps.
+        if nix::unistd::geteuid().is_root() || !self.namespaces.has_new(libc::CLONE_NEWUSER) {
+            process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
+        }
         let other_user = self.namespaces.has_user();
         if !other_user {
             self.enter_namespaces()?;
@@ -165,12 +167,22 @@ impl First<'_> {
 
     /// The file tree, from the first mount to being the root.
     fn furnish(&mut self) -> Result<()> {
-        let tree = self.build()?;
+        let taken = self.taken.take();
+        let new_mounts = self.namespaces.has_new(libc::CLONE_NEWNS);
+        if new_mounts {
+            self.part_from_the_host()?;
+        }
+        let (root, mounts) = match taken {
+            Some(taken) => taken,
+            None => (mounts::root(self.rootfs)?, Mounts::open(&self.bundle.spec, &self.bundle.folder)?),
+        };
+        let tree = if new_mounts { self.build(root, &mounts)? } else { Tree::at(self.rootfs)? };
+        let own_dev = new_mounts && mounts.has_own_dev();
         let hooks = self.bundle.spec.hooks().clone().unwrap_or_default();
         self.say(&News::Built)?;
         self.wait();
         hooks::run("createContainer", hooks.create_container(), &self.shown)?;
-        let terminal = self.make_terminal(&tree)?;
+        let terminal = self.make_terminal(&tree, own_dev)?;
         self.protect(&tree)?;
         self.become_root(&tree)?;
         if let Some(terminal) = terminal {
@@ -243,26 +255,30 @@ impl First<'_> {
         Ok(())
     }
 
-    /// The file tree, by descriptors; with a mount namespace that is not new there is none to build.
-    fn build(&self) -> Result<Tree> {
-        let root = self.root.try_clone().doing(|| "copy a descriptor".into())?;
-        if !self.namespaces.has_new(libc::CLONE_NEWNS) {
-            return Tree::at(self.rootfs);
-        }
+    /// What is mounted from here on is not to be seen outside.
+    fn part_from_the_host(&self) -> Result<()> {
         let none: Option<&str> = None;
-        let propagation = self.linux().rootfs_propagation().as_deref();
-        let kind = match propagation {
-            Some("private" | "rprivate" | "unbindable" | "runbindable") => (MsFlags::MS_PRIVATE, libc::MS_PRIVATE),
-            _ => (MsFlags::MS_SLAVE, libc::MS_SLAVE),
-        };
-        nix::mount::mount(none, "/", none, MsFlags::MS_REC | kind.0, none)
-            .doing(|| "keep the container's mounts from the host".into())?;
-        mounts::attach_root(&root, self.rootfs, kind.1)?;
+        let kind = if self.propagation() == libc::MS_PRIVATE { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
+        nix::mount::mount(none, "/", none, MsFlags::MS_REC | kind, none)
+            .doing(|| "keep the container's mounts from the host".into())
+    }
+
+    /// Of mounts that come from the host.
+    fn propagation(&self) -> u64 {
+        match self.linux().rootfs_propagation().as_deref() {
+            Some("private" | "rprivate" | "unbindable" | "runbindable") => libc::MS_PRIVATE,
+            _ => libc::MS_SLAVE,
+        }
+    }
+
+    /// The file tree, by descriptors.
+    fn build(&self, root: OwnedFd, mounts: &Mounts) -> Result<Tree> {
+        mounts::attach_root(&root, self.rootfs, self.propagation())?;
         let tree = Tree::of(root);
         nix::sys::stat::umask(Mode::empty());
         let cgroup_namespace = mounts::cgroup_namespace(&self.bundle.spec);
-        self.mounts.mount(&tree, self.cgroup, cgroup_namespace)?;
-        if self.mounts.has_own_dev() {
+        mounts.mount(&tree, self.cgroup, cgroup_namespace)?;
+        if mounts.has_own_dev() {
             let devices = self.linux().devices().as_deref().unwrap_or_default();
             devices::fill(&tree, devices, self.namespaces.has_user())?;
         }
@@ -270,10 +286,10 @@ impl First<'_> {
         Ok(tree)
     }
 
-    fn make_terminal(&self, tree: &Tree) -> Result<Option<OwnedFd>> {
+    fn make_terminal(&self, tree: &Tree, own_dev: bool) -> Result<Option<OwnedFd>> {
         let Some(console) = self.console else { return Ok(None) };
         let made = terminal::make(tree, self.process())?;
-        if self.mounts.has_own_dev() && self.namespaces.has_new(libc::CLONE_NEWNS) {
+        if own_dev {
             devices::console(tree, &made.slave)?;
         }
         terminal::send(console, &made.master)?;

@@ -170,6 +170,10 @@ fn clocks(linux: &Linux) -> Result<Clocks> {
 
 /// Writes the maps of a process in a user namespace that it has just been made in.
 pub fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        // Without it the kernel lets an ordinary user map no group.
+        fs::write(format!("/proc/{pid}/setgroups"), "deny").doing(|| "give up setting groups".into())?;
+    }
     for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
         let lines: String =
             maps.iter().map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size())).collect();

@@ -414,3 +414,39 @@ fn without_control_groups() {
     bench.write("b", bench.config("exit 4"));
     assert_eq!(call(&["run", "b"]), 4);
 }
+
+#[test]
+fn an_ordinary_user_has_containers_too() {
+    use std::os::unix::process::CommandExt;
+    const USER: u32 = 12_345;
+    let bench = Bench::ours();
+    // Where that user can reach it, and what is its own.
+    let (folder, program) = (bench.dir(), bench.dir().join("program"));
+    fs::copy(env!("CARGO_BIN_EXE_pod-oci"), &program).unwrap();
+    for path in [folder, &bench.bundle(), &bench.rootfs(), &bench.rootfs().join("tmp")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    let call = |args: &[&str]| {
+        let mut command = std::process::Command::new(&program);
+        command.args(["--cgroup-manager", "disabled"]).args(args).uid(USER).gid(USER).current_dir(bench.bundle());
+        command.env("XDG_RUNTIME_DIR", folder).stdin(Stdio::null());
+        bench.finish(command)
+    };
+    assert_eq!(call(&["spec", "--rootless"]).code, 0);
+    let path = bench.bundle().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["process"]["terminal"] = json!(false);
+    config["process"]["rlimits"] = json!([]);
+    config["root"]["readonly"] = json!(false);
+    config["process"]["args"] = json!(["sh", "-c", "id -u; : >/tmp/new; head -c 1 /dev/zero | wc -c; exec sleep 1000"]);
+    fs::write(&path, config.to_string()).unwrap();
+    let output = call(&["run", "-d", "a"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    crate::eventually("its file", || bench.rootfs().join("tmp/new").exists());
+    assert_eq!(fs::metadata(bench.rootfs().join("tmp/new")).unwrap().uid(), USER);
+    let output = call(&["exec", "a", "sh", "-c", "id -u; exit 3"]);
+    assert_eq!((output.code, output.stdout.as_str()), (3, "0\n"), "{output:?}");
+    assert_eq!(call(&["delete", "--force", "a"]).code, 0);
+    assert!(!folder.join("pod-oci/a").exists());
+}
