@@ -116,13 +116,17 @@ impl Cgroup {
     }
 
     /// The first half of making the groups in all hierarchies, with what is above them: the one of v2, to be born into.
-    /// Groups that somebody is in already are refused.
+    /// Groups that somebody is in already, or below which somebody is, are refused: the container's end is that of all in it.
     pub(crate) fn begin_here(&self) -> Result<()> {
-        for folder in self.folders() {
-            let inside = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().count();
-            if inside > 0 {
-                let what =
-                    format!("container's cgroup is not empty: {inside} process(es) found in {}", folder.display());
+        for folder in self.folders().filter(|folder| folder.exists()) {
+            let mut inside = Vec::new();
+            collect(&folder, &mut inside).doing(|| format!("list the processes of {}", folder.display()))?;
+            if !inside.is_empty() {
+                let what = format!(
+                    "container's cgroup is not empty: {} process(es) found in {}",
+                    inside.len(),
+                    folder.display()
+                );
                 return Err(Problem::new("E-CGROUP", what));
             }
         }

@@ -16,7 +16,7 @@ use crate::sys::clone::{self, Cloned};
 use crate::sys::{daemon, process};
 use crate::when;
 use nix::libc;
-use oci_spec::runtime::{Linux, Spec};
+use oci_spec::runtime::{Hooks, Linux, Spec};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -67,7 +67,8 @@ pub fn create(containers: &Containers, id: &str, options: &Options) -> Result<Co
         ..State::default()
     };
     let container = containers.claim(&state, &bundle.raw)?;
-    let mut half = Half { container: Some(container.clone()), cgroup: None, first: None, state };
+    let hooks = bundle.spec.hooks().clone();
+    let mut half = Half { container: Some(container.clone()), cgroup: None, first: None, state, hooks };
     make(&mut half, &container, &bundle, options)?;
     half.container = None;
     half.first = None;
@@ -102,6 +103,8 @@ struct Half {
     cgroup: Option<Cgroup>,
     first: Option<(i32, OwnedFd)>,
     state: State,
+    /// Those that run after the end.
+    hooks: Option<Hooks>,
 }
 
 impl Drop for Half {
@@ -116,6 +119,14 @@ impl Drop for Half {
             let _ = cgroup.remove(Duration::from_secs(2));
         }
         container.forget();
+        if self.first.is_some() {
+            let shown = container.shown(&self.state, Status::Stopped);
+            let hooks = self.hooks.as_ref().and_then(|hooks| hooks.poststop().as_ref());
+            for hook in hooks.into_iter().flatten() {
+                // The problem that is told is the one that ended it.
+                let _ = hooks::run("poststop", &Some(vec![hook.clone()]), &shown);
+            }
+        }
     }
 }
 
@@ -131,9 +142,10 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
         true => Some((mounts::root(&half.state.rootfs)?, Mounts::open(&bundle.spec, &bundle.folder)?)),
         false => None,
     };
-    half.cgroup = container.cgroup(&half.state)?;
-    let cgroup = half.cgroup.clone();
+    let cgroup = container.cgroup(&half.state)?;
     cgroup.as_ref().map_or(Ok(()), Cgroup::begin_here)?;
+    // Only now it is ours to be taken away.
+    half.cgroup = cgroup.clone();
     let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
     let own_groups = cgroup.as_ref().filter(|_| !namespaces.has_user());
     let born = around(&namespaces, own_groups)?;
@@ -165,22 +177,41 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     };
     drop((theirs, start, taken));
     half.first = Some((pid, pidfd));
-    // While the first process makes what it can without them.
-    if let Some(cgroup) = &cgroup {
-        set_up(cgroup, &linux)?;
+    half.state.pid = pid;
+    // One that has died already has said why.
+    half.state.start_time = began(pid).unwrap_or(0);
+    let groups = (cgroup.as_ref(), own_groups.is_none());
+    supply(pid, groups, &namespaces, &bundle.spec).map_err(|problem| said(&ours).unwrap_or(problem))?;
+    attend(half, container, bundle, &ours)?;
+    finish(half, container, options)
+}
+
+/// What the first process cannot give itself, made while it makes the rest. Whether it is to be put into the groups.
+fn supply(pid: i32, groups: (Option<&Cgroup>, bool), namespaces: &Namespaces, spec: &Spec) -> Result<()> {
+    let none = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&none);
+    if let Some(cgroup) = groups.0 {
+        set_up(cgroup, linux)?;
     }
     if namespaces.has_new(libc::CLONE_NEWUSER) {
         let (uids, gids) = (linux.uid_mappings().as_deref(), linux.gid_mappings().as_deref());
         namespaces::write_maps(pid, uids.unwrap_or_default(), gids.unwrap_or_default())?;
     }
-    if let Some(cgroup) = cgroup.as_ref().filter(|_| own_groups.is_none()) {
+    if let (Some(cgroup), true) = groups {
         cgroup.take_in(pid)?;
     }
-    adjust_oom_score(&bundle.spec, pid)?;
-    half.state.pid = pid;
-    half.state.start_time = began(pid).ok_or_else(|| Problem::new("E-SYSTEM", "the first process died at once"))?;
-    attend(half, container, bundle, &ours)?;
-    finish(half, container, options)
+    adjust_oom_score(spec, pid)
+}
+
+/// What the first process has complained of, if it has.
+fn said(sync: &UnixStream) -> Option<Problem> {
+    sync.set_nonblocking(true).ok()?;
+    let mut line = String::new();
+    BufReader::new(sync).take(BOUND).read_line(&mut line).ok()?;
+    match serde_json::from_str(&line).ok()? {
+        News::Problem(report) => Some(report.into()),
+        _ => None,
+    }
 }
 
 /// The clone. In a user namespace by path it is made by a child that has gone there, as its sibling.
@@ -270,7 +301,8 @@ fn attend(half: &Half, container: &Container, bundle: &Bundle, sync: &UnixStream
     let died = || Problem::new("E-SYSTEM", "the container's first process died while it was made");
     let mut go = vec![GO];
     go.extend_from_slice(&half.state.pid.to_ne_bytes());
-    (&mut &*sync).write_all(&go).map_err(|error| died().because(error))?;
+    // One that is gone has said why before.
+    let _ = (&mut &*sync).write_all(&go);
     let hooks = bundle.spec.hooks().clone().unwrap_or_default();
     let mut lines = BufReader::new(sync).take(BOUND);
     loop {
@@ -284,9 +316,13 @@ fn attend(half: &Half, container: &Container, bundle: &Bundle, sync: &UnixStream
                 #[allow(deprecated)]
                 hooks::run("prestart", hooks.prestart(), &shown)?;
                 hooks::run("createRuntime", hooks.create_runtime(), &shown)?;
-                (&mut &*sync).write_all(&[GO]).map_err(|error| died().because(error))?;
+                let _ = (&mut &*sync).write_all(&[GO]);
             }
-            News::Ready => return Ok(()),
+            // It closes its end next: what it has open from then on is what it will have.
+            News::Ready => {
+                let mut rest = Vec::new();
+                return lines.read_to_end(&mut rest).doing(|| "hear from the first process".into()).map(drop);
+            }
             News::Problem(report) => return Err(report.into()),
         }
     }

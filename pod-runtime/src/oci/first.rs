@@ -82,11 +82,13 @@ impl First<'_> {
                 daemon::exit_now(1)
             }
         };
-        let (kept, listening) = (3 + self.preserve_fds, self.start.as_raw_fd());
-        let keep: Vec<i32> = (3..kept).chain([listening, program.launcher.as_raw_fd()]).collect();
-        // The maker hears of it only now, so that what it sees of descriptors is what will be.
-        let _ = self.say(&News::Ready);
+        let (sync, listening) = (self.sync.as_raw_fd(), self.start.as_raw_fd());
+        let own = [sync, listening, program.launcher.as_raw_fd()];
+        let keep: Vec<i32> = (3..3 + self.preserve_fds).chain(own).collect();
         daemon::close_all_but(&keep);
+        let _ = self.say(&News::Ready);
+        // The maker waits for it.
+        daemon::close_number(sync);
         loop {
             let Ok((mut starter, _)) = self.start.accept() else { daemon::exit_now(1) };
             let mut letter = [0];

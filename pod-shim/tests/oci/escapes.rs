@@ -260,6 +260,36 @@ fn the_caller_is_not_there() {
     assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2"]);
 }
 
+/// A container's end is that of all in its groups: they must not be anybody else's.
+#[test]
+fn groups_that_are_in_use_are_not_taken() {
+    let bench = Bench::ours();
+    bench.sleeper("owner");
+    for path in [bench.group("owner"), format!("{}/below", bench.group("owner"))] {
+        let mut config = bench.config("true");
+        config["linux"]["cgroupsPath"] = json!(format!("/{path}"));
+        bench.write("thief", config);
+        let output = bench.call(&["run", "thief"]);
+        // Below them there is room; in them there is not.
+        assert_eq!(output.code, i32::from(!path.ends_with("below")), "{path}: {output:?}");
+        assert!(output.code == 0 || output.stderr.contains("not empty"), "{output:?}");
+        bench.call(&["delete", "--force", "thief"]);
+        assert_eq!(bench.status("owner"), "running");
+    }
+    let mut config = bench.config("sleep 1000");
+    config["linux"]["cgroupsPath"] = json!(format!("/{}-parent/below", bench.group("owner")));
+    bench.write("below", config.clone());
+    bench.ok(&["run", "--detach", "below"]);
+    config["linux"]["cgroupsPath"] = json!(format!("/{}-parent", bench.group("owner")));
+    bench.write("above", config);
+    bench.refused(&["create", "above"], 1, &["not empty"]);
+    assert_eq!(bench.status("below"), "running");
+    bench.ok(&["delete", "--force", "below"]);
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = fs::remove_dir(hierarchy.path().join(format!("{}-parent", bench.group("owner"))));
+    }
+}
+
 /// A configuration that is hostile makes an error, never a panic.
 #[test]
 fn a_hostile_configuration_is_an_error() {

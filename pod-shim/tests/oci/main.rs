@@ -231,8 +231,10 @@ fn hooks_run_in_order_with_the_state() {
             let state: Value = serde_json::from_str(line.splitn(3, ' ').nth(2).unwrap()).unwrap();
             assert_eq!((line.split(' ').nth(1), state["id"].as_str()), (Some("b"), Some("a")));
         }
-        bench.write("b", with(&[("createRuntime", "3")]));
+        bench.write("b", with(&[("createRuntime", "3"), ("poststop", "0")]));
         bench.refused(&["create", "b"], 1, &["hook"]);
+        let last = fs::read_to_string(&log).unwrap();
+        assert!(runtime != Runtime::Pod || last.lines().last().unwrap().starts_with("poststop"), "{last}");
         bench.ok(&["delete", "--force", "b"]);
         bench.assert_gone("b");
     }
