@@ -282,6 +282,24 @@ mod tests {
     const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
     #[test]
+    fn programs_of_other_kinds_by_their_own_numbers() {
+        let rule = Rule { names: vec!["mkdir".into()], action: Action::Error(28), arguments: Vec::new() };
+        let profile = Profile { otherwise: Action::Allow, rules: vec![rule] };
+        let denied = libc::SECCOMP_RET_ERRNO | 28;
+        let call = |also, arch, number| run(&compile_for(&profile, also).unwrap(), arch, number, [0; 6]);
+        let (native, all) = (Also::default(), Also { i386: true, x32: true });
+        // mkdir is 83 here and 39 there, where 83 is symlink.
+        for also in [native, all] {
+            assert_eq!([call(also, ARCHITECTURE, 83), call(also, ARCHITECTURE, 39)], [denied, ALLOW]);
+        }
+        assert_eq!([call(all, ARCHITECTURE_32, 39), call(all, ARCHITECTURE_32, 83)], [denied, ALLOW]);
+        assert_eq!([call(all, ARCHITECTURE, X32 | 83), call(all, ARCHITECTURE, X32 | 39)], [denied, ALLOW]);
+        assert_eq!(call(native, ARCHITECTURE_32, 39), libc::SECCOMP_RET_KILL_PROCESS);
+        assert_eq!(call(native, ARCHITECTURE, X32 | 39), ENOSYS);
+        assert_eq!(call(all, 0xc000_00b7, 39), libc::SECCOMP_RET_KILL_PROCESS);
+    }
+
+    #[test]
     fn the_usual_profile() {
         let program = compile(&usual::profile(Set::from_bits(0))).unwrap();
         assert!(program.len() < 700, "{} instructions", program.len());
