@@ -8,7 +8,7 @@ use super::first::{First, GO, News};
 use super::mounts::{self, Plan as Mounts};
 use super::namespaces::{self, Plan as Namespaces};
 use super::store::{Container, Containers, State, Status, began, write_file};
-use super::{devices, hooks, life, resources, wrong};
+use super::{devices, hooks, life, listener, resources, wrong};
 use crate::cgroup::{Born, Cgroup};
 use crate::problem::{Doing, Problem, Result};
 use crate::security::seccomp::Filter;
@@ -134,7 +134,7 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     let linux = bundle.spec.linux().clone().unwrap_or_default();
     let namespaces = Namespaces::open(&linux)?;
     let filter = linux.seccomp().as_ref().map(Filter::of_oci).transpose()?;
-    let listener = listener(&linux, filter.as_ref())?;
+    let listener = listener::connect(&linux, filter.as_ref())?;
     let (folder, address) = container.start_socket()?;
     let start = UnixListener::bind(&address).doing(|| "make the start socket".into())?;
     // An ordinary user may take nothing of the host's mounts: there the first process takes what it sees of them.
@@ -273,17 +273,6 @@ fn set_up(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
         return Err(Problem::new("E-CGROUP", why));
     }
     resources::apply(cgroup, given)
-}
-
-fn listener(linux: &Linux, filter: Option<&Filter>) -> Result<Option<UnixStream>> {
-    let path = linux.seccomp().as_ref().and_then(|seccomp| seccomp.listener_path().as_ref());
-    match (filter.is_some_and(|filter| filter.notifies), path) {
-        (true, Some(path)) => {
-            UnixStream::connect(path).doing(|| format!("connect to the seccomp listener {}", path.display())).map(Some)
-        }
-        (true, None) => Err(wrong("seccomp listenerPath must be set to use SCMP_ACT_NOTIFY")),
-        (false, _) => Ok(None),
-    }
 }
 
 fn adjust_oom_score(spec: &Spec, pid: i32) -> Result<()> {

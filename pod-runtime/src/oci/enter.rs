@@ -4,12 +4,11 @@
 //! descriptor of the first process, and takes the same way to its program as that did. Before it joins, nothing inside
 //! can trace it; when it has joined, nothing of the host is open in it.
 
-use super::confine;
 use super::first::{self, Program};
 use super::namespaces;
-use super::store::{Container, Status};
+use super::store::{Container, Shown, Status};
 use super::terminal::{self, Terminal};
-use super::wrong;
+use super::{confine, listener, wrong};
 use crate::cgroup::{Born, Cgroup};
 use crate::init;
 use crate::problem::{Doing, Problem, Result};
@@ -63,9 +62,8 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
     let none = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&none);
     let filter = linux.seccomp().as_ref().map(Filter::of_oci).transpose()?;
-    if filter.as_ref().is_some_and(|filter| filter.notifies) {
-        return Err(super::unsupported("exec into a container whose seccomp profile notifies is not supported yet"));
-    }
+    let listener = listener::connect(linux, filter.as_ref())?;
+    let shown = container.shown(&state, Status::Running);
     let foreign = namespaces::foreign(state.pid)?;
     let cgroup = container.cgroup(&state)?;
     // An ordinary user has rights in the others by way of that of users only.
@@ -89,13 +87,28 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
             let (joins, other_user) = (foreign & !before, foreign & libc::CLONE_NEWUSER != 0);
             let cgroup = cgroup.as_ref().map(|cgroup| (cgroup, place));
             let (filter, first, new_keyring) = (filter.as_ref(), &first, !state.no_new_keyring);
-            let child = Child { process, options, linux, filter, first, new_keyring, joins, other_user, cgroup };
+            let (listener, shown) = (listener.as_ref(), &shown);
+            let child = Child {
+                process,
+                options,
+                linux,
+                filter,
+                listener,
+                shown,
+                first,
+                new_keyring,
+                joins,
+                other_user,
+                cgroup,
+            };
             // Nothing of the maker's may be undone here.
             let _ = catch_unwind(AssertUnwindSafe(|| child.live(theirs)));
             daemon::exit_now(1)
         }
         (Cloned::Parent { pid, .. }, _) => {
-            drop(theirs);
+            drop((theirs, listener));
+            // One that has died already has said why.
+            let _ = (&ours).write_all(&pid.to_ne_bytes());
             hear(pid, &ours)
         }
     }
@@ -118,6 +131,9 @@ struct Child<'a> {
     options: &'a Options,
     linux: &'a Linux,
     filter: Option<&'a Filter>,
+    /// Who gets the listener of the filter.
+    listener: Option<&'a UnixStream>,
+    shown: &'a Shown,
     first: &'a OwnedFd,
     new_keyring: bool,
     /// CLONE_NEW… of the namespaces to be joined.
@@ -137,8 +153,10 @@ impl Child<'_> {
         daemon::exit_now(init::exit_code(&problem))
     }
 
-    fn try_to_live(&self, tell: &UnixStream) -> Result<Infallible> {
+    fn try_to_live(&self, mut tell: &UnixStream) -> Result<Infallible> {
         process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
+        let mut pid = [0; 4];
+        tell.read_exact(&mut pid).doing(|| "hear from the runtime".into())?;
         let Child { process, options, linux, .. } = self;
         if let Some((cgroup, born)) = self.cgroup {
             cgroup.enter(born)?;
@@ -168,11 +186,14 @@ impl Child<'_> {
         }
         confine::prepare(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
         // Closed before anything of the container's is looked up: no descriptor of the host is there to be found.
-        let keep: Vec<i32> = (3..3 + options.preserve_fds).chain([tell.as_raw_fd()]).collect();
+        let other = [Some(tell.as_raw_fd()), self.listener.map(AsRawFd::as_raw_fd)];
+        let keep: Vec<i32> = (3..3 + options.preserve_fds).chain(other.into_iter().flatten()).collect();
         daemon::close_all_but(&keep);
         first::enter_folder(process)?;
         let program = Program::find(process)?;
-        confine::confine(process, self.filter)?;
-        program.execute(tell, options.preserve_fds)
+        let state = (self.shown, i32::from_ne_bytes(pid));
+        listener::hand_over(self.filter, self.listener, process, linux, state)?;
+        confine::confine(process, self.filter.filter(|filter| !filter.notifies))?;
+        program.execute(&tell, options.preserve_fds)
     }
 }

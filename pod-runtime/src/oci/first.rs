@@ -9,7 +9,7 @@ use super::bundle::{self, Bundle};
 use super::mounts::{self, Plan as Mounts};
 use super::namespaces::Plan as Namespaces;
 use super::store::{Shown, Status};
-use super::{confine, devices, hooks, terminal};
+use super::{confine, devices, hooks, listener, terminal};
 use crate::cgroup::{self, Cgroup};
 use crate::init;
 use crate::namespaces::Settings;
@@ -163,7 +163,7 @@ impl First<'_> {
         confine::can_give(self.process())?;
         enter_folder(self.process())?;
         let program = Program::find(self.process())?;
-        self.hand_listener_over()?;
+        listener::hand_over(self.filter, self.listener, self.process(), self.linux(), (&self.shown, self.shown.pid))?;
         Ok(program)
     }
 
@@ -191,29 +191,6 @@ impl First<'_> {
             take_terminal(&terminal)?;
         }
         Ok(())
-    }
-
-    /// A filter that asks somebody outside is there from now on, so that who that is has its listener before the start.
-    fn hand_listener_over(&self) -> Result<()> {
-        let (Some(filter), Some(to)) = (self.filter.filter(|filter| filter.notifies), self.listener) else {
-            return Ok(());
-        };
-        let metadata = self.linux().seccomp().as_ref().and_then(|seccomp| seccomp.listener_metadata().clone());
-        let state = serde_json::json!({
-            "ociVersion": super::VERSION,
-            "fds": ["seccompFd"],
-            "pid": self.shown.pid,
-            "metadata": metadata.unwrap_or_default(),
-            "state": self.shown,
-        });
-        let text = serde_json::to_vec(&state).doing(|| "write the state".into())?;
-        if self.process().no_new_privileges().unwrap_or(false) {
-            process::set_no_new_privileges().doing(|| "set no_new_privs".into())?;
-        }
-        let listener = filter.install_with_listener()?;
-        unix::send(to.as_fd(), &text, &[], &[listener.as_raw_fd()], None)
-            .doing(|| "hand the seccomp listener over".into())
-            .map(drop)
     }
 
     /// Whoever else this is outside, inside its user namespace it is root.

@@ -19,6 +19,7 @@ pub mod features;
 mod first;
 mod hooks;
 pub mod life;
+mod listener;
 mod mounts;
 mod namespaces;
 mod options;

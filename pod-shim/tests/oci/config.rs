@@ -327,6 +327,12 @@ fn somebody_outside_may_decide_about_calls() {
         let kind =
             fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&message.fds[0]))).unwrap();
         assert!(kind.to_string_lossy().contains("seccomp"), "{}", kind.display());
+        let child = bench.command(&["exec", "a", "true"]).stdout(Stdio::null()).spawn().unwrap();
+        let (stream, _) = socket.accept().unwrap();
+        let of_exec = pod_runtime::sys::unix::take(stream.as_fd(), 1 << 16).unwrap();
+        let said: Value = serde_json::from_slice(&of_exec.bytes).unwrap();
+        assert!(said["pid"] != state["pid"] && of_exec.fds.len() == 1, "{runtime:?}: {said}");
+        assert!({ child }.wait().unwrap().success());
         // Without anybody who answers the call fails as if it were not there.
         drop(message);
         bench.ok(&["start", "a"]);
