@@ -58,6 +58,7 @@ fn try_to_become(spec: &Spec, process: &Process, tell: &Tell<'_>) -> Result<Infa
     daemon::close_all_but(&[tell.fd]);
     let launcher = launcher()?;
     own::close_on_exec_from(3).doing(|| "mark descriptors to close at exec".into())?;
+    own::keep_at_exec(tell.fd).doing(|| "keep a descriptor over exec".into())?;
     own::reset_signals();
     go_to(&process.cwd)?;
     let program = process.args.first().ok_or_else(|| Problem::new("E-USAGE", "no command was given"))?;
@@ -72,8 +73,8 @@ fn try_to_become(spec: &Spec, process: &Process, tell: &Tell<'_>) -> Result<Infa
     launch(launcher.as_fd(), tell.fd, texts, places, (&args, &env))
 }
 
-/// Becomes the launcher, which becomes the first of the programs that can be executed. Descriptor `tell` gets one of
-/// the texts when none can, and closes otherwise.
+/// Becomes the launcher, which becomes the first of the programs that can be executed. Descriptor `tell`, which stays open
+/// at exec, gets one of the texts when none can, and closes otherwise.
 pub(crate) fn launch(
     launcher: BorrowedFd<'_>,
     tell: i32,
@@ -87,7 +88,6 @@ pub(crate) fn launch(
     all.extend(places);
     all.push(c"".to_owned());
     all.extend_from_slice(args);
-    own::keep_at_exec(tell).doing(|| "keep a descriptor over exec".into())?;
     Err(own::execute_file(launcher, &all, env)).doing(|| "start the launcher".into())
 }
 

@@ -191,9 +191,10 @@ impl Child<'_> {
         daemon::close_all_but(&keep);
         first::enter_folder(process)?;
         let program = Program::find(process)?;
+        program.settle(&tell, options.preserve_fds)?;
         let state = (self.shown, i32::from_ne_bytes(pid));
         listener::hand_over(self.filter, self.listener, process, linux, state)?;
         confine::confine(process, self.filter.filter(|filter| !filter.notifies))?;
-        program.execute(&tell, options.preserve_fds)
+        program.execute(&tell)
     }
 }

@@ -326,8 +326,9 @@ impl First<'_> {
         let shown = Shown { status: Status::Created, ..self.shown.clone() };
         hooks::run("startContainer", hooks.start_container(), &shown)?;
         let filter = self.filter.filter(|filter| !filter.notifies);
+        program.settle(starter, self.preserve_fds)?;
         confine::confine(self.process(), filter)?;
-        program.execute(starter, self.preserve_fds)
+        program.execute(starter)
     }
 }
 
@@ -387,13 +388,17 @@ impl Program {
         })
     }
 
-    /// Becomes it. `tell` hears why not, and closes at the exec; no descriptor but those that are preserved stays open.
-    pub fn execute(&self, tell: &impl AsFd, preserve_fds: i32) -> Result<Infallible> {
+    /// Settles what stays open at the exec: `tell`, and what is preserved. Before there is a filter that could deny it.
+    pub fn settle(&self, tell: &impl AsFd, preserve_fds: i32) -> Result<()> {
         (3..3 + preserve_fds).try_for_each(process::keep_at_exec).doing(|| "preserve descriptors".into())?;
         let first = u32::try_from(3 + preserve_fds).unwrap_or(3);
         process::close_on_exec_from(first).doing(|| "mark descriptors to close at exec".into())?;
-        let texts = self.texts.clone();
-        let tell = tell.as_fd().as_raw_fd();
+        process::keep_at_exec(tell.as_fd().as_raw_fd()).doing(|| "keep a descriptor over exec".into())
+    }
+
+    /// Becomes it. `tell` hears why not, and closes at the exec.
+    pub fn execute(&self, tell: &impl AsFd) -> Result<Infallible> {
+        let (texts, tell) = (self.texts.clone(), tell.as_fd().as_raw_fd());
         init::launch(self.launcher.as_fd(), tell, texts, self.places.clone(), (&self.args, &self.env))
     }
 }

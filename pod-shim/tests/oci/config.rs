@@ -305,6 +305,22 @@ fn system_calls_are_filtered() {
     }
 }
 
+/// What the runtime does after the filter is there must not depend on more than the program's own start.
+#[test]
+fn a_filter_that_denies_nearly_all_denies_no_start() {
+    for runtime in Runtime::and(&[Runtime::Crun]) {
+        let bench = Bench::new(runtime);
+        let mut config = bench.config("");
+        config["process"]["args"] = json!(["echo", "started"]);
+        let denied =
+            ["fcntl", "close_range", "execveat", "memfd_create", "accept4", "recvfrom", "sendmsg", "sendto", "pipe2"];
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": denied, "action": "SCMP_ACT_ERRNO"}]
+        });
+        assert_eq!(bench.says("a", config), "started\n", "{runtime:?}");
+    }
+}
+
 #[test]
 fn somebody_outside_may_decide_about_calls() {
     for runtime in Runtime::and(&[Runtime::Runc]) {
