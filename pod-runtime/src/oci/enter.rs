@@ -40,23 +40,7 @@ const BOUND: u64 = 1 << 16;
 /// Starts a process in a container and returns its pid on this host when the program runs. It is a child of the caller.
 pub fn exec(container: &Container, process: &Process, options: &Options) -> Result<i32> {
     let state = container.state()?;
-    match container.status(&state)? {
-        Status::Created | Status::Running => {}
-        Status::Paused if options.ignore_paused => {}
-        Status::Paused => {
-            return Err(Problem::new(
-                "E-OCI-STATE",
-                "cannot exec in a paused container (use --ignore-paused to override)",
-            ));
-        }
-        Status::Creating | Status::Stopped => {
-            return Err(Problem::new("E-OCI-STATE", "cannot exec in a stopped container: container not running"));
-        }
-    }
-    let terminal = process.terminal().unwrap_or(false);
-    if terminal != options.console.is_some() {
-        return Err(wrong("a terminal needs a console socket, and a console socket a terminal"));
-    }
+    check(container.status(&state)?, process, options)?;
     let first = container.first(&state).ok_or_else(|| Problem::new("E-OCI-STATE", "container not running"))?;
     let spec = container.spec()?;
     let none = Linux::default();
@@ -112,6 +96,27 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
             hear(pid, &ours)
         }
     }
+}
+
+fn check(status: Status, process: &Process, options: &Options) -> Result<()> {
+    match status {
+        Status::Created | Status::Running => {}
+        Status::Paused if options.ignore_paused => {}
+        Status::Paused => {
+            return Err(Problem::new(
+                "E-OCI-STATE",
+                "cannot exec in a paused container (use --ignore-paused to override)",
+            ));
+        }
+        Status::Creating | Status::Stopped => {
+            return Err(Problem::new("E-OCI-STATE", "cannot exec in a stopped container: container not running"));
+        }
+    }
+    let terminal = process.terminal().unwrap_or(false);
+    if terminal != options.console.is_some() {
+        return Err(wrong("a terminal needs a console socket, and a console socket a terminal"));
+    }
+    Ok(())
 }
 
 /// The other end closes at the exec.
