@@ -14,7 +14,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 need_root
 need_packages iproute2 iputils-ping nftables openssh-server openssh-client procps util-linux \
     redis-server redis-tools nginx-light wrk postgresql postgresql-contrib python3 tcpdump vim busybox-static \
-    haproxy python3-redis php-fpm sqlite3 tmux
+    haproxy python3-redis php-fpm sqlite3 tmux runc crun podman
 need_rust
 
 profile=${POD_PROFILE:-release}

@@ -336,7 +336,7 @@ pub(crate) fn enter_time_namespace(clocks: Clocks) -> Result<()> {
 
 /// Clones by `clone`, the child in a new time namespace with these clocks. The caller itself and its later children
 /// stay in the one that they were in.
-fn in_time_namespace<T>(clocks: Clocks, clone: impl FnOnce() -> Result<(Cloned, T)>) -> Result<(Cloned, T)> {
+pub(crate) fn in_time_namespace<T>(clocks: Clocks, clone: impl FnOnce() -> Result<(Cloned, T)>) -> Result<(Cloned, T)> {
     let doing = || "make the pod's time namespace".to_owned();
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let own = open("/proc/self/ns/time", flags, Mode::empty()).map_err(namespaces::no_time_namespace)?;

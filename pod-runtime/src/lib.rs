@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod monitor;
 pub mod namespaces;
 pub mod network;
+pub mod oci;
 pub mod problem;
 pub mod proc;
 pub mod rootfs;

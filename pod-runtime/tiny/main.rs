@@ -19,6 +19,7 @@
 use core::arch::{asm, naked_asm};
 
 const WRITE: usize = 1;
+const CLOSE: usize = 3;
 const FCNTL: usize = 72;
 const RT_SIGPROCMASK: usize = 14;
 const IOCTL: usize = 16;
@@ -103,7 +104,10 @@ unsafe fn launch(argv: *const usize, environment: usize) -> ! {
     // SAFETY: strings that the kernel gave to this process; the walk ends at the empty one.
     unsafe {
         let fd = decimal(*argv.add(1) as *const u8);
-        call(FCNTL, fd, F_SETFD, FD_CLOEXEC, 0);
+        // A filter may deny that: then whoever waits for the other end hears nothing more, but is not kept waiting.
+        if call(FCNTL, fd, F_SETFD, FD_CLOEXEC, 0) < 0 {
+            call(CLOSE, fd, 0, 0, 0);
+        }
         let mut path = argv.add(6);
         let mut paths = path;
         while *paths != 0 && *(*paths as *const u8) != 0 {

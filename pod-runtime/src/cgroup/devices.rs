@@ -1,5 +1,6 @@
-//! The devices that a pod may use: an allow-list, kept by the v1 controller where the host has it, by a small BPF
-//! program on the v2 group otherwise. A host that can do neither says so.
+//! The devices that a pod may use: a list, kept by the v1 controller where the host has it, by a small BPF program on
+//! the v2 group otherwise. Of several rules that match the last counts; what none matches is denied. A host that can
+//! do neither says so.
 
 use super::Cgroup;
 use crate::problem::{Doing, Problem, Result};
@@ -10,15 +11,23 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Block,
+    Char,
+    Any,
+}
+
 /// One line of the list; -1 is any number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Rule {
-    block: bool,
-    major: i64,
-    minor: i64,
-    read: bool,
-    write: bool,
-    make: bool,
+pub(crate) struct Rule {
+    pub allow: bool,
+    pub kind: Kind,
+    pub major: i64,
+    pub minor: i64,
+    pub read: bool,
+    pub write: bool,
+    pub make: bool,
 }
 
 impl Rule {
@@ -27,18 +36,27 @@ impl Rule {
         let number = |number: i64| if number < 0 { "*".to_owned() } else { number.to_string() };
         let letters = [(self.read, 'r'), (self.write, 'w'), (self.make, 'm')];
         let access: String = letters.into_iter().filter(|(has, _)| *has).map(|(_, letter)| letter).collect();
-        let kind = if self.block { 'b' } else { 'c' };
+        let kind = match self.kind {
+            Kind::Block => 'b',
+            Kind::Char => 'c',
+            Kind::Any => 'a',
+        };
         format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
+
+    /// Every device in every way.
+    fn is_all(&self) -> bool {
+        self.kind == Kind::Any && self.major < 0 && self.minor < 0
     }
 }
 
 /// Every node may be made (using it is what is checked), and those of a pod's /dev used: null, zero, full, random,
 /// urandom, tty, console, ptmx and the ptys.
-fn usual() -> Vec<Rule> {
-    let node = |block| Rule { block, major: -1, minor: -1, read: false, write: false, make: true };
-    let used = |major, minor| Rule { block: false, major, minor, read: true, write: true, make: true };
+pub(crate) fn usual() -> Vec<Rule> {
+    let node = |kind| Rule { allow: true, kind, major: -1, minor: -1, read: false, write: false, make: true };
+    let used = |major, minor| Rule { read: true, write: true, major, minor, ..node(Kind::Char) };
     let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
-    let mut rules = vec![node(false), node(true)];
+    let mut rules = vec![node(Kind::Char), node(Kind::Block)];
     rules.extend(numbers.map(|(major, minor)| used(major, minor)));
     rules
 }
@@ -49,44 +67,54 @@ pub fn allow(cgroup: &Cgroup, devices: &[Device], privileged: bool) -> Result<Ve
     }
     let mut rules = usual();
     for device in devices {
-        let block = match device.kind.as_str() {
-            "b" => true,
-            "c" | "u" => false,
+        let kind = match device.kind.as_str() {
+            "b" => Kind::Block,
+            "c" | "u" => Kind::Char,
             other => return Err(Problem::new("E-USAGE", format!("'{other}' is no kind of device: \"c\" or \"b\""))),
         };
         let has = |letter| device.access.contains(letter);
         let (major, minor) = (device.major.into(), device.minor.into());
-        rules.push(Rule { block, major, minor, read: has('r'), write: has('w'), make: has('m') });
+        rules.push(Rule { allow: true, kind, major, minor, read: has('r'), write: has('w'), make: has('m') });
     }
+    Ok(keep(cgroup, &rules)?.into_iter().collect())
+}
+
+/// The string is why this host cannot.
+pub(super) fn keep(cgroup: &Cgroup, rules: &[Rule]) -> Result<Option<String>> {
     if let Some(folder) = cgroup.v1("devices") {
-        by_v1(&folder, &rules)?;
-        return Ok(Vec::new());
+        by_v1(&folder, rules)?;
+        return Ok(None);
     }
     let Some(folder) = cgroup.unified_dir() else {
-        return Ok(vec!["this host has no devices cgroup controller: the pod's device list is not kept".into()]);
+        return Ok(Some("this host has no devices cgroup controller: the pod's device list is not kept".into()));
     };
-    let attached = bpf::load_device_filter(&program(&rules))
+    let attached = bpf::load_device_filter(&program(rules))
         .and_then(|program| bpf::attach_device_filter(folder.as_fd(), program.as_fd()));
     Ok(match attached {
-        Ok(()) => Vec::new(),
-        Err(error) => vec![format!("this kernel takes no device filter ({error}): the pod's device list is not kept")],
+        Ok(()) => None,
+        Err(error) => Some(format!("this kernel takes no device filter ({error}): the pod's device list is not kept")),
     })
 }
 
 /// The kernel takes a line a write.
 fn by_v1(folder: &Path, rules: &[Rule]) -> Result<()> {
     fs::write(folder.join("devices.deny"), "a").doing(|| "deny all devices".into())?;
-    let path = folder.join("devices.allow");
-    let mut allow = OpenOptions::new().write(true).open(&path).doing(|| format!("open {}", path.display()))?;
+    let open = |name: &str| {
+        let path = folder.join(name);
+        OpenOptions::new().write(true).open(&path).doing(|| format!("open {}", path.display()))
+    };
+    let (mut allow, mut deny) = (open("devices.allow")?, open("devices.deny")?);
     for rule in rules {
-        let line = rule.line();
-        allow.write_all(line.as_bytes()).doing(|| format!("allow device {line}"))?;
+        let line = if rule.is_all() { "a".to_owned() } else { rule.line() };
+        let (list, verb) = if rule.allow { (&mut allow, "allow") } else { (&mut deny, "deny") };
+        list.write_all(line.as_bytes()).doing(|| format!("{verb} device {line}"))?;
     }
     Ok(())
 }
 
-/// `r1` points to `{ u32 access << 16 | kind, u32 major, u32 minor }`; each rule is a run of tests that falls through
-/// to "allow", or goes on with the next rule.
+/// `r1` points to `{ u32 access << 16 | kind, u32 major, u32 minor }`; each rule, the last first, is a run of tests that
+/// falls through to its verdict, or goes on with the one before. A rule allows when it has all that is asked for, and
+/// denies when it has any of it.
 fn program(rules: &[Rule]) -> Vec<EbpfInstruction> {
     const LOAD_WORD: u8 = 0x61;
     const MOVE: u8 = 0xbf;
@@ -95,6 +123,7 @@ fn program(rules: &[Rule]) -> Vec<EbpfInstruction> {
     const SHIFT_RIGHT: u8 = 0x74;
     const UNLESS_EQUAL: u8 = 0x55;
     const UNLESS_SAME: u8 = 0x5d;
+    const IF_EQUAL: u8 = 0x15;
     const EXIT: u8 = 0x95;
     let op = |code, to: u8, from: u8, offset, immediate| EbpfInstruction {
         code,
@@ -111,25 +140,26 @@ fn program(rules: &[Rule]) -> Vec<EbpfInstruction> {
         op(SHIFT_RIGHT, 3, 0, 0, 16),
         op(AND, 2, 0, 0, 0xffff),
     ];
-    for rule in rules {
+    for rule in rules.iter().rev() {
         let access = i32::from(rule.make) | i32::from(rule.read) << 1 | i32::from(rule.write) << 2;
-        let mut tests = vec![
-            op(UNLESS_EQUAL, 2, 0, 0, if rule.block { 1 } else { 2 }),
-            op(MOVE, 1, 3, 0, 0),
-            op(AND, 1, 0, 0, access),
-            op(UNLESS_SAME, 1, 3, 0, 0),
-        ];
+        let mut tests = match rule.kind {
+            Kind::Block => vec![op(UNLESS_EQUAL, 2, 0, 0, 1)],
+            Kind::Char => vec![op(UNLESS_EQUAL, 2, 0, 0, 2)],
+            Kind::Any => Vec::new(),
+        };
+        let other = if rule.allow { op(UNLESS_SAME, 1, 3, 0, 0) } else { op(IF_EQUAL, 1, 0, 0, 0) };
+        tests.extend([op(MOVE, 1, 3, 0, 0), op(AND, 1, 0, 0, access), other]);
         if rule.major >= 0 {
             tests.push(op(UNLESS_EQUAL, 4, 0, 0, rule.major as i32));
         }
         if rule.minor >= 0 {
             tests.push(op(UNLESS_EQUAL, 5, 0, 0, rule.minor as i32));
         }
-        tests.push(op(MOVE_VALUE, 0, 0, 0, 1));
+        tests.push(op(MOVE_VALUE, 0, 0, 0, rule.allow.into()));
         tests.push(op(EXIT, 0, 0, 0, 0));
         let end = tests.len();
         for (at, test) in tests.iter_mut().enumerate() {
-            if matches!(test.code, UNLESS_EQUAL | UNLESS_SAME) {
+            if matches!(test.code, UNLESS_EQUAL | UNLESS_SAME | IF_EQUAL) {
                 test.offset = (end - at - 1) as i16;
             }
         }
@@ -161,7 +191,8 @@ mod tests {
                 0x74 => registers[to] = (registers[to] as u32 >> op.immediate).into(),
                 0x55 if registers[to] != op.immediate as u64 => at += op.offset as usize,
                 0x5d if registers[to] != registers[from] => at += op.offset as usize,
-                0x55 | 0x5d => {}
+                0x15 if registers[to] == op.immediate as u64 => at += op.offset as usize,
+                0x15 | 0x55 | 0x5d => {}
                 0x95 => return registers[0],
                 other => panic!("opcode {other:#x}"),
             }
@@ -178,7 +209,8 @@ mod tests {
     #[test]
     fn usual_devices_and_no_others() {
         let mut rules = usual();
-        rules.push(Rule { block: false, major: 10, minor: 229, read: true, write: false, make: false });
+        let kind = Kind::Char;
+        rules.push(Rule { allow: true, kind, major: 10, minor: 229, read: true, write: false, make: false });
         let program = program(&rules);
         let (make, read, write, block, char) = (1, 2, 4, 1, 2);
         assert_eq!(run(&program, read | write, char, 1, 3), 1);
@@ -189,5 +221,18 @@ mod tests {
         assert_eq!(run(&program, read, char, 1, 1), 0);
         assert_eq!(run(&program, read, char, 10, 229), 1);
         assert_eq!(run(&program, write, char, 10, 229), 0);
+    }
+
+    #[test]
+    fn the_last_rule_that_matches_counts() {
+        let all = Rule { allow: true, kind: Kind::Any, major: -1, minor: -1, read: true, write: true, make: true };
+        let no_write =
+            Rule { allow: false, kind: Kind::Char, major: 1, minor: 3, read: false, write: true, make: false };
+        let program = program(&[all.clone(), no_write]);
+        let (read, write, block, char) = (2, 4, 1, 2);
+        assert_eq!(run(&program, read, char, 1, 3), 1);
+        assert_eq!(run(&program, read | write, char, 1, 3), 0);
+        assert_eq!(run(&program, read | write, block, 8, 0), 1);
+        assert_eq!(run(&super::program(&[all.clone(), Rule { allow: false, ..all }]), read, char, 1, 3), 0);
     }
 }

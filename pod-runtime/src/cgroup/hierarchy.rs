@@ -7,6 +7,7 @@ use crate::problem::{Doing, Problem, Result};
 use crate::proc;
 use crate::proc::mountinfo::{self, Mount};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// v1 controllers that a pod uses when the host has them there. cpuset only because a JVM that does not find it takes
 /// itself to be outside of any container and sizes its heap by the host's memory.
@@ -39,6 +40,32 @@ impl Hierarchies {
             found.v1.extend(v1_with(&mounts, &["freezer"]).into_iter().filter(|v1| !known.contains(v1)));
         }
         Ok(found)
+    }
+
+    /// All that are mounted, those without a controller too, wherever tools may look for a container's groups. Looked for
+    /// once: a process that makes containers stays in its mount namespace.
+    pub(crate) fn every() -> Result<Hierarchies> {
+        static FOUND: OnceLock<Hierarchies> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(found.clone());
+        }
+        let text = proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of this host".into())?;
+        let mounts = mountinfo::parse(&text)
+            .ok_or_else(|| Problem::new("E-SYSTEM", "/proc/self/mountinfo is not as the kernel writes it"))?;
+        // Whoever has a hierarchy mounted twice has it in its usual place first.
+        let unified = mounts.iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.mount_point.clone());
+        let mut v1: Vec<V1> = Vec::new();
+        for mount in mounts.iter().filter(|mount| mount.kind == "cgroup") {
+            let controllers = controllers(mount);
+            if !controllers.is_empty() && !v1.iter().any(|known| known.controllers == controllers) {
+                v1.push(V1 { mount: mount.mount_point.clone(), controllers });
+            }
+        }
+        if unified.is_none() && v1.is_empty() {
+            return Err(Problem::new("E-CGROUP", "this host has no cgroup hierarchy mounted")
+                .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup"));
+        }
+        Ok(FOUND.get_or_init(|| Hierarchies { unified, v1 }).clone())
     }
 
     fn among(mounts: &[Mount]) -> Hierarchies {

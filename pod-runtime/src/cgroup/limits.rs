@@ -61,15 +61,17 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Asks v2 to hand the controllers down to the pod's group.
-pub(super) fn offer(cgroup: &Cgroup) {
-    if let Some(mount) = &cgroup.hierarchies.unified {
-        let offered = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
-        for controller in offered.split_whitespace().filter(|c| ["memory", "cpu", "pids"].contains(c)) {
+/// Asks v2 to hand the controllers that are wanted down to the group.
+pub(super) fn offer(cgroup: &Cgroup, wanted: impl Fn(&str) -> bool) {
+    let Some(mount) = &cgroup.hierarchies.unified else { return };
+    let offered = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    for controller in offered.split_whitespace().filter(|controller| wanted(controller)) {
+        let mut above = mount.clone();
+        for part in cgroup.path.components() {
             // Refused where processes sit in the upper group itself (a host inside a container): then it is missing
             // below and said so there.
-            let _ = fs::write(mount.join("cgroup.subtree_control"), format!("+{controller}"));
-            let _ = fs::write(mount.join("pod/cgroup.subtree_control"), format!("+{controller}"));
+            let _ = fs::write(above.join("cgroup.subtree_control"), format!("+{controller}"));
+            above.push(part);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A pod's control groups: `pod/ID` in every hierarchy that the host has mounted and that matters.
+//! A pod's control groups: `pod/ID` in every hierarchy that the host has mounted and that matters; for an OCI container
+//! the path that its caller has chosen, in every hierarchy there is ([`Cgroup::at`]).
 //!
 //! Membership, freezing and killing go through cgroup v2 (`unified`) wherever it is mounted, also on a hybrid host,
 //! since a v2-frozen task can still be inspected and killed; limits go where the host keeps the controller. v1
@@ -12,6 +13,7 @@ mod hierarchy;
 mod limits;
 pub mod throttle;
 
+pub(crate) use devices::{Kind as DeviceKind, Rule as DeviceRule, usual as usual_devices};
 pub use fresh::Fresh;
 pub use hierarchy::{Hierarchies, visible};
 
@@ -24,7 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The control groups of one pod.
@@ -33,6 +35,8 @@ pub struct Cgroup {
     hierarchies: Hierarchies,
     /// Below each hierarchy's mount.
     path: PathBuf,
+    /// What is above it belongs to somebody else and stays.
+    leaf_only: bool,
 }
 
 /// Where the kernel has put a child that is to be in a pod's groups.
@@ -77,7 +81,7 @@ impl Cgroup {
         if let Some(folder) = cgroup.unified() {
             make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
             // While nobody is in it: the kernel waits for all CPUs before it moves who is.
-            limits::offer(&cgroup);
+            limits::offer(&cgroup, |controller| ["memory", "cpu", "pids"].contains(&controller));
         }
         Ok(cgroup)
     }
@@ -98,7 +102,68 @@ impl Cgroup {
             return Err(Problem::new("E-CGROUP", "this host has no cgroup hierarchy mounted")
                 .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup"));
         }
-        Ok(Cgroup { hierarchies, path: Path::new("pod").join(id) })
+        Ok(Cgroup { hierarchies, path: Path::new("pod").join(id), leaf_only: false })
+    }
+
+    /// The groups at a path that is somebody else's choice, in every hierarchy of the host, made or not.
+    pub(crate) fn at(path: &Path) -> Result<Cgroup> {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        if path.as_os_str().is_empty() || path.components().any(|part| !matches!(part, Component::Normal(_))) {
+            let what = format!("the cgroup path '{}' is not one below a hierarchy's root", path.display());
+            return Err(Problem::new("E-CGROUP", what));
+        }
+        Ok(Cgroup { hierarchies: Hierarchies::every()?, path: path.to_owned(), leaf_only: true })
+    }
+
+    /// The first half of making the groups in all hierarchies, with what is above them: the one of v2, to be born into.
+    /// Groups that somebody is in already, or below which somebody is, are refused: the container's end is that of all in it.
+    pub(crate) fn begin_here(&self) -> Result<()> {
+        for folder in self.folders().filter(|folder| folder.exists()) {
+            let mut inside = Vec::new();
+            collect(&folder, &mut inside).doing(|| format!("list the processes of {}", folder.display()))?;
+            if !inside.is_empty() {
+                let what = format!(
+                    "container's cgroup is not empty: {} process(es) found in {}",
+                    inside.len(),
+                    folder.display()
+                );
+                return Err(Problem::new("E-CGROUP", what));
+            }
+        }
+        if let Some(folder) = self.unified() {
+            make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
+            limits::offer(self, |_| true);
+        }
+        Ok(())
+    }
+
+    /// The second half.
+    pub(crate) fn complete_here(&self) -> Result<()> {
+        for folder in self.folders() {
+            make(&folder).doing(|| format!("make the cgroup {}", folder.display()))?;
+        }
+        self.copy_cpusets();
+        Ok(())
+    }
+
+    /// Its folder in the hierarchy that has this controller, and whether that is v2.
+    pub(crate) fn with_controller(&self, controller: &str) -> Option<(PathBuf, bool)> {
+        if let Some(folder) = self.v1(controller) {
+            return Some((folder, false));
+        }
+        let folder = self.unified()?;
+        let given = fs::read_to_string(folder.join("cgroup.controllers")).ok()?;
+        given.split_whitespace().any(|c| c == controller).then_some((folder, true))
+    }
+
+    /// Puts another process into all groups, from outside. Waits for RCU in v1.
+    pub(crate) fn take_in(&self, pid: i32) -> Result<()> {
+        self.folders().try_for_each(|folder| join(&folder, pid))
+    }
+
+    /// Every v1 hierarchy that it has a folder in, with where that is mounted.
+    pub(crate) fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
     }
 
     /// The pod's folder in the v2 hierarchy.
@@ -116,6 +181,11 @@ impl Cgroup {
         self.hierarchies.v1_of(controller).map(|v1| v1.mount.join(&self.path))
     }
 
+    /// Its folder in the hierarchy of a v1 controller, where the host has that.
+    pub(crate) fn v1_folder(&self, controller: &str) -> Option<PathBuf> {
+        self.v1(controller)
+    }
+
     /// The pod's folder in each hierarchy, with the hierarchy's name: its controllers of v1, nothing for v2.
     pub fn named_folders(&self) -> Vec<(String, PathBuf)> {
         let v1 = self.hierarchies.v1.iter().map(|v1| (v1.controllers.join(","), v1.mount.join(&self.path)));
@@ -130,10 +200,18 @@ impl Cgroup {
     /// A new v1 cpuset is empty and takes no process.
     fn copy_cpusets(&self) {
         let Some(v1) = self.hierarchies.v1_of("cpuset") else { return };
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let Ok(value) = fs::read_to_string(v1.mount.join(file)) else { continue };
-            let _ = fs::write(v1.mount.join("pod").join(file), &value);
-            let _ = fs::write(v1.mount.join(&self.path).join(file), &value);
+        let mut above = v1.mount.clone();
+        for part in self.path.components() {
+            let folder = above.join(part);
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let own = fs::read_to_string(folder.join(file)).unwrap_or_default();
+                if own.trim().is_empty()
+                    && let Ok(value) = fs::read_to_string(above.join(file))
+                {
+                    let _ = fs::write(folder.join(file), &value);
+                }
+            }
+            above = folder;
         }
     }
 
@@ -201,6 +279,12 @@ impl Cgroup {
     /// cannot keep away.
     pub fn allow_devices(&self, devices: &[Device], privileged: bool) -> Result<Vec<String>> {
         devices::allow(self, devices, privileged)
+    }
+
+    /// Keeps exactly this list: the last rule that matches counts, and what none matches is denied. The string is why
+    /// this host cannot.
+    pub(crate) fn keep_device_rules(&self, rules: &[DeviceRule]) -> Result<Option<String>> {
+        devices::keep(self, rules)
     }
 
     pub fn stats(&self) -> Result<Stats> {
@@ -290,7 +374,7 @@ impl Cgroup {
             }
             fresh::forget(&folder);
             // The last pod takes the common parent away.
-            if let Some(parent) = folder.parent() {
+            if let Some(parent) = folder.parent().filter(|_| !self.leaf_only) {
                 let _ = fs::remove_dir(parent);
             }
         }
@@ -309,14 +393,11 @@ fn no_freezer() -> Problem {
 /// Another pod's end may take the common parent away in between: then once more.
 fn make(folder: &Path) -> io::Result<()> {
     for _ in 0..100 {
-        if let Some(parent) = folder.parent() {
-            match fs::create_dir(parent) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-        }
         match fs::create_dir(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match folder.parent() {
+                Some(parent) => make(parent)?,
+                None => return Err(error),
+            },
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             other => return other,
         }
@@ -383,6 +464,12 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn remove_tree(folder: &Path) -> io::Result<()> {
+    // Most have nothing below them, and to list one of these folders takes longer than to remove it.
+    match fs::remove_dir(folder) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
     for below in subfolders(folder) {
         remove_tree(&below)?;
     }

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, faccessat};
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Of `tiny/`, as the build made it.
@@ -56,8 +56,9 @@ pub fn exit_code(problem: &Problem) -> i32 {
 
 fn try_to_become(spec: &Spec, process: &Process, tell: &Tell<'_>) -> Result<Infallible> {
     daemon::close_all_but(&[tell.fd]);
-    let launcher = own::sealed_file(c"pod-launch", TINY).doing(|| "make the launcher".into())?;
+    let launcher = launcher()?;
     own::close_on_exec_from(3).doing(|| "mark descriptors to close at exec".into())?;
+    own::keep_at_exec(tell.fd).doing(|| "keep a descriptor over exec".into())?;
     own::reset_signals();
     go_to(&process.cwd)?;
     let program = process.args.first().ok_or_else(|| Problem::new("E-USAGE", "no command was given"))?;
@@ -66,17 +67,33 @@ fn try_to_become(spec: &Spec, process: &Process, tell: &Tell<'_>) -> Result<Infa
     let texts = texts(program, tell)?;
     security::confine(spec, process)?;
     let (places, args) = match process.init {
-        false => (strings(&places(program, process), "command")?, args),
+        false => (strings(&places(program, &process.env), "command")?, args),
         true => through_tiny_init(program, process, args)?,
     };
-    let fd = CString::new(tell.fd.to_string()).doing(|| "name a descriptor".into())?;
+    launch(launcher.as_fd(), tell.fd, texts, places, (&args, &env))
+}
+
+/// Becomes the launcher, which becomes the first of the programs that can be executed. Descriptor `tell`, which stays open
+/// at exec, gets one of the texts when none can, and closes otherwise.
+pub(crate) fn launch(
+    launcher: BorrowedFd<'_>,
+    tell: i32,
+    texts: Vec<CString>,
+    places: Vec<CString>,
+    (args, env): (&[CString], &[CString]),
+) -> Result<Infallible> {
+    let fd = CString::new(tell.to_string()).doing(|| "name a descriptor".into())?;
     let mut all = vec![c"launch".to_owned(), fd];
     all.extend(texts);
     all.extend(places);
     all.push(c"".to_owned());
-    all.extend(args);
-    own::keep_at_exec(tell.fd).doing(|| "keep a descriptor over exec".into())?;
-    Err(own::execute_file(launcher.as_fd(), &all, &env)).doing(|| "start the launcher".into())
+    all.extend_from_slice(args);
+    Err(own::execute_file(launcher, &all, env)).doing(|| "start the launcher".into())
+}
+
+/// The program that [`launch`] becomes first, as a file of its own that nobody can change.
+pub(crate) fn launcher() -> Result<OwnedFd> {
+    own::sealed_file(c"pod-launch", TINY).doing(|| "make the launcher".into())
 }
 
 /// What the launcher says, in its order.
@@ -90,7 +107,7 @@ fn texts(program: &str, tell: &Tell<'_>) -> Result<Vec<CString>> {
 /// The program's place must be known before: the tiny init has no way to tell but its exit code.
 fn through_tiny_init(program: &str, process: &Process, args: Vec<CString>) -> Result<(Vec<CString>, Vec<CString>)> {
     let mut refused = None;
-    for path in places(program, process) {
+    for path in places(program, &process.env) {
         let at = nix::fcntl::AT_FDCWD;
         match faccessat(at, path.as_str(), AccessFlags::X_OK, nix::fcntl::AtFlags::AT_EACCESS) {
             Ok(()) if Path::new(&path).is_dir() => refused = refused.or(Some(Errno::EACCES)),
@@ -122,16 +139,16 @@ fn cannot_execute(program: &str, refused: Option<Errno>) -> Problem {
 }
 
 /// Where a command may be: as execvp(3), but by the pod's PATH and without its fallback to a shell.
-fn places(program: &str, process: &Process) -> Vec<String> {
+pub(crate) fn places(program: &str, env: &[String]) -> Vec<String> {
     if program.contains('/') {
         return vec![program.to_owned()];
     }
-    let path = process.env.iter().rev().find_map(|line| line.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = env.iter().rev().find_map(|line| line.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let folders = path.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
     if program.is_empty() { Vec::new() } else { folders.map(|folder| format!("{folder}/{program}")).collect() }
 }
 
-fn strings(texts: &[String], what: &str) -> Result<Vec<CString>> {
+pub(crate) fn strings(texts: &[String], what: &str) -> Result<Vec<CString>> {
     texts
         .iter()
         .map(|text| CString::new(text.as_str()).doing(|| format!("pass an {what} with a zero byte in it")))
@@ -140,7 +157,7 @@ fn strings(texts: &[String], what: &str) -> Result<Vec<CString>> {
 
 /// Enters the working directory, made if it is not there, and makes sure that it is inside the root: a path through
 /// /proc could lead to a directory that is not.
-fn go_to(cwd: &Path) -> Result<()> {
+pub(crate) fn go_to(cwd: &Path) -> Result<()> {
     let doing = || format!("enter the working directory {}", cwd.display());
     if let Err(error) = nix::unistd::chdir(cwd) {
         if error != Errno::ENOENT {

@@ -60,7 +60,7 @@ impl Settings<'_> {
         Some(text.trim().to_owned())
     }
 
-    fn write(&self, name: &str, value: &str) -> Result<()> {
+    pub(crate) fn write(&self, name: &str, value: &str) -> Result<()> {
         let mut file = self.open(name, OFlag::O_WRONLY).doing(|| format!("open the setting {name}"))?;
         file.write_all(value.as_bytes()).doing(|| format!("set {name} to {value}"))
     }

@@ -4,8 +4,8 @@
 
 mod files;
 pub mod layers;
-mod special;
-mod tree;
+pub(crate) mod special;
+pub(crate) mod tree;
 pub mod view;
 
 pub use files::TINY_INIT;

@@ -224,7 +224,12 @@ impl CgroupView {
         if unified {
             hierarchies.push(("unified".to_owned(), own(c"cgroup2", &[(c"source", c"cgroup")], "unified")?));
         }
-        if visible.is_empty() {
+        Self::assemble(hierarchies, visible.is_empty(), read_only)
+    }
+
+    /// Of roots of hierarchies with their names; `single` is the only one and no folder among others.
+    pub fn assemble(hierarchies: Vec<(String, OwnedFd)>, single: bool, read_only: bool) -> Result<CgroupView> {
+        if single {
             return Ok(CgroupView { folder: None, hierarchies, read_only });
         }
         let folder = mount::new_filesystem(c"tmpfs", &[(c"mode", c"755")], QUIET).doing(|| "make a tmpfs".into())?;
@@ -239,13 +244,16 @@ impl CgroupView {
     }
 
     pub fn mount(&self, tree: &Tree) -> Result<()> {
-        let at = Path::new("/sys/fs/cgroup");
+        self.mount_at(tree, Path::new("/sys/fs/cgroup"))
+    }
+
+    pub fn mount_at(&self, tree: &Tree, at: &Path) -> Result<()> {
         let Some(folder) = &self.folder else {
             let Some((_, only)) = self.hierarchies.first() else { return Ok(()) };
             let onto = tree.own_folder(at)?;
             return mount::attach(only, onto.as_fd()).doing(|| "mount the pod's cgroup".into());
         };
-        mount::attach(folder, tree.own_folder(at)?.as_fd()).doing(|| "mount /sys/fs/cgroup".into())?;
+        mount::attach(folder, tree.own_folder(at)?.as_fd()).doing(|| format!("mount {}", at.display()))?;
         for (name, hierarchy) in &self.hierarchies {
             let onto = tree.own_folder(&at.join(name))?;
             mount::attach(hierarchy, onto.as_fd()).doing(|| format!("mount the cgroup {name}"))?;
@@ -261,31 +269,50 @@ impl CgroupView {
 /// Masks and write-protects what the lists above name. `null` is the host's /dev/null, held since before anything of
 /// the pod's was looked at.
 pub fn protect(tree: &Tree, null: &OwnedFd) -> Result<()> {
-    for path in MASKED {
+    mask(tree, null, MASKED)?;
+    write_protect(tree, READ_ONLY, QUIET)
+}
+
+/// Lies nothing over each of these paths that there is: an empty folder over a folder, the null device over all else.
+pub fn mask(tree: &Tree, null: &OwnedFd, paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
+    let mut empty: Option<OwnedFd> = None;
+    for path in paths {
+        let path = path.as_ref();
         let Some(at) = existing(tree, path)? else { continue };
-        let mask = if tree::is_folder(&at)? {
-            mount::new_filesystem(c"tmpfs", &[(c"size", c"0k")], QUIET | MOUNT_ATTR_RDONLY)
-        } else {
-            mount::clone_tree(null.as_fd(), c"", false)
+        let is_folder = tree::is_folder(&at)?;
+        let mask = match (&empty, is_folder) {
+            (_, false) => mount::clone_tree(null.as_fd(), c"", false),
+            // One empty folder is enough for all.
+            (Some(first), true) => mount::clone_tree(first.as_fd(), c"", false),
+            (None, true) => mount::new_filesystem(c"tmpfs", &[(c"size", c"0k")], QUIET | MOUNT_ATTR_RDONLY),
         };
-        let mask = mask.doing(|| format!("make a mask for {path}"))?;
-        mount::attach(&mask, at.as_fd()).doing(|| format!("mask {path}"))?;
+        let mask = mask.doing(|| format!("make a mask for {}", path.display()))?;
+        mount::attach(&mask, at.as_fd()).doing(|| format!("mask {}", path.display()))?;
+        if is_folder && empty.is_none() {
+            empty = Some(mask);
+        }
     }
-    for path in READ_ONLY {
+    Ok(())
+}
+
+/// Makes each of these paths that there is read-only, with all below it, and gives it these attributes too.
+pub fn write_protect(tree: &Tree, paths: impl IntoIterator<Item = impl AsRef<Path>>, attributes: u64) -> Result<()> {
+    for path in paths {
+        let path = path.as_ref();
         let Some(at) = existing(tree, path)? else { continue };
-        let doing = || format!("make {path} read-only");
+        let doing = || format!("make {} read-only", path.display());
         let copy = mount::clone_tree(at.as_fd(), c"", true).doing(doing)?;
-        mount::set_attributes(copy.as_fd(), QUIET | MOUNT_ATTR_RDONLY, true).doing(doing)?;
+        mount::set_attributes(copy.as_fd(), attributes | MOUNT_ATTR_RDONLY, true).doing(doing)?;
         mount::attach(&copy, at.as_fd()).doing(doing)?;
     }
     Ok(())
 }
 
-fn existing(tree: &Tree, path: &str) -> Result<Option<OwnedFd>> {
-    match tree.find(Path::new(path)) {
+fn existing(tree: &Tree, path: &Path) -> Result<Option<OwnedFd>> {
+    match tree.find(path) {
         Ok(at) => Ok(Some(at)),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-        Err(error) => Err(error).doing(|| format!("find {path}")),
+        Err(error) => Err(error).doing(|| format!("find {}", path.display())),
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::problem::{Doing, Problem, Result};
 use crate::sys::mount;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 use std::ffi::CStr;
@@ -33,6 +33,15 @@ impl Tree {
         Ok(Tree { root })
     }
 
+    /// The tree below what is held.
+    pub fn of(root: OwnedFd) -> Tree {
+        Tree { root }
+    }
+
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// What is at `path`, symlinks followed inside the tree.
     pub fn find(&self, path: &Path) -> nix::Result<OwnedFd> {
         self.open(path, OFlag::O_PATH, ResolveFlag::RESOLVE_IN_ROOT)
@@ -52,13 +61,41 @@ impl Tree {
         }
     }
 
-    /// What is at `path`; made, with the folders above it, when it is not there.
+    /// What is at `path`; made, with the folders above it, when it is not there. A symlink that leads to nothing has what it
+    /// leads to made, inside the tree like all else.
     pub fn find_or_make(&self, path: &Path, want: Want) -> Result<OwnedFd> {
+        self.find_or_make_by(path, want, MOST_LINKS)
+    }
+
+    fn find_or_make_by(&self, path: &Path, want: Want, links: u32) -> Result<OwnedFd> {
         match self.find(path) {
             Ok(found) => Ok(found),
-            Err(Errno::ENOENT) => self.make(path, want, Mode::from_bits_truncate(0o755)),
+            Err(Errno::ENOENT) => match self.dangling(path) {
+                Some(target) if links > 0 => self.find_or_make_by(&target, want, links - 1),
+                _ => self.make(path, want, Mode::from_bits_truncate(0o755)),
+            },
             Err(error) => Err(error).doing(|| format!("find {} in the pod's root", path.display())),
         }
+    }
+
+    /// The path with the first symlink in it that leads to nothing replaced by where that leads; none without one. By
+    /// text: what comes out is looked up inside the tree again.
+    fn dangling(&self, path: &Path) -> Option<PathBuf> {
+        let mut so_far = PathBuf::from("/");
+        let mut parts = path.components().filter(|part| matches!(part, Component::Normal(_)));
+        while let Some(part) = parts.next() {
+            let above = self.find(&so_far).ok()?;
+            let target = readlinkat(&above, part.as_os_str());
+            let link = so_far.join(part);
+            if let Ok(target) = target
+                && matches!(self.find(&link), Err(Errno::ENOENT))
+            {
+                let rest: PathBuf = parts.collect();
+                return Some(plain(&so_far.join(target).join(rest)));
+            }
+            so_far = link;
+        }
+        None
     }
 
     fn open(&self, path: &Path, flags: OFlag, resolve: ResolveFlag) -> nix::Result<OwnedFd> {
@@ -114,6 +151,22 @@ impl Tree {
         let onto = self.own_folder(Path::new(path))?;
         mount::attach(made, onto.as_fd()).doing(|| format!("mount {path}"))
     }
+}
+
+/// As the kernel's bound on links in a path.
+const MOST_LINKS: u32 = 40;
+
+/// Without dots, from the root, above which there is nothing.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(part) => plain.push(part),
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
 }
 
 /// The root of a new instance of a file system, which is to be mounted at `path`.

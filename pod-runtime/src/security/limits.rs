@@ -57,7 +57,7 @@ pub fn apply(limits: &[Rlimit]) -> Result<()> {
 fn refused(limit: &Rlimit, kind: u32) -> Problem {
     let hard = process::limit(kind).map_or(0, |now| now.1);
     let what = format!("this host may not raise the limit {} to {} (it is {hard} here)", limit.kind, limit.hard);
-    Problem::new("E-LIMIT", what).fix(format!("ask for at most --ulimit {}={hard}", limit.kind))
+    Problem::new("E-LIMIT", what).because(Errno::EPERM).fix(format!("ask for at most --ulimit {}={hard}", limit.kind))
 }
 
 #[cfg(test)]

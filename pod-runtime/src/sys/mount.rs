@@ -48,6 +48,41 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> nix::
     Errno::result(done).map(drop)
 }
 
+/// What [`change`] does to a mount.
+#[derive(Debug, Default)]
+pub struct Change<'a> {
+    pub set: u64,
+    pub clear: u64,
+    /// One of MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE, or 0 to leave it.
+    pub propagation: u64,
+    /// Shows owners as this user namespace maps them. Only for a mount that is not attached yet.
+    pub owners: Option<BorrowedFd<'a>>,
+}
+
+/// mount_setattr(2) on the mount (with `recursive`: and all below it) that `mount` is the root of.
+pub fn change(mount: BorrowedFd<'_>, change: &Change<'_>, recursive: bool) -> nix::Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    let attributes = mount_attr {
+        attr_set: change.set | if change.owners.is_some() { IDMAP } else { 0 },
+        attr_clr: change.clear,
+        propagation: change.propagation,
+        userns_fd: change.owners.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptors are open, the string is terminated, and the struct outlives the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<mount_attr>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
 /// mount_setattr(2) of one mount: these attributes and no others; also makes it private.
 pub fn replace_attributes(mount: BorrowedFd<'_>, set: u64) -> nix::Result<()> {
     /// All that can be set on a mount by itself, with every kind of access times.

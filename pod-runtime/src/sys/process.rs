@@ -75,6 +75,11 @@ pub fn clear_ambient_set() -> nix::Result<()> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0).map(drop)
 }
 
+/// Adds a capability, which must be permitted and inheritable, to those that survive the exec of an ordinary file.
+pub fn raise_ambient(cap: u32) -> nix::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, cap.into()).map(drop)
+}
+
 /// Whether the permitted set survives the change from uid 0 to another. Gone with the next exec.
 pub fn keep_capabilities(keep: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, keep.into(), 0).map(drop)
@@ -100,6 +105,12 @@ pub struct Instruction {
 
 /// Installs a seccomp filter on the calling thread. Needs CAP_SYS_ADMIN or no_new_privs.
 pub fn install_filter(program: &[Instruction]) -> nix::Result<()> {
+    install_filter_with(program, 0).map(drop)
+}
+
+/// The same with flags of seccomp(2); the number that comes back is that of a new descriptor when the flags ask for a
+/// listener.
+pub fn install_filter_with(program: &[Instruction], flags: u64) -> nix::Result<i64> {
     #[repr(C)]
     struct Program {
         len: u16,
@@ -109,9 +120,15 @@ pub fn install_filter(program: &[Instruction]) -> nix::Result<()> {
     let program = Program { len, filter: program.as_ptr() };
     // SAFETY: the kernel copies `len` instructions, all of them in the slice.
     let done = unsafe {
-        libc::syscall(libc::SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &raw const program)
+        libc::syscall(libc::SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, flags, &raw const program)
     };
-    Errno::result(done).map(drop)
+    Errno::result(done)
+}
+
+/// setdomainname(2).
+pub fn set_domain_name(name: &str) -> nix::Result<()> {
+    // SAFETY: the kernel reads as many bytes as it is told, all of them in the string.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
 /// All descriptors from `first` on close at the next exec.
@@ -186,6 +203,12 @@ pub fn received(fd: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Whether this number is an open descriptor.
+pub fn is_open(fd: i32) -> bool {
+    // SAFETY: plain integers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}
+
 /// A descriptor that is marked to close at exec stays open at the next one.
 pub fn keep_at_exec(fd: i32) -> nix::Result<()> {
     // SAFETY: plain integers.
@@ -209,6 +232,13 @@ pub fn sealed_file(name: &std::ffi::CStr, content: &[u8]) -> io::Result<OwnedFd>
     // SAFETY: plain integers.
     Errno::result(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) })?;
     Ok(writer.into())
+}
+
+/// Whether a file is one that [`sealed_file`] has made.
+pub fn is_sealed(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: plain integers.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals != -1 && seals & libc::F_SEAL_WRITE != 0
 }
 
 /// execveat(2) of an open file; returns only with an error. By way of /proc where a filter denies that call.

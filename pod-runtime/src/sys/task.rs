@@ -1,5 +1,7 @@
-//! What one may ask about another task without stopping it: scheduling, I/O priority, robust futexes.
+//! What one may ask about another task without stopping it, and what a process may ask for itself: scheduling, I/O
+//! priority, CPUs, memory policy, robust futexes.
 
+use nix::errno::Errno;
 use std::io;
 
 /// struct sched_attr, first version.
@@ -47,6 +49,33 @@ pub fn io_priority(tid: i32) -> io::Result<u32> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
     // SAFETY: takes numbers only.
     checked(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) }).map(|value| value as u32)
+}
+
+/// sched_setattr(2) of the caller.
+pub fn set_scheduling(mut attributes: SchedulingAttributes) -> nix::Result<()> {
+    attributes.size = size_of::<SchedulingAttributes>() as u32;
+    // SAFETY: the kernel reads `size` bytes of the struct, which lives across the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// sched_setaffinity(2) of the caller, in the form of [`affinity`].
+pub fn set_affinity(mask: &[u8]) -> nix::Result<()> {
+    // SAFETY: the kernel reads at most `mask.len()` bytes.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, mask.len(), mask.as_ptr()) }).map(drop)
+}
+
+/// ioprio_set(2) of the caller; class and level in one number.
+pub fn set_io_priority(value: u32) -> nix::Result<()> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: takes numbers only.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) }).map(drop)
+}
+
+/// set_mempolicy(2) of the caller; one bit a node.
+pub fn set_memory_policy(mode: u32, nodes: &[u64]) -> nix::Result<()> {
+    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    // SAFETY: the kernel reads as many words as hold `bits - 1` bits, all of them in the slice.
+    Errno::result(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
 }
 
 /// get_robust_list(2): address and length of the head.

@@ -5,7 +5,7 @@
 //! range ends in a return; tests of arguments compare both halves of 64 bits.
 
 use super::profile::{Action, Argument, Comparison, Profile, wrong};
-use super::syscalls;
+use super::{i386, syscalls};
 use crate::problem::Result;
 use crate::sys::process::Instruction;
 use nix::libc;
@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// AUDIT_ARCH_X86_64.
 const ARCHITECTURE: u32 = 0xc000_003e;
+/// AUDIT_ARCH_I386.
+const ARCHITECTURE_32: u32 = 0x4000_0003;
 /// Set in the numbers of the x32 ABI.
 const X32: u32 = 0x4000_0000;
 /// BPF_MAXINSNS.
@@ -48,6 +50,7 @@ fn give(action: Action) -> Instruction {
         Action::Trap => libc::SECCOMP_RET_TRAP,
         Action::Log => libc::SECCOMP_RET_LOG,
         Action::Trace(data) => libc::SECCOMP_RET_TRACE | u32::from(data),
+        Action::Notify => libc::SECCOMP_RET_USER_NOTIF,
     };
     op(RETURN, value)
 }
@@ -59,17 +62,57 @@ struct Verdict {
     plain: Action,
 }
 
+/// Which programs a filter lets run beside those of x86-64. Of all others every call kills.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Also {
+    /// 32-bit programs of x86.
+    pub i386: bool,
+    pub x32: bool,
+}
+
+/// Compiles a profile for programs of x86-64 alone.
+pub fn compile(profile: &Profile) -> Result<Vec<Instruction>> {
+    compile_for(profile, Also::default())
+}
+
 /// Compiles a profile. Calls that are newer than everything it names answer ENOSYS if it denies by errno, so that
 /// programs fall back as on an older kernel instead of taking the denial for a fault.
-pub fn compile(profile: &Profile) -> Result<Vec<Instruction>> {
-    let verdicts = verdicts(profile);
+pub fn compile_for(profile: &Profile, also: Also) -> Result<Vec<Instruction>> {
+    let mut native = vec![op(LOAD, NUMBER)];
+    if also.x32 {
+        native.push(op(AND, !X32));
+    } else {
+        native.extend([branch(IF_AT_LEAST, X32, 0, 1), give(Action::Error(libc::ENOSYS as u16))]);
+    }
+    native.extend(search(&ranges(profile, syscalls::number)));
+    let mut blocks = vec![(ARCHITECTURE, native)];
+    if also.i386 {
+        let mut small = vec![op(LOAD, NUMBER)];
+        small.extend(search(&ranges(profile, i386::number)));
+        blocks.push((ARCHITECTURE_32, small));
+    }
+    let mut program = vec![op(LOAD, ARCH)];
+    for (architecture, block) in blocks {
+        program.extend([branch(IF_EQUAL, architecture, 1, 0), op(JUMP, block.len() as u32)]);
+        program.extend(block);
+    }
+    // Its calls would be read by the wrong table.
+    program.push(give(Action::KillProcess));
+    if program.len() > LONGEST {
+        return Err(wrong(&format!("is too long for the kernel: {} instructions", program.len())));
+    }
+    Ok(program)
+}
+
+/// Starts of ranges of numbers that are treated alike.
+fn ranges(profile: &Profile, number: fn(&str) -> Option<u32>) -> Vec<(u32, Verdict)> {
+    let verdicts = verdicts(profile, number);
     let newest = verdicts.keys().next_back().copied().unwrap_or(0);
     let otherwise = Verdict { tested: Vec::new(), plain: profile.otherwise };
     let beyond = match profile.otherwise {
         Action::Error(_) => Verdict { tested: Vec::new(), plain: Action::Error(libc::ENOSYS as u16) },
         _ => otherwise.clone(),
     };
-    // Starts of ranges that are treated alike.
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     for number in 0..=newest {
         let verdict = verdicts.get(&number).unwrap_or(&otherwise);
@@ -80,28 +123,15 @@ pub fn compile(profile: &Profile) -> Result<Vec<Instruction>> {
     if ranges.last().is_none_or(|(_, last)| *last != beyond) {
         ranges.push((newest + 1, beyond));
     }
-    let mut program = vec![
-        op(LOAD, ARCH),
-        branch(IF_EQUAL, ARCHITECTURE, 1, 0),
-        // A 32-bit call would be read by the wrong table.
-        give(Action::KillProcess),
-        op(LOAD, NUMBER),
-        branch(IF_AT_LEAST, X32, 0, 1),
-        give(Action::Error(libc::ENOSYS as u16)),
-    ];
-    program.extend(search(&ranges));
-    if program.len() > LONGEST {
-        return Err(wrong(&format!("is too long for the kernel: {} instructions", program.len())));
-    }
-    Ok(program)
+    ranges
 }
 
-fn verdicts(profile: &Profile) -> BTreeMap<u32, Verdict> {
+fn verdicts(profile: &Profile, number: fn(&str) -> Option<u32>) -> BTreeMap<u32, Verdict> {
     type Found = (Vec<(Vec<Argument>, Action)>, Option<Action>);
     let mut found: BTreeMap<u32, Found> = BTreeMap::new();
     for rule in &profile.rules {
         // Names that this program or architecture does not know need no rule: such calls do not exist here.
-        for number in rule.names.iter().filter_map(|name| syscalls::number(name)) {
+        for number in rule.names.iter().filter_map(|name| number(name)) {
             let entry = found.entry(number).or_default();
             if rule.arguments.is_empty() {
                 entry.1.get_or_insert(rule.action);
@@ -250,6 +280,24 @@ mod tests {
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+    #[test]
+    fn programs_of_other_kinds_by_their_own_numbers() {
+        let rule = Rule { names: vec!["mkdir".into()], action: Action::Error(28), arguments: Vec::new() };
+        let profile = Profile { otherwise: Action::Allow, rules: vec![rule] };
+        let denied = libc::SECCOMP_RET_ERRNO | 28;
+        let call = |also, arch, number| run(&compile_for(&profile, also).unwrap(), arch, number, [0; 6]);
+        let (native, all) = (Also::default(), Also { i386: true, x32: true });
+        // mkdir is 83 here and 39 there, where 83 is symlink.
+        for also in [native, all] {
+            assert_eq!([call(also, ARCHITECTURE, 83), call(also, ARCHITECTURE, 39)], [denied, ALLOW]);
+        }
+        assert_eq!([call(all, ARCHITECTURE_32, 39), call(all, ARCHITECTURE_32, 83)], [denied, ALLOW]);
+        assert_eq!([call(all, ARCHITECTURE, X32 | 83), call(all, ARCHITECTURE, X32 | 39)], [denied, ALLOW]);
+        assert_eq!(call(native, ARCHITECTURE_32, 39), libc::SECCOMP_RET_KILL_PROCESS);
+        assert_eq!(call(native, ARCHITECTURE, X32 | 39), ENOSYS);
+        assert_eq!(call(all, 0xc000_00b7, 39), libc::SECCOMP_RET_KILL_PROCESS);
+    }
 
     #[test]
     fn the_usual_profile() {

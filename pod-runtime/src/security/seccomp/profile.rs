@@ -18,6 +18,8 @@ pub enum Action {
     Trap,
     Log,
     Trace(u16),
+    /// A listener outside decides.
+    Notify,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +101,12 @@ pub fn parse(text: &str, capabilities: Set) -> Result<Profile> {
     *rules = kept;
     let oci: LinuxSeccomp =
         serde_json::from_value(document).map_err(|error| wrong("is not as docker or OCI write it").because(error))?;
-    from_oci(&oci)
+    let profile = from_oci(&oci)?;
+    let notifies = |action: Action| action == Action::Notify;
+    if notifies(profile.otherwise) || profile.rules.iter().any(|rule| notifies(rule.action)) {
+        return Err(wrong("asks for notifications, which need a listener outside the pod that cannot move with it"));
+    }
+    Ok(profile)
 }
 
 /// Docker writes one name as "name", and leaves out or nulls what is empty.
@@ -184,11 +191,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Action> {
         LinuxSeccompAction::ScmpActTrap => Action::Trap,
         LinuxSeccompAction::ScmpActLog => Action::Log,
         LinuxSeccompAction::ScmpActTrace => Action::Trace(errno),
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(wrong(
-                "asks for notifications, which need a listener outside the pod that cannot move with it",
-            ));
-        }
+        LinuxSeccompAction::ScmpActNotify => Action::Notify,
     })
 }
 

@@ -1,0 +1,290 @@
+//! Containers on disk: `ROOT/ID/{config.json,state.json,start.sock}`, and what state one is in.
+//!
+//! A folder is made whole or not at all, by whoever makes it first; files are written beside and renamed. What changes
+//! a container holds the lock on its folder. A state is never taken from a file alone: whether the first process is
+//! there is asked of the kernel, by its number and the instant at which it began, so that a number that is used again
+//! is nobody's container.
+
+use super::bundle::{self, check_id};
+use crate::cgroup::Cgroup;
+use crate::problem::{Doing, Problem, Result};
+use crate::proc;
+use crate::sys::daemon;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, open};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// All containers of one root.
+#[derive(Debug, Clone)]
+pub struct Containers {
+    root: PathBuf,
+}
+
+/// One of them. Holds nothing open.
+#[derive(Debug, Clone)]
+pub struct Container {
+    id: String,
+    folder: PathBuf,
+}
+
+/// `state.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub id: String,
+    /// As this host numbers it; 0 until there is one.
+    pub pid: i32,
+    /// When it began, in ticks since the host's boot.
+    pub start_time: u64,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    /// RFC 3339.
+    pub created: String,
+    /// User name of whoever made it.
+    pub owner: String,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// In each hierarchy; none with cgroups disabled.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    #[serde(default)]
+    pub no_new_keyring: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+}
+
+/// What `state` prints and hooks read.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shown {
+    pub oci_version: &'static str,
+    pub id: String,
+    pub pid: i32,
+    pub status: Status,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    pub created: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    pub owner: String,
+}
+
+impl Containers {
+    /// The root that is meant when none is named: below /run for root, below $XDG_RUNTIME_DIR for others.
+    pub fn usual_root() -> PathBuf {
+        let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+        match own {
+            Some(folder) if !nix::unistd::geteuid().is_root() => PathBuf::from(folder).join("pod-oci"),
+            _ => "/run/pod-oci".into(),
+        }
+    }
+
+    pub fn at(root: &Path) -> Result<Containers> {
+        let root = std::path::absolute(root).doing(|| format!("resolve {}", root.display()))?;
+        Ok(Containers { root })
+    }
+
+    /// All, by name.
+    pub fn all(&self) -> Result<Vec<Container>> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).doing(|| format!("list {}", self.root.display())),
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut found: Vec<Container> = names.filter_map(|id| self.get(&id).ok()).collect();
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
+    }
+
+    pub fn get(&self, id: &str) -> Result<Container> {
+        check_id(id)?;
+        let container = Container { id: id.to_owned(), folder: self.root.join(id) };
+        if container.folder.join("state.json").exists() {
+            return Ok(container);
+        }
+        Err(Problem::new("E-OCI-ABSENT", format!("container \"{id}\" does not exist")))
+    }
+
+    /// Takes an id, with the bundle's text and a first state.
+    pub fn claim(&self, state: &State, config: &[u8]) -> Result<Container> {
+        check_id(&state.id)?;
+        let make = |folder: &Path, recursive| DirBuilder::new().mode(0o700).recursive(recursive).create(folder);
+        make(&self.root, true).doing(|| format!("make {}", self.root.display()))?;
+        let container = Container { id: state.id.clone(), folder: self.root.join(&state.id) };
+        match make(&container.folder, false) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(Problem::new(
+                    "E-OCI-STATE",
+                    format!("container with id exists: {} already exists", state.id),
+                ));
+            }
+            other => other.doing(|| format!("make {}", container.folder.display()))?,
+        }
+        let written = container.write("config.json", config).and_then(|()| container.set_state(state));
+        written.inspect_err(|_| container.forget())?;
+        Ok(container)
+    }
+}
+
+impl Container {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Makes the second of two that change it wait. Ends with the value.
+    pub fn lock(&self) -> Result<Flock<OwnedFd>> {
+        let folder = self.open()?;
+        Flock::lock(folder, FlockArg::LockExclusive)
+            .map_err(|(_, error)| Problem::new("E-SYSTEM", format!("lock container {}", self.id)).because(error))
+    }
+
+    fn open(&self) -> Result<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match open(&self.folder, flags, Mode::empty()) {
+            Err(Errno::ENOENT) => {
+                Err(Problem::new("E-OCI-ABSENT", format!("container \"{}\" does not exist", self.id)))
+            }
+            other => other.doing(|| format!("open {}", self.folder.display())),
+        }
+    }
+
+    pub fn state(&self) -> Result<State> {
+        let text = fs::read(self.folder.join("state.json")).doing(|| format!("read the state of {}", self.id))?;
+        serde_json::from_slice(&text).doing(|| format!("read the state of {}", self.id))
+    }
+
+    pub fn set_state(&self, state: &State) -> Result<()> {
+        let text = serde_json::to_vec(state).doing(|| "write a state".into())?;
+        self.write("state.json", &text)
+    }
+
+    pub fn spec(&self) -> Result<Spec> {
+        bundle::parse(&self.config()?)
+    }
+
+    /// The text of the bundle, as it came.
+    pub fn config(&self) -> Result<Vec<u8>> {
+        bundle::read(&self.folder.join("config.json"))
+    }
+
+    pub fn set_config(&self, text: &[u8]) -> Result<()> {
+        self.write("config.json", text)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        write_file(&self.folder.join(name), content, 0o600)
+    }
+
+    /// The address at which its first process waits to be started. Short, whatever the folder is called: a socket's
+    /// path has 108 bytes. Good as long as the descriptor is open.
+    pub fn start_socket(&self) -> Result<(OwnedFd, PathBuf)> {
+        let folder = self.open()?;
+        let path = format!("/proc/self/fd/{}/start.sock", folder.as_raw_fd());
+        Ok((folder, path.into()))
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        self.folder.join("start.sock").exists()
+    }
+
+    pub fn started(&self) {
+        let _ = fs::remove_file(self.folder.join("start.sock"));
+    }
+
+    /// Its groups, if it has some.
+    pub fn cgroup(&self, state: &State) -> Result<Option<Cgroup>> {
+        state.cgroup.as_deref().map(Cgroup::at).transpose()
+    }
+
+    pub fn status(&self, state: &State) -> Result<Status> {
+        if state.pid == 0 {
+            return Ok(Status::Creating);
+        }
+        if !is_alive(state) {
+            return Ok(Status::Stopped);
+        }
+        if self.cgroup(state)?.is_some_and(|cgroup| cgroup.frozen().unwrap_or(false)) {
+            return Ok(Status::Paused);
+        }
+        Ok(if self.is_waiting() { Status::Created } else { Status::Running })
+    }
+
+    /// A descriptor of its first process, if that lives.
+    pub fn first(&self, state: &State) -> Option<OwnedFd> {
+        if state.pid <= 1 {
+            return None;
+        }
+        let pidfd = daemon::pidfd_open(state.pid).ok()?;
+        // The number may have been used again before it was opened.
+        is_alive(state).then_some(pidfd)
+    }
+
+    pub fn shown(&self, state: &State, status: Status) -> Shown {
+        let state = state.clone();
+        Shown {
+            oci_version: super::VERSION,
+            id: state.id,
+            pid: if status == Status::Stopped { 0 } else { state.pid },
+            status,
+            bundle: state.bundle,
+            rootfs: state.rootfs,
+            created: state.created,
+            annotations: state.annotations,
+            owner: state.owner,
+        }
+    }
+
+    /// Removes the folder.
+    pub fn forget(&self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// When a process began; none when it has ended, reaped or not.
+pub fn began(pid: i32) -> Option<u64> {
+    let stat = proc::stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+    (!matches!(stat.state, 'Z' | 'X')).then_some(stat.start_time)
+}
+
+fn is_alive(state: &State) -> bool {
+    state.pid > 1 && began(state.pid) == Some(state.start_time)
+}
+
+/// Beside it and renamed, so that nobody reads half of it.
+pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let doing = || format!("write {}", path.display());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside);
+    let put = |mut file: File| file.write_all(content).and_then(|()| fs::rename(&aside, path));
+    open().and_then(put).inspect_err(|_| drop(fs::remove_file(&aside))).doing(doing)
+}
