@@ -122,6 +122,13 @@ pub(super) struct Lazy {
     behind: Option<(Vec<MmId>, String)>,
 }
 
+/// By what pages are put in places that are watched already.
+pub(super) struct Beside {
+    pub mm: MmId,
+    pub fault: Userfault,
+    pub places: Vec<Range<u64>>,
+}
+
 /// Of one address space.
 struct Waits {
     fault: Userfault,
@@ -181,11 +188,12 @@ impl Lazy {
     }
 
     /// By what pages that are not missing are put where others are: only so nothing else comes into being beside them.
-    pub fn beside(&self) -> Result<Vec<(MmId, Userfault, Vec<Range<u64>>)>> {
+    pub fn beside(&self) -> Result<Vec<Beside>> {
         let behind = self.spaces.iter().filter(|_| self.behind.is_some());
         let one = |(mm, space): (&MmId, &Waits)| {
             let fault = space.fault.copied().doing(|| "copy a descriptor".into())?;
-            Ok((*mm, fault, watched(&space.missing, &space.places).iter().collect()))
+            let places = watched(&space.missing, &space.places).iter().collect();
+            Ok(Beside { mm: *mm, fault, places })
         };
         behind.map(one).collect()
     }

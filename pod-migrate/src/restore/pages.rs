@@ -11,7 +11,7 @@
 
 use super::ahead::{self, Ahead};
 use super::heritage::Copied;
-use super::lazy::Lazy;
+use super::lazy::{Beside, Lazy};
 use super::nursery::Laid;
 use super::same::{self, Same};
 use super::tree::Grown;
@@ -171,7 +171,7 @@ pub(super) fn fill<R: Read>(
 ) -> Result<()> {
     let shared = shared.into_iter().map(|(id, file)| (id, Arc::new(file))).collect();
     let mut targets = Targets { image, grown, opener, shared, files: BTreeMap::new(), spaces: BTreeMap::new() };
-    for (mm, fault, places) in lazy.as_deref().map(Lazy::beside).transpose()?.into_iter().flatten() {
+    for Beside { mm, fault, places } in lazy.as_deref().map(Lazy::beside).transpose()?.into_iter().flatten() {
         targets.spaces.insert(mm, Arc::new(Space::open(image, grown, mm)?.beside(fault, places)));
     }
     let file = reader.file().map(File::try_clone).transpose().doing(|| "copy a descriptor".into())?;
