@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use pod_migrate::link::ssh::Target;
+use pod_migrate::link::dial::Target;
 use pod_migrate::migrate::journal::Job;
 use pod_runtime::network::named::{Definition, Subnet};
 use pod_runtime::security::capabilities::Set;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::bed::{Bed, Census, Host};
 use integration::pods::said;
 use integration::wait::{SOON, until_true};
+use pod_migrate::ids::MmId;
 use pod_migrate::image::{Kind, PageRun, Reader, Writer};
 use pod_migrate::link::direct::Door;
 use pod_migrate::migrate::protocol::{Answer, Arrival, Hello, Offer, PROTOCOL, Purpose, Say};
@@ -337,7 +338,17 @@ fn a_source_that_says_things_out_of_order() -> Result<()> {
         scene.refuses(&format!("a job called {id:?}"), &words.bytes()?, &["E-USAGE"])?;
         let words = Words::new().say(&hello(Purpose::Ask { job: id.into() }))?;
         scene.refuses(&format!("a question about a job called {id:?}"), &words.bytes()?, &["E-USAGE"])?;
+        let words = Words::new().say(&hello(Purpose::Bring { job: id.into() }))?.say(&Say::Still)?;
+        scene.refuses(&format!("memory for a job called {id:?}"), &words.bytes()?, &["E-USAGE"])?;
     }
+    // Memory of nobody, and of one that has all.
+    let nobody = Words::new().say(&hello(Purpose::Bring { job: "0badc0dc".into() }))?.say(&Say::Still)?;
+    scene.refuses("memory for a job that nobody knows", &nobody.bytes()?, &["E-NOJOB"])?;
+    let mut more = Words::new().say(&hello(Purpose::Bring { job: scene.job.clone() }))?.say(&Say::Still)?;
+    more.0
+        .pages(PageRun { owner: pod_migrate::image::Owner::Mm(MmId(1)), address: 0x10_0000, bytes: 4 }, &[b"mine"])?;
+    let whole = speak(scene.bed.b(), &more.bytes()?, false)?;
+    ensure!(format!("{:?}", whole.answers).contains("Whole"), "{whole:?}");
     // It ran: whoever asks is told so, as often as they ask, and it stays so.
     for _ in 0..2 {
         let asked =

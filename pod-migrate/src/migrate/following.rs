@@ -379,6 +379,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_window_of_the_pod_is_not_read() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let link = |end: UnixStream| Link::open(end.try_clone().unwrap().into(), end.into(), "x", None).unwrap();
+        let there = std::thread::spawn(move || link(theirs).hear::<Answer>().is_err());
+        let mut link = link(ours);
+        let hosts = [(MmId(1), std::process::id() as i32)].into();
+        let mut copy = Copy { hosts, queue: VecDeque::new(), buffer: PageBuffer::new(WINDOW as usize), sent: 0 };
+        for (mm, address) in [(2, 0), (1, PAGE), (1, WINDOW + 1), (1, u64::MAX - WINDOW + 1), (u64::MAX, 0)] {
+            let wanted = Wanted { mm, address, pages: u64::MAX, urgent: true };
+            assert_eq!(copy.answer(wanted, &mut link).unwrap_err().code(), PROTOCOL, "{mm} {address:#x}");
+        }
+        // Nothing is mapped there.
+        assert!(copy.answer(Wanted { mm: 1, address: 0, pages: 1, urgent: false }, &mut link).is_err());
+        drop(link);
+        assert!(there.join().unwrap(), "something was sent");
+    }
+
+    #[test]
     fn bits_are_runs_of_pages() {
         assert!(runs(WINDOW, 0).is_empty());
         assert_eq!(runs(WINDOW, u64::MAX), [(WINDOW, WINDOW as usize)]);

@@ -521,6 +521,10 @@ mod tests {
             came.extend(std::iter::from_fn(|| carrier.next()));
         }
         assert_eq!(came, [(5, 0x2000, b"abc".to_vec()), (6, 0, Vec::new())]);
+        assert!(carrier.makes_sense(), "nothing has come");
+        // Nobody asks for so much at once.
+        (&theirs).write_all(&head(MmId(5), 0, WINDOW + 1)).unwrap();
+        assert!(carrier.receive() && !carrier.makes_sense());
         drop(theirs);
         assert!(!carrier.receive());
     }
