@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 
 const POD: &str = "memory";
 /// MiB beside the guest.
-const BALLAST: u32 = 200;
+const BALLAST: u32 = 80;
 
 /// A guest with much memory, which leaves the first host slowly.
 fn leaving(bed: &Bed, options: &[&str]) -> Result<Child> {

@@ -235,7 +235,7 @@ fn who_is_between_may_be_killed() -> Result<()> {
     let before = bed.census()?;
     let (a, b) = acquainted(&bed)?;
     let mut daemon = Some(Daemon::run(&b)?);
-    a.guest(POD, &[], 200)?;
+    a.guest(POD, &[], 80)?;
     // Slowly, so that there is time to kill somebody.
     let begin = |arguments: &[&str]| -> Result<Child> {
         let mut command = a.command("pod");

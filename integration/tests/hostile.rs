@@ -342,7 +342,7 @@ fn a_source_that_says_things_out_of_order() -> Result<()> {
         scene.refuses(&format!("memory for a job called {id:?}"), &words.bytes()?, &["E-USAGE"])?;
     }
     // Memory of nobody, and of one that has all.
-    let nobody = Words::new().say(&hello(Purpose::Bring { job: "0badc0dc".into() }))?.say(&Say::Still)?;
+    let nobody = Words::new().say(&hello(Purpose::Bring { job: "0badbad0".into() }))?.say(&Say::Still)?;
     scene.refuses("memory for a job that nobody knows", &nobody.bytes()?, &["E-NOJOB"])?;
     let mut more = Words::new().say(&hello(Purpose::Bring { job: scene.job.clone() }))?.say(&Say::Still)?;
     more.0

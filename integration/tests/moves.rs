@@ -131,7 +131,7 @@ macro_rules! ways {
 
 // Those whose memory, threads and waits matter to it.
 ways! { moved_with_memory_behind: [
-    advised churn crowd epoll headless hugepages lockedmem memory prefork sealed sharedparts tcp threads throng timers tree
+    advised churn crowd epoll headless lockedmem memory prefork sharedparts tcp threads tree
 ] }
 
 ways! { restored restored_elsewhere restored_lazily moved moved_with_memory_ahead: [
