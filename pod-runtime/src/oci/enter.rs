@@ -196,7 +196,8 @@ impl Child<'_> {
         daemon::close_all_but(&keep);
         first::enter_folder(process)?;
         let program = Program::find(process)?;
-        program.settle(&tell, options.preserve_fds)?;
+        program.settle(options.preserve_fds)?;
+        program.keep(&tell)?;
         let state = (self.shown, i32::from_ne_bytes(pid));
         listener::hand_over(self.filter, self.listener, process, linux, state)?;
         confine::confine(process, self.filter.filter(|filter| !filter.notifies))?;

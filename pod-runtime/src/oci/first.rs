@@ -324,10 +324,19 @@ impl First<'_> {
         let hooks = Hooks::default();
         let hooks = self.bundle.spec.hooks().as_ref().unwrap_or(&hooks);
         let shown = Shown { status: Status::Created, ..self.shown.clone() };
-        hooks::run("startContainer", hooks.start_container(), &shown)?;
+        let has_hooks = hooks.start_container().as_ref().is_some_and(|hooks| !hooks.is_empty());
         let filter = self.filter.filter(|filter| !filter.notifies);
-        program.settle(starter, self.preserve_fds)?;
+        program.settle(self.preserve_fds)?;
+        // A hook must not have it: whatever it leaves running would keep who starts the container waiting.
+        if !has_hooks {
+            program.keep(starter)?;
+        }
         confine::confine(self.process(), filter)?;
+        // They are programs of the image: with no more rights than the container's own.
+        hooks::run("startContainer", hooks.start_container(), &shown)?;
+        if has_hooks {
+            program.keep(starter)?;
+        }
         program.execute(starter)
     }
 }
@@ -338,7 +347,7 @@ pub fn take_terminal(terminal: &OwnedFd) -> Result<()> {
     (0..3).try_for_each(|number| daemon::replace_stdio(terminal.as_fd(), number).doing(|| "set up stdio".into()))
 }
 
-/// The working directory, or, where root may not enter what the user may, nothing yet.
+/// The working directory, made if it is not there, and verified to be inside the root.
 pub fn enter_folder(process: &Process) -> Result<()> {
     init::go_to(process.cwd())
 }
@@ -388,11 +397,16 @@ impl Program {
         })
     }
 
-    /// Settles what stays open at the exec: `tell`, and what is preserved. Before there is a filter that could deny it.
-    pub fn settle(&self, tell: &impl AsFd, preserve_fds: i32) -> Result<()> {
+    /// Settles that what is preserved stays open at the exec and nothing else. Before there is a filter that could deny
+    /// it.
+    pub fn settle(&self, preserve_fds: i32) -> Result<()> {
         (3..3 + preserve_fds).try_for_each(process::keep_at_exec).doing(|| "preserve descriptors".into())?;
         let first = u32::try_from(3 + preserve_fds).unwrap_or(3);
-        process::close_on_exec_from(first).doing(|| "mark descriptors to close at exec".into())?;
+        process::close_on_exec_from(first).doing(|| "mark descriptors to close at exec".into())
+    }
+
+    /// `tell` stays open for the launcher, which closes it at the program's exec.
+    pub fn keep(&self, tell: &impl AsFd) -> Result<()> {
         process::keep_at_exec(tell.as_fd().as_raw_fd()).doing(|| "keep a descriptor over exec".into())
     }
 
