@@ -133,6 +133,7 @@ impl Drop for Half {
 fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Options) -> Result<()> {
     let linux = bundle.spec.linux().clone().unwrap_or_default();
     let namespaces = Namespaces::open(&linux)?;
+    let hidden = hide()?;
     let filter = linux.seccomp().as_ref().map(Filter::of_oci).transpose()?;
     let listener = listener::connect(&linux, filter.as_ref())?;
     let (folder, address) = container.start_socket()?;
@@ -168,6 +169,7 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
                 no_pivot: options.no_pivot,
                 new_keyring: !options.no_new_keyring,
                 preserve_fds: options.preserve_fds,
+                hidden,
             };
             // Nothing of the maker's may be undone here.
             let _ = catch_unwind(AssertUnwindSafe(|| first.live()));
@@ -184,6 +186,16 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     supply(pid, groups, &namespaces, &bundle.spec).map_err(|problem| said(&ours).unwrap_or(problem))?;
     attend(half, container, bundle, &ours)?;
     finish(half, container, options)
+}
+
+/// What it makes is born as it is, so that there is no instant at which something inside could look at it or trace it.
+/// An ordinary user would be kept from writing the maps of what it makes.
+fn hide() -> Result<bool> {
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
+    }
+    Ok(root)
 }
 
 /// What the first process cannot give itself, made while it makes the rest. Whether it is to be put into the groups.
@@ -235,7 +247,11 @@ fn in_joined_user(namespaces: &Namespaces, flags: u64) -> Result<(Cloned, Born)>
         daemon::Fork::Child => {
             let parent = libc::CLONE_PARENT as u64;
             let joined = namespaces.join_user();
-            let cloned = joined.and_then(|()| {
+            // The change of rights has made it visible to who is in there, and what it makes next with it.
+            let hidden = joined.and_then(|()| {
+                process::set_dumpable(false).doing(|| "hide from the container's processes".into())
+            });
+            let cloned = hidden.and_then(|()| {
                 namespaces.around(|| {
                     let cloned = clone::clone3(flags | parent, None, None);
                     Ok((cloned.doing(|| "make the container's namespaces".into())?, Born::Elsewhere))

@@ -70,6 +70,9 @@ pub struct First<'a> {
     pub no_pivot: bool,
     pub new_keyring: bool,
     pub preserve_fds: i32,
+    /// Its maker could not be looked at any more when it was made, and so it never could. Nothing inside can tell: in a
+    /// user namespace that has no maps yet everybody is nobody.
+    pub hidden: bool,
 }
 
 impl First<'_> {
@@ -128,8 +131,9 @@ impl First<'_> {
     }
 
     fn prepare(&mut self) -> Result<Program> {
-        // To a maker that is an ordinary user it must be visible until that has written the maps.
-        if nix::unistd::geteuid().is_root() || !self.namespaces.has_new(libc::CLONE_NEWUSER) {
+        // To a maker that is an ordinary user it must be visible until that has written the maps. For others once more: to
+        // join a user namespace has made it visible.
+        if self.hidden || !self.namespaces.has_new(libc::CLONE_NEWUSER) {
             process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
         }
         let other_user = self.namespaces.has_user();
