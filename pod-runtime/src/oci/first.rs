@@ -89,7 +89,10 @@ impl First<'_> {
         let own = [sync, listening, program.launcher.as_raw_fd()];
         let keep: Vec<i32> = (3..3 + self.preserve_fds).chain(own).collect();
         daemon::close_all_but(&keep);
-        let _ = self.say(&News::Ready);
+        // Without a maker nobody has written down that it waits, and nobody would start it.
+        if self.say(&News::Ready).is_err() {
+            daemon::exit_now(1)
+        }
         // The maker waits for it.
         daemon::close_number(sync);
         loop {
@@ -182,14 +185,15 @@ impl First<'_> {
             Some(taken) => taken,
             None => (mounts::root(self.rootfs)?, Mounts::open(&self.bundle.spec, &self.bundle.folder)?),
         };
-        let tree = if new_mounts { self.build(root, &mounts)? } else { Tree::at(self.rootfs)? };
+        let (tree, to_protect) =
+            if new_mounts { self.build(root, &mounts)? } else { (Tree::at(self.rootfs)?, Vec::new()) };
         let own_dev = new_mounts && mounts.has_own_dev();
         let hooks = self.bundle.spec.hooks().clone().unwrap_or_default();
         self.say(&News::Built)?;
         self.wait();
         hooks::run("createContainer", hooks.create_container(), &self.shown)?;
         let terminal = self.make_terminal(&tree, own_dev)?;
-        self.protect(&tree)?;
+        self.protect(&tree, &to_protect)?;
         self.become_root(&tree)?;
         if let Some(terminal) = terminal {
             take_terminal(&terminal)?;
@@ -254,19 +258,19 @@ impl First<'_> {
         }
     }
 
-    /// The file tree, by descriptors.
-    fn build(&self, root: OwnedFd, mounts: &Mounts) -> Result<Tree> {
+    /// The file tree, by descriptors; with it what is to be made read-only when all is in it.
+    fn build(&self, root: OwnedFd, mounts: &Mounts) -> Result<(Tree, Vec<OwnedFd>)> {
         mounts::attach_root(&root, self.rootfs, self.propagation())?;
         let tree = Tree::of(root);
         nix::sys::stat::umask(Mode::empty());
         let cgroup_namespace = mounts::cgroup_namespace(&self.bundle.spec);
-        mounts.mount(&tree, self.cgroup, cgroup_namespace)?;
+        let to_protect = mounts.mount(&tree, self.cgroup, cgroup_namespace)?;
         if mounts.has_own_dev() {
             let devices = self.linux().devices().as_deref().unwrap_or_default();
             devices::fill(&tree, devices, self.namespaces.has_user())?;
         }
         nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
-        Ok(tree)
+        Ok((tree, to_protect))
     }
 
     fn make_terminal(&self, tree: &Tree, own_dev: bool) -> Result<Option<OwnedFd>> {
@@ -279,8 +283,8 @@ impl First<'_> {
         Ok(Some(made.slave))
     }
 
-    /// What lies over the kernel's files, and the root's own attributes.
-    fn protect(&self, tree: &Tree) -> Result<()> {
+    /// What lies over the kernel's files, and what is read-only: last, for all before it makes places to mount onto.
+    fn protect(&self, tree: &Tree, made: &[OwnedFd]) -> Result<()> {
         if !self.namespaces.has_new(libc::CLONE_NEWNS) {
             return Ok(());
         }
@@ -290,9 +294,12 @@ impl First<'_> {
         if let Some(paths) = linux.masked_paths().as_ref().filter(|paths| !paths.is_empty()) {
             special::mask(tree, &special::host_null()?, paths)?;
         }
+        let change = Change { set: MOUNT_ATTR_RDONLY, ..Change::default() };
+        for made in made {
+            mount::change(made.as_fd(), &change, false).doing(|| "make a new file system read-only".into())?;
+        }
         let read_only = self.bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
         if read_only {
-            let change = Change { set: MOUNT_ATTR_RDONLY, ..Change::default() };
             mount::change(tree.root().as_fd(), &change, false).doing(|| "make the root read-only".into())?;
         }
         Ok(())
@@ -307,6 +314,7 @@ impl First<'_> {
             return nix::unistd::chdir("/").doing(doing);
         }
         if self.no_pivot {
+            super::uncover::kernels_files(tree.root())?;
             let none: Option<&str> = None;
             nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none).doing(doing)?;
             nix::unistd::chroot(".").doing(doing)?;
