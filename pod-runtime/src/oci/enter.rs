@@ -67,7 +67,7 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
     // The child is born as its maker is: there is no instant at which something inside could trace it.
     process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
     let cloned = match &cgroup {
-        Some(cgroup) => cgroup.fork(0),
+        Some(cgroup) => cgroup.fork_beside(state.pid),
         None => clone::clone3(0, None, None).map(|cloned| (cloned, Born::Elsewhere)),
     };
     match cloned.doing(|| "make a process in the container".into())? {
