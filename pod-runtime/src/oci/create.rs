@@ -267,9 +267,8 @@ fn in_joined_user(namespaces: &Namespaces, flags: u64) -> Result<(Cloned, Born)>
             let parent = libc::CLONE_PARENT as u64;
             let joined = namespaces.join_user();
             // The change of rights has made it visible to who is in there, and what it makes next with it.
-            let hidden = joined.and_then(|()| {
-                process::set_dumpable(false).doing(|| "hide from the container's processes".into())
-            });
+            let hidden = joined
+                .and_then(|()| process::set_dumpable(false).doing(|| "hide from the container's processes".into()));
             let cloned = hidden.and_then(|()| {
                 namespaces.around(|| {
                     let cloned = clone::clone3(flags | parent, None, None);

@@ -145,8 +145,7 @@ impl Containers {
         let make = |folder: &Path, recursive| DirBuilder::new().mode(0o700).recursive(recursive).create(folder);
         make(&self.root, true).doing(|| format!("make {}", self.root.display()))?;
         let container = Container { id: state.id.clone(), folder: self.root.join(&state.id) };
-        let exists =
-            || Problem::new("E-OCI-STATE", format!("container with id exists: {} already exists", state.id));
+        let exists = || Problem::new("E-OCI-STATE", format!("container with id exists: {} already exists", state.id));
         for _ in 0..MOST_TRIES {
             match make(&container.folder, false) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),

@@ -6,6 +6,7 @@
 mod bench;
 mod config;
 mod escapes;
+mod owners;
 mod podman;
 mod stdio;
 
@@ -243,6 +244,9 @@ fn hooks_run_in_order_with_the_state() {
     config["hooks"]["startContainer"] = json!([{"path": "/bin/touch", "args": ["touch", "/started"]}]);
     config["hooks"]["createRuntime"] = json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]);
     bench.write("a", config.clone());
+    bench.refused(&["create", "a"], 1, &["in time"]);
+    // The state is longer than a pipe, and nobody reads it.
+    config["annotations"] = json!({"long": "x".repeat(200_000)});
     bench.refused(&["create", "a"], 1, &["in time"]);
     config["hooks"]["createRuntime"] = json!([]);
     bench.says("b", config);
