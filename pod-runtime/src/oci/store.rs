@@ -1,9 +1,9 @@
 //! Containers on disk: `ROOT/ID/{config.json,state.json,start.sock}`, and what state one is in.
 //!
 //! A folder is made whole or not at all, by whoever makes it first; files are written beside and renamed. What makes,
-//! changes or removes a container holds the lock on its folder. A state is never taken from a file alone: whether the first process is
-//! there is asked of the kernel, by its number and the instant at which it began, so that a number that is used again
-//! is nobody's container.
+//! changes or removes a container holds the lock on its folder. A state is never taken from a file alone: whether the
+//! first process is there is asked of the kernel, by its number and the instant at which it began, so that a number that
+//! is used again is nobody's container.
 
 use super::bundle::{self, check_id};
 use crate::cgroup::Cgroup;
@@ -53,8 +53,8 @@ pub struct State {
     pub owner: String,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// In each hierarchy; none with cgroups disabled.
-    /// Not before nobody else was found in it: what is written here ends with the container.
+    /// In each hierarchy; none with cgroups disabled, and none before nobody else was found in it: what is written here
+    /// ends with the container.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
     /// Its first process is there and the rest is not. Whoever makes it holds the lock.
@@ -360,4 +360,52 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside);
     let put = |mut file: File| file.write_all(content).and_then(|()| fs::rename(&aside, path));
     open().and_then(put).inspect_err(|_| drop(fs::remove_file(&aside))).doing(doing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(id: &str) -> State {
+        State { id: id.to_owned(), ..State::default() }
+    }
+
+    #[test]
+    fn a_lock_is_of_the_folder_that_is_there_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::at(dir.path()).unwrap();
+        let (container, first) = containers.claim(&state("a"), b"{}").unwrap();
+        assert_eq!(container.lock_within(Duration::from_millis(5)).unwrap_err().code(), "E-OCI-STATE");
+        assert!(containers.claim(&state("a"), b"{}").is_err());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let waiting = container.clone();
+            scope.spawn(move || tell.send(waiting.lock().map(drop)));
+            std::thread::sleep(Duration::from_millis(20));
+            container.forget();
+            let (_, second) = containers.claim(&state("a"), b"{}").unwrap();
+            drop(first);
+            // What it waited for is gone, and the new one is somebody's.
+            assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+            drop(second);
+            told.recv().unwrap().unwrap();
+        });
+        container.forget();
+        assert_eq!(container.lock().unwrap_err().code(), "E-OCI-ABSENT");
+    }
+
+    #[test]
+    fn remains_are_removed_and_containers_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::at(dir.path()).unwrap();
+        let (container, lock) = containers.claim(&state("a"), b"{}").unwrap();
+        drop(lock);
+        let soon = Duration::from_secs(5);
+        containers.remove_remains("a", soon).unwrap();
+        container.state().unwrap();
+        fs::remove_file(dir.path().join("a/state.json")).unwrap();
+        containers.remove_remains("a", soon).unwrap();
+        assert!(!dir.path().join("a").exists());
+        containers.remove_remains("a", soon).unwrap();
+    }
 }
