@@ -148,6 +148,8 @@ fn without_a_pivot_nothing_of_the_hosts_is_left() {
     for (user_namespace, flags) in [(false, &["--no-pivot"][..]), (true, &["--no-pivot"]), (false, &[])] {
         let bench = Bench::ours();
         let mut config = bench.config(script);
+        // Without it nobody maps root.
+        crate::bench::capabilities(&mut config, &["CAP_SETFCAP"]);
         if user_namespace {
             in_user_namespace(&bench, &mut config);
         }

@@ -247,6 +247,7 @@ fn hooks_run_in_order_with_the_state() {
     bench.refused(&["create", "a"], 1, &["in time"]);
     // The state is longer than a pipe, and nobody reads it.
     config["annotations"] = json!({"long": "x".repeat(200_000)});
+    bench.write("a", config.clone());
     bench.refused(&["create", "a"], 1, &["in time"]);
     config["hooks"]["createRuntime"] = json!([]);
     bench.says("b", config);

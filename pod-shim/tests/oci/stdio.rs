@@ -35,7 +35,7 @@ fn descriptors_of_an_activated_service_are_handed_on() {
         bench.write(id, bench.config(script));
         let inner = bench.command(&["run", id]);
         let mut command = std::process::Command::new("sh");
-        let wrapper = format!("export LISTEN_FDS=1 LISTEN_PID={pid}; exec \"$@\"");
+        let wrapper = format!("export LISTEN_FDS=1 LISTEN_PID={pid}; exec \"$@\" 3<&-");
         command.args(["-c", &wrapper, "sh"]).arg(inner.get_program()).args(inner.get_args());
         command.current_dir(bench.bundle()).stdin(Stdio::null());
         bench.finish(command)
