@@ -6,8 +6,11 @@
 use crate::problem::{Doing, Problem, Result};
 use crate::proc::mountinfo::{self, Mount};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::fs;
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Of looks at the list: each takes the topmost of those that lie over each other.
@@ -16,10 +19,13 @@ const MOST: usize = 64;
 /// Takes every procfs and sysfs that is not below `root` out of the caller's mount namespace, which is the container's and
 /// has no way back to the host's; lays an empty folder over those that it may not take out.
 pub fn kernels_files(root: &OwnedFd) -> Result<()> {
-    let root = mount_id(root)?;
+    // Of a procfs that is held: the one at /proc is among the first to go.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let own = open("/proc/self", flags, Mode::empty()).doing(|| "open /proc".into())?;
+    let root = mount_id(&own, root)?;
     let mut covered: Vec<u32> = Vec::new();
     for _ in 0..MOST {
-        let mounts = mounts()?;
+        let mounts = mounts(&own)?;
         let left: Vec<&Mount> = mounts
             .iter()
             .rev()
@@ -57,16 +63,22 @@ fn take_out(found: &Mount, covered: &mut Vec<u32>) -> Result<()> {
     Ok(())
 }
 
-fn mounts() -> Result<Vec<Mount>> {
-    let text = crate::proc::bytes("/proc/self/mountinfo").doing(|| "read the mounts of the container".into())?;
-    mountinfo::parse(&text)
+fn read(own: &OwnedFd, name: &str) -> Result<Vec<u8>> {
+    let doing = || "read the mounts of the container".to_owned();
+    let file = openat(own, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).doing(doing)?;
+    let mut text = Vec::new();
+    File::from(file).read_to_end(&mut text).doing(doing)?;
+    Ok(text)
+}
+
+fn mounts(own: &OwnedFd) -> Result<Vec<Mount>> {
+    mountinfo::parse(&read(own, "mountinfo")?)
         .ok_or_else(|| Problem::new("E-SYSTEM", "/proc/self/mountinfo is not as the kernel writes it"))
 }
 
-fn mount_id(of: &OwnedFd) -> Result<u32> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", of.as_raw_fd()))
-        .doing(|| "look for the mount of the container's root".into())?;
-    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+fn mount_id(own: &OwnedFd, of: &OwnedFd) -> Result<u32> {
+    let text = read(own, &format!("fdinfo/{}", of.as_raw_fd()))?;
+    let id = String::from_utf8_lossy(&text).lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     id.ok_or_else(|| Problem::new("E-SYSTEM", "the mount of the container's root has no number"))
 }
 

@@ -469,7 +469,7 @@ fn what_cannot_be_is_refused_by_name() {
         (change("/process/capabilities/bounding", json!(["CAP_NOPE"])), "CAP_NOPE"),
         (change("/root/path", json!("nowhere")), "rootfs"),
         (change("/process/rlimits", json!([{"type": "RLIMIT_NOPE", "hard": 1, "soft": 1}])), "RLIMIT_NOPE"),
-        (change("/mounts/0/type", json!("nopefs")), "nopefs"),
+        (change("/mounts/4/type", json!("nopefs")), "nopefs"),
         (change("/mounts/0/destination", json!("/../x")), ".."),
         (
             change(
