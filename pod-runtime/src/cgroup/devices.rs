@@ -1,6 +1,10 @@
 //! The devices that a pod may use: a list, kept by the v1 controller where the host has it, by a small BPF program on
 //! the v2 group otherwise. Of several rules that match the last counts; what none matches is denied. A host that can
 //! do neither says so.
+//!
+//! The v1 controller knows no order: it has one answer and a set of exceptions from it, takes a denial only of exactly what
+//! it allows, and reads every line that begins with "a" as all devices. So the list is folded first ([`Folded`]), and what
+//! cannot be said that way is refused.
 
 use super::Cgroup;
 use crate::problem::{Doing, Problem, Result};
@@ -19,7 +23,7 @@ pub(crate) enum Kind {
 }
 
 /// One line of the list; -1 is any number.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub allow: bool,
     pub kind: Kind,
@@ -46,7 +50,95 @@ impl Rule {
 
     /// Every device in every way.
     fn is_all(&self) -> bool {
-        self.kind == Kind::Any && self.major < 0 && self.minor < 0
+        self.kind == Kind::Any && self.major < 0 && self.minor < 0 && self.read && self.write && self.make
+    }
+
+    /// One for each kind that it is about.
+    fn by_kind(self) -> Vec<Rule> {
+        match self.kind {
+            Kind::Any => vec![Rule { kind: Kind::Block, ..self }, Rule { kind: Kind::Char, ..self }],
+            Kind::Block | Kind::Char => vec![self],
+        }
+    }
+
+    /// Whether every device of the other is one of this. Of a kind each.
+    fn covers(&self, other: &Rule) -> bool {
+        let number = |own: i64, other: i64| own < 0 || own == other;
+        self.kind == other.kind && number(self.major, other.major) && number(self.minor, other.minor)
+    }
+
+    /// Whether a device is one of both, to be used in a way of both.
+    fn meets(&self, other: &Rule) -> bool {
+        let number = |own: i64, other: i64| own < 0 || other < 0 || own == other;
+        let both = self.without(&self.without(other));
+        self.kind == other.kind
+            && number(self.major, other.major)
+            && number(self.minor, other.minor)
+            && !both.is_empty()
+    }
+
+    /// The same devices, and only those ways to use them that the other does not name.
+    fn without(&self, other: &Rule) -> Rule {
+        Rule {
+            read: self.read && !other.read,
+            write: self.write && !other.write,
+            make: self.make && !other.make,
+            ..*self
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        !(self.read || self.write || self.make)
+    }
+}
+
+/// A list as the v1 controller has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Folded {
+    /// All but the exceptions is allowed, or else denied.
+    allows: bool,
+    exceptions: Vec<Rule>,
+}
+
+impl Folded {
+    fn of(rules: &[Rule]) -> Result<Folded> {
+        // "All, but not …" can be said of two kinds of devices as well, and then some more can be taken away.
+        Self::fold(rules, true).or_else(|_| Self::fold(rules, false))
+    }
+
+    fn fold(rules: &[Rule], all_is_one: bool) -> Result<Folded> {
+        let mut folded = Folded { allows: false, exceptions: Vec::new() };
+        for rule in rules {
+            if rule.is_all() && (all_is_one || !rule.allow) {
+                folded = Folded { allows: rule.allow, exceptions: Vec::new() };
+                continue;
+            }
+            for part in rule.by_kind().into_iter().filter(|part| !part.is_empty()) {
+                folded.take(part)?;
+            }
+        }
+        Ok(folded)
+    }
+
+    fn take(&mut self, rule: Rule) -> Result<()> {
+        if rule.allow != self.allows {
+            self.exceptions.push(rule);
+            return Ok(());
+        }
+        if let Some(kept) = self.exceptions.iter().find(|kept| rule.meets(kept) && !rule.covers(kept)) {
+            let verb = if rule.allow { "allow" } else { "deny" };
+            let what = format!(
+                "cgroup v1 cannot {verb} the devices {} after a rule for {}, which are more",
+                rule.line(),
+                kept.line()
+            );
+            return Err(Problem::new("E-CGROUP", what));
+        }
+        for kept in self.exceptions.iter_mut().filter(|kept| rule.covers(kept)) {
+            *kept = kept.without(&rule);
+        }
+        self.exceptions.retain(|kept| !kept.is_empty());
+        Ok(())
     }
 }
 
@@ -98,15 +190,15 @@ pub(super) fn keep(cgroup: &Cgroup, rules: &[Rule]) -> Result<Option<String>> {
 
 /// The kernel takes a line a write.
 fn by_v1(folder: &Path, rules: &[Rule]) -> Result<()> {
+    let folded = Folded::of(rules)?;
     fs::write(folder.join("devices.deny"), "a").doing(|| "deny all devices".into())?;
-    let open = |name: &str| {
-        let path = folder.join(name);
-        OpenOptions::new().write(true).open(&path).doing(|| format!("open {}", path.display()))
-    };
-    let (mut allow, mut deny) = (open("devices.allow")?, open("devices.deny")?);
-    for rule in rules {
-        let line = if rule.is_all() { "a".to_owned() } else { rule.line() };
-        let (list, verb) = if rule.allow { (&mut allow, "allow") } else { (&mut deny, "deny") };
+    if folded.allows {
+        fs::write(folder.join("devices.allow"), "a").doing(|| "allow all devices".into())?;
+    }
+    let (name, verb) = if folded.allows { ("devices.deny", "deny") } else { ("devices.allow", "allow") };
+    let path = folder.join(name);
+    let mut list = OpenOptions::new().write(true).open(&path).doing(|| format!("open {}", path.display()))?;
+    for line in folded.exceptions.iter().map(Rule::line) {
         list.write_all(line.as_bytes()).doing(|| format!("{verb} device {line}"))?;
     }
     Ok(())
@@ -173,6 +265,7 @@ fn program(rules: &[Rule]) -> Vec<EbpfInstruction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Runs the program as the kernel would.
     fn run(program: &[EbpfInstruction], access: u32, kind: u32, major: u32, minor: u32) -> u64 {
@@ -206,6 +299,82 @@ mod tests {
         assert_eq!(lines.last().unwrap(), "c 136:* rwm");
     }
 
+    /// "+" allows and "-" denies: "+c 10:229 rw".
+    fn rule(text: &str) -> Rule {
+        let mut parts = text[1..].split([' ', ':']);
+        let mut next = || parts.next().unwrap();
+        let kind = match next() {
+            "a" => Kind::Any,
+            "b" => Kind::Block,
+            _ => Kind::Char,
+        };
+        let (major, minor) = (next().parse().unwrap_or(-1), next().parse().unwrap_or(-1));
+        let access = next();
+        let has = |letter| access.contains(letter);
+        let (read, write, make) = (has('r'), has('w'), has('m'));
+        Rule { allow: text.starts_with('+'), kind, major, minor, read, write, make }
+    }
+
+    fn folded(rules: &[&str]) -> Option<(bool, Vec<String>)> {
+        let rules: Vec<Rule> = rules.iter().map(|text| rule(text)).collect();
+        Folded::of(&rules).ok().map(|list| (list.allows, list.exceptions.iter().map(Rule::line).collect()))
+    }
+
+    #[test]
+    fn v1_hears_of_all_devices_only_where_all_are_meant() {
+        let is = |allows: bool, lines: &[&str]| Some((allows, lines.iter().map(|line| (*line).to_owned()).collect()));
+        assert_eq!(folded(&["-a *:* rwm", "+a 10:229 rw"]), is(false, &["b 10:229 rw", "c 10:229 rw"]));
+        assert_eq!(folded(&["+a *:* rw"]), is(false, &["b *:* rw", "c *:* rw"]));
+        assert_eq!(folded(&["+a 10:* rwm", "+a *:5 rwm"]).unwrap().1.len(), 4);
+        assert_eq!(folded(&["+c 1:3 r", "+a *:* rwm", "+c *:* m"]), is(true, &[]));
+        assert_eq!(folded(&["+a *:* rwm", "-a *:* rwm"]), is(false, &[]));
+    }
+
+    #[test]
+    fn a_later_rule_of_v1_takes_back_what_it_covers() {
+        let is = |allows: bool, lines: &[&str]| Some((allows, lines.iter().map(|line| (*line).to_owned()).collect()));
+        assert_eq!(folded(&["+c 10:229 rwm", "-c 10:* rwm"]), is(false, &[]));
+        assert_eq!(folded(&["+c 10:229 rwm", "+c 5:1 rw", "-c 10:* w"]), is(false, &["c 10:229 rm", "c 5:1 rw"]));
+        assert_eq!(folded(&["+c 10:229 rwm", "-a *:229 rwm", "+c 10:229 r"]), is(false, &["c 10:229 r"]));
+        assert_eq!(folded(&["+a *:* rwm", "-c 10:229 w"]), is(true, &["c 10:229 w"]));
+        assert_eq!(folded(&["+a *:* rwm", "-c *:* rwm", "+c 1:3 rwm"]), is(false, &["b *:* rwm", "c 1:3 rwm"]));
+        assert_eq!(folded(&["+a *:* rwm", "-c 10:229 w", "+c 10:229 rwm"]), is(true, &[]));
+        // Narrower than what is there, or across it.
+        for refused in [["+c 10:* rwm", "-c 10:229 rwm"], ["+c 10:* rwm", "-c *:229 rwm"], ["+b *:* rw", "-b 8:0 w"]] {
+            assert_eq!(folded(&refused), None, "{refused:?}");
+        }
+        // Not in a way that is there.
+        assert_eq!(folded(&["+c *:* m", "-c 10:229 rw"]), is(false, &["c *:* m"]));
+    }
+
+    proptest! {
+        /// The kernel's reading of the folded list is that of the program, which has an order, for every single way of use.
+        #[test]
+        fn folding_changes_nothing(texts in prop::collection::vec("[+-][abc] (1|2|\\*):(1|2|\\*) (r|w|rw|rwm|m)", 0..7)) {
+            let rules: Vec<Rule> = texts.iter().map(|text| rule(text)).collect();
+            let Ok(folded) = Folded::of(&rules) else { return Ok(()) };
+            let program = program(&rules);
+            for kind in [1, 2] {
+                for (major, minor) in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 3)] {
+                    for access in [1, 2, 4] {
+                        let asked = Rule {
+                            allow: true,
+                            kind: if kind == 1 { Kind::Block } else { Kind::Char },
+                            major: major.into(),
+                            minor: minor.into(),
+                            read: access == 2,
+                            write: access == 4,
+                            make: access == 1,
+                        };
+                        let excepted = folded.exceptions.iter().any(|kept| kept.covers(&asked) && kept.meets(&asked));
+                        let wanted = run(&program, access, kind, major, minor) == 1;
+                        prop_assert_eq!(excepted != folded.allows, wanted, "{:?} {:?}", asked, folded);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn usual_devices_and_no_others() {
         let mut rules = usual();
@@ -228,11 +397,11 @@ mod tests {
         let all = Rule { allow: true, kind: Kind::Any, major: -1, minor: -1, read: true, write: true, make: true };
         let no_write =
             Rule { allow: false, kind: Kind::Char, major: 1, minor: 3, read: false, write: true, make: false };
-        let program = program(&[all.clone(), no_write]);
+        let program = program(&[all, no_write]);
         let (read, write, block, char) = (2, 4, 1, 2);
         assert_eq!(run(&program, read, char, 1, 3), 1);
         assert_eq!(run(&program, read | write, char, 1, 3), 0);
         assert_eq!(run(&program, read | write, block, 8, 0), 1);
-        assert_eq!(run(&super::program(&[all.clone(), Rule { allow: false, ..all }]), read, char, 1, 3), 0);
+        assert_eq!(run(&super::program(&[all, Rule { allow: false, ..all }]), read, char, 1, 3), 0);
     }
 }

@@ -244,6 +244,29 @@ impl Cgroup {
         }
     }
 
+    /// The same, beside a process that is in the groups. Whoever has given away controllers below a group of v2 (as systemd
+    /// in a container does) keeps the kernel from taking processes in there: then it goes where that process has gone.
+    pub(crate) fn fork_beside(&self, pid: i32) -> nix::Result<(Cloned, Born)> {
+        match self.fork(0) {
+            Err(Errno::EBUSY) => {
+                let folder = self.group_of(pid).ok_or(Errno::EBUSY)?;
+                let folder = fs::File::open(folder).map_err(|_| Errno::EBUSY)?;
+                Ok((clone::clone3(0, Some(folder.as_fd()), None)?, Born::Inside))
+            }
+            cloned => cloned,
+        }
+    }
+
+    /// The folder of v2 that a process is in, if that is below the own one.
+    fn group_of(&self, pid: i32) -> Option<PathBuf> {
+        let group = group(&format!("/proc/{pid}/cgroup"), "")?;
+        let path = Path::new(&group).strip_prefix("/").ok()?;
+        // It is text of the kernel's, but a group that is seen from another namespace begins with "..".
+        let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+        let mount = self.hierarchies.unified.as_ref()?;
+        (plain && path.starts_with(&self.path)).then(|| mount.join(path))
+    }
+
     /// Puts the caller, which must be single-threaded, into all groups that it was not born into.
     pub(crate) fn enter(&self, born: Born) -> Result<()> {
         if let Some(folder) = self.unified().filter(|_| born == Born::Elsewhere) {
@@ -407,7 +430,11 @@ fn make(folder: &Path) -> io::Result<()> {
 
 /// The caller's group in the hierarchy of a v1 controller, or in that of v2 (`""`).
 fn own_group(controller: &str) -> Option<String> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    group("/proc/self/cgroup", controller)
+}
+
+fn group(file: &str, controller: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
     let is_it =
         |names: &str| if controller.is_empty() { names.is_empty() } else { names.split(',').any(|n| n == controller) };
     text.lines().find_map(|line| {

@@ -165,6 +165,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
     if (some(linux.masked_paths()) || some(linux.readonly_paths())) && !apart(linux, LinuxNamespaceType::Mount) {
         return Err(wrong("unable to restrict sys entries without a private MNT namespace"));
     }
+    check_mounts(spec, linux)?;
     let maps = |list: &Option<Vec<_>>| {
         list.as_ref().is_some_and(|list: &Vec<oci_spec::runtime::LinuxIdMapping>| !list.is_empty())
     };
@@ -184,6 +185,26 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
         && !apart(linux, LinuxNamespaceType::Time)
     {
         return Err(wrong("time namespace offsets specified, but time namespace isn't enabled in the config"));
+    }
+    Ok(())
+}
+
+/// In a mount namespace that others are in nothing is mounted: what asks for it must not be passed over in silence.
+fn check_mounts(spec: &Spec, linux: &Linux) -> Result<()> {
+    let own = linux.namespaces().iter().flatten().any(|namespace| {
+        let by_path = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        namespace.typ() == LinuxNamespaceType::Mount && !by_path
+    });
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    for (name, asked_for) in [
+        ("mounts", spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())),
+        ("root.readonly", spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false)),
+        ("maskedPaths", some(linux.masked_paths())),
+        ("readonlyPaths", some(linux.readonly_paths())),
+    ] {
+        if asked_for && !own {
+            return Err(wrong(format!("{name} cannot be had without a new MNT namespace")));
+        }
     }
     Ok(())
 }

@@ -208,6 +208,8 @@ pub fn confine(process: &Process, filter: Option<&Filter>) -> Result<()> {
     }
     process::keep_capabilities(true).doing(|| "keep capabilities over a change of user".into())?;
     take_user(process)?;
+    // That can make it visible, and hooks of the container may run before it becomes the program.
+    process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
     // The change of user has emptied the effective set; what is still permitted is needed once more.
     let permitted = process::capabilities().doing(|| "read the own capabilities".into())?.permitted;
     let all = CapabilitySets { effective: permitted, permitted, inheritable: 0 };

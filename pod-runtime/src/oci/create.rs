@@ -7,7 +7,7 @@ use super::bundle::{self, Bundle};
 use super::first::{First, GO, News};
 use super::mounts::{self, Plan as Mounts};
 use super::namespaces::{self, Plan as Namespaces};
-use super::store::{Container, Containers, State, Status, began, write_file};
+use super::store::{Container, Containers, Lock, State, Status, began, write_file};
 use super::{devices, hooks, life, listener, resources, wrong};
 use crate::cgroup::{Born, Cgroup};
 use crate::problem::{Doing, Problem, Result};
@@ -20,7 +20,7 @@ use oci_spec::runtime::{Hooks, Linux, Spec};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -53,7 +53,6 @@ pub fn create(containers: &Containers, id: &str, options: &Options) -> Result<Co
     }
     check_terminal(&bundle.spec, options)?;
     let rootfs = bundle.rootfs()?.canonicalize().doing(|| "find the root of the bundle".into())?;
-    let cgroup = if options.no_cgroups { None } else { Some(cgroup_path(&bundle.spec, id)) };
     let annotations = bundle.spec.annotations().iter().flatten().map(|(name, value)| (name.clone(), value.clone()));
     let state = State {
         id: id.to_owned(),
@@ -62,13 +61,14 @@ pub fn create(containers: &Containers, id: &str, options: &Options) -> Result<Co
         created: when::rfc3339(when::now_ns()),
         owner: owner(),
         annotations: annotations.collect::<BTreeMap<_, _>>(),
-        cgroup,
+        cgroup: None,
+        creating: true,
         no_new_keyring: options.no_new_keyring,
         ..State::default()
     };
-    let container = containers.claim(&state, &bundle.raw)?;
+    let (container, lock) = containers.claim(&state, &bundle.raw)?;
     let hooks = bundle.spec.hooks().clone();
-    let mut half = Half { container: Some(container.clone()), cgroup: None, first: None, state, hooks };
+    let mut half = Half { container: Some(container.clone()), cgroup: None, first: None, state, hooks, lock };
     make(&mut half, &container, &bundle, options)?;
     half.container = None;
     half.first = None;
@@ -105,6 +105,23 @@ struct Half {
     state: State,
     /// Those that run after the end.
     hooks: Option<Hooks>,
+    /// Held until the container is whole, or gone again.
+    lock: Lock,
+}
+
+impl Half {
+    /// Groups that nobody is in; they are the container's only after that is known.
+    fn begin_groups(&mut self, container: &Container, spec: &Spec, options: &Options) -> Result<()> {
+        if options.no_cgroups {
+            return Ok(());
+        }
+        let path = cgroup_path(spec, container.id());
+        let cgroup = Cgroup::at(&path)?;
+        cgroup.begin_here()?;
+        self.cgroup = Some(cgroup);
+        self.state.cgroup = Some(path);
+        container.set_state(&self.state)
+    }
 }
 
 impl Drop for Half {
@@ -133,6 +150,7 @@ impl Drop for Half {
 fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Options) -> Result<()> {
     let linux = bundle.spec.linux().clone().unwrap_or_default();
     let namespaces = Namespaces::open(&linux)?;
+    let hidden = hide()?;
     let filter = linux.seccomp().as_ref().map(Filter::of_oci).transpose()?;
     let listener = listener::connect(&linux, filter.as_ref())?;
     let (folder, address) = container.start_socket()?;
@@ -142,16 +160,16 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
         true => Some((mounts::root(&half.state.rootfs)?, Mounts::open(&bundle.spec, &bundle.folder)?)),
         false => None,
     };
-    let cgroup = container.cgroup(&half.state)?;
-    cgroup.as_ref().map_or(Ok(()), Cgroup::begin_here)?;
-    // Only now it is ours to be taken away.
-    half.cgroup = cgroup.clone();
+    half.begin_groups(container, &bundle.spec, options)?;
+    let cgroup = half.cgroup.clone();
     let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
     let own_groups = cgroup.as_ref().filter(|_| !namespaces.has_user());
     let born = around(&namespaces, own_groups)?;
     let (pid, pidfd) = match born {
         (Cloned::Child, place) => {
             drop((ours, folder));
+            // It is the maker's alone, and free when that dies.
+            daemon::close_number(half.lock.as_raw_fd());
             let first = First {
                 bundle,
                 shown: container.shown(&half.state, Status::Creating),
@@ -168,6 +186,7 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
                 no_pivot: options.no_pivot,
                 new_keyring: !options.no_new_keyring,
                 preserve_fds: options.preserve_fds,
+                hidden,
             };
             // Nothing of the maker's may be undone here.
             let _ = catch_unwind(AssertUnwindSafe(|| first.live()));
@@ -180,10 +199,22 @@ fn make(half: &mut Half, container: &Container, bundle: &Bundle, options: &Optio
     half.state.pid = pid;
     // One that has died already has said why.
     half.state.start_time = began(pid).unwrap_or(0);
+    // From here on whoever deletes what is left of it knows whom to end.
+    container.set_state(&half.state)?;
     let groups = (cgroup.as_ref(), own_groups.is_none());
     supply(pid, groups, &namespaces, &bundle.spec).map_err(|problem| said(&ours).unwrap_or(problem))?;
     attend(half, container, bundle, &ours)?;
     finish(half, container, options)
+}
+
+/// What it makes is born as it is, so that there is no instant at which something inside could look at it or trace it.
+/// An ordinary user would be kept from writing the maps of what it makes.
+fn hide() -> Result<bool> {
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
+    }
+    Ok(root)
 }
 
 /// What the first process cannot give itself, made while it makes the rest. Whether it is to be put into the groups.
@@ -235,7 +266,10 @@ fn in_joined_user(namespaces: &Namespaces, flags: u64) -> Result<(Cloned, Born)>
         daemon::Fork::Child => {
             let parent = libc::CLONE_PARENT as u64;
             let joined = namespaces.join_user();
-            let cloned = joined.and_then(|()| {
+            // The change of rights has made it visible to who is in there, and what it makes next with it.
+            let hidden = joined
+                .and_then(|()| process::set_dumpable(false).doing(|| "hide from the container's processes".into()));
+            let cloned = hidden.and_then(|()| {
                 namespaces.around(|| {
                     let cloned = clone::clone3(flags | parent, None, None);
                     Ok((cloned.doing(|| "make the container's namespaces".into())?, Born::Elsewhere))
@@ -321,6 +355,7 @@ fn finish(half: &mut Half, container: &Container, options: &Options) -> Result<(
     if let Some(path) = &options.pid_file {
         write_file(path, half.state.pid.to_string().as_bytes(), 0o644)?;
     }
+    half.state.creating = false;
     container.set_state(&half.state)
 }
 

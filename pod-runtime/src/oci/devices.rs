@@ -1,5 +1,6 @@
 //! Devices of a container: nodes in its /dev, and the list of those that it may use.
 
+use super::namespaces::is_procfs;
 use super::wrong;
 use crate::cgroup::{DeviceKind, DeviceRule, usual_devices};
 use crate::problem::{Doing, Problem, Result};
@@ -7,7 +8,7 @@ use crate::rootfs::tree::{self, Tree, Want};
 use crate::sys::mount;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, makedev, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use std::os::fd::{AsFd, OwnedFd};
@@ -83,6 +84,8 @@ pub fn fill(root: &Tree, devices: &[LinuxDevice], user_namespace: bool) -> Resul
 }
 
 impl Node {
+    /// The caller has an empty umask: the mode is as it is made. To set it afterwards could follow a link that somebody
+    /// else has put there.
     fn make(&self, root: &Tree) -> Result<()> {
         let doing = || "make the node".to_owned();
         let (Some(folder), Some(name)) = (self.path.parent(), self.path.file_name()) else {
@@ -102,8 +105,7 @@ impl Node {
         if self.owner != (0, 0) {
             fchownat(&folder, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).doing(doing)?;
         }
-        // Only now, and only where the umask took something: nobody else has been in this /dev yet.
-        fchmodat(&folder, name, Mode::from_bits_truncate(self.mode), FchmodatFlags::FollowSymlink).doing(doing)
+        Ok(())
     }
 
     /// The host's node of the same path, if it is the same device.
@@ -115,6 +117,9 @@ impl Node {
             return Err(Problem::new("E-ROOTFS", format!("{} of this host is another device", self.path.display())));
         }
         let onto = root.find_or_make(&self.path, Want::File)?;
+        if is_procfs(onto.as_fd()) {
+            return Err(wrong(format!("{} is inside /proc", self.path.display())));
+        }
         mount::attach(&host, onto.as_fd()).doing(|| "bind the host's device".into())
     }
 }

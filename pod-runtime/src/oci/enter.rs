@@ -41,14 +41,17 @@ const BOUND: u64 = 1 << 16;
 pub fn exec(container: &Container, process: &Process, options: &Options) -> Result<i32> {
     let state = container.state()?;
     check(container.status(&state)?, process, options)?;
-    let first = container.first(&state).ok_or_else(|| Problem::new("E-OCI-STATE", "container not running"))?;
+    let not_running = || Problem::new("E-OCI-STATE", "container not running");
+    // By number, and only then is it verified whose number that is: it might have been used again before.
+    let foreign = namespaces::foreign(state.pid);
+    let first = container.first(&state).ok_or_else(not_running)?;
+    let foreign = foreign?;
     let spec = container.spec()?;
     let none = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&none);
     let filter = linux.seccomp().as_ref().map(Filter::of_oci).transpose()?;
     let listener = listener::connect(linux, filter.as_ref())?;
     let shown = container.shown(&state, Status::Running);
-    let foreign = namespaces::foreign(state.pid)?;
     let cgroup = container.cgroup(&state)?;
     // An ordinary user has rights in the others by way of that of users only.
     let of_user = if nix::unistd::geteuid().is_root() { 0 } else { libc::CLONE_NEWUSER };
@@ -61,8 +64,10 @@ pub fn exec(container: &Container, process: &Process, options: &Options) -> Resu
         confine::run_on(cpus)?;
     }
     let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".into())?;
+    // The child is born as its maker is: there is no instant at which something inside could trace it.
+    process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
     let cloned = match &cgroup {
-        Some(cgroup) => cgroup.fork(0),
+        Some(cgroup) => cgroup.fork_beside(state.pid),
         None => clone::clone3(0, None, None).map(|cloned| (cloned, Born::Elsewhere)),
     };
     match cloned.doing(|| "make a process in the container".into())? {
@@ -196,7 +201,8 @@ impl Child<'_> {
         daemon::close_all_but(&keep);
         first::enter_folder(process)?;
         let program = Program::find(process)?;
-        program.settle(&tell, options.preserve_fds)?;
+        program.settle(options.preserve_fds)?;
+        program.keep(&tell)?;
         let state = (self.shown, i32::from_ne_bytes(pid));
         listener::hand_over(self.filter, self.listener, process, linux, state)?;
         confine::confine(process, self.filter.filter(|filter| !filter.notifies))?;

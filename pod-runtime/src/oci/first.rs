@@ -70,6 +70,9 @@ pub struct First<'a> {
     pub no_pivot: bool,
     pub new_keyring: bool,
     pub preserve_fds: i32,
+    /// Its maker could not be looked at any more when it was made, and so it never could. Nothing inside can tell: in a
+    /// user namespace that has no maps yet everybody is nobody.
+    pub hidden: bool,
 }
 
 impl First<'_> {
@@ -86,7 +89,10 @@ impl First<'_> {
         let own = [sync, listening, program.launcher.as_raw_fd()];
         let keep: Vec<i32> = (3..3 + self.preserve_fds).chain(own).collect();
         daemon::close_all_but(&keep);
-        let _ = self.say(&News::Ready);
+        // Without a maker nobody has written down that it waits, and nobody would start it.
+        if self.say(&News::Ready).is_err() {
+            daemon::exit_now(1)
+        }
         // The maker waits for it.
         daemon::close_number(sync);
         loop {
@@ -128,8 +134,9 @@ impl First<'_> {
     }
 
     fn prepare(&mut self) -> Result<Program> {
-        // To a maker that is an ordinary user it must be visible until that has written the maps.
-        if nix::unistd::geteuid().is_root() || !self.namespaces.has_new(libc::CLONE_NEWUSER) {
+        // To a maker that is an ordinary user it must be visible until that has written the maps. For others once more: to
+        // join a user namespace has made it visible.
+        if self.hidden || !self.namespaces.has_new(libc::CLONE_NEWUSER) {
             process::set_dumpable(false).doing(|| "hide from the container's processes".into())?;
         }
         let other_user = self.namespaces.has_user();
@@ -178,14 +185,15 @@ impl First<'_> {
             Some(taken) => taken,
             None => (mounts::root(self.rootfs)?, Mounts::open(&self.bundle.spec, &self.bundle.folder)?),
         };
-        let tree = if new_mounts { self.build(root, &mounts)? } else { Tree::at(self.rootfs)? };
+        let (tree, to_protect) =
+            if new_mounts { self.build(root, &mounts)? } else { (Tree::at(self.rootfs)?, Vec::new()) };
         let own_dev = new_mounts && mounts.has_own_dev();
         let hooks = self.bundle.spec.hooks().clone().unwrap_or_default();
         self.say(&News::Built)?;
         self.wait();
         hooks::run("createContainer", hooks.create_container(), &self.shown)?;
         let terminal = self.make_terminal(&tree, own_dev)?;
-        self.protect(&tree)?;
+        self.protect(&tree, &to_protect)?;
         self.become_root(&tree)?;
         if let Some(terminal) = terminal {
             take_terminal(&terminal)?;
@@ -250,19 +258,19 @@ impl First<'_> {
         }
     }
 
-    /// The file tree, by descriptors.
-    fn build(&self, root: OwnedFd, mounts: &Mounts) -> Result<Tree> {
+    /// The file tree, by descriptors; with it what is to be made read-only when all is in it.
+    fn build(&self, root: OwnedFd, mounts: &Mounts) -> Result<(Tree, Vec<OwnedFd>)> {
         mounts::attach_root(&root, self.rootfs, self.propagation())?;
         let tree = Tree::of(root);
         nix::sys::stat::umask(Mode::empty());
         let cgroup_namespace = mounts::cgroup_namespace(&self.bundle.spec);
-        mounts.mount(&tree, self.cgroup, cgroup_namespace)?;
+        let to_protect = mounts.mount(&tree, self.cgroup, cgroup_namespace)?;
         if mounts.has_own_dev() {
             let devices = self.linux().devices().as_deref().unwrap_or_default();
             devices::fill(&tree, devices, self.namespaces.has_user())?;
         }
         nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
-        Ok(tree)
+        Ok((tree, to_protect))
     }
 
     fn make_terminal(&self, tree: &Tree, own_dev: bool) -> Result<Option<OwnedFd>> {
@@ -275,8 +283,8 @@ impl First<'_> {
         Ok(Some(made.slave))
     }
 
-    /// What lies over the kernel's files, and the root's own attributes.
-    fn protect(&self, tree: &Tree) -> Result<()> {
+    /// What lies over the kernel's files, and what is read-only: last, for all before it makes places to mount onto.
+    fn protect(&self, tree: &Tree, made: &[OwnedFd]) -> Result<()> {
         if !self.namespaces.has_new(libc::CLONE_NEWNS) {
             return Ok(());
         }
@@ -286,9 +294,12 @@ impl First<'_> {
         if let Some(paths) = linux.masked_paths().as_ref().filter(|paths| !paths.is_empty()) {
             special::mask(tree, &special::host_null()?, paths)?;
         }
+        let change = Change { set: MOUNT_ATTR_RDONLY, ..Change::default() };
+        for made in made {
+            mount::change(made.as_fd(), &change, false).doing(|| "make a new file system read-only".into())?;
+        }
         let read_only = self.bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
         if read_only {
-            let change = Change { set: MOUNT_ATTR_RDONLY, ..Change::default() };
             mount::change(tree.root().as_fd(), &change, false).doing(|| "make the root read-only".into())?;
         }
         Ok(())
@@ -303,6 +314,7 @@ impl First<'_> {
             return nix::unistd::chdir("/").doing(doing);
         }
         if self.no_pivot {
+            super::uncover::kernels_files(tree.root())?;
             let none: Option<&str> = None;
             nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none).doing(doing)?;
             nix::unistd::chroot(".").doing(doing)?;
@@ -324,10 +336,19 @@ impl First<'_> {
         let hooks = Hooks::default();
         let hooks = self.bundle.spec.hooks().as_ref().unwrap_or(&hooks);
         let shown = Shown { status: Status::Created, ..self.shown.clone() };
-        hooks::run("startContainer", hooks.start_container(), &shown)?;
+        let has_hooks = hooks.start_container().as_ref().is_some_and(|hooks| !hooks.is_empty());
         let filter = self.filter.filter(|filter| !filter.notifies);
-        program.settle(starter, self.preserve_fds)?;
+        program.settle(self.preserve_fds)?;
+        // A hook must not have it: whatever it leaves running would keep who starts the container waiting.
+        if !has_hooks {
+            program.keep(starter)?;
+        }
         confine::confine(self.process(), filter)?;
+        // They are programs of the image: with no more rights than the container's own.
+        hooks::run("startContainer", hooks.start_container(), &shown)?;
+        if has_hooks {
+            program.keep(starter)?;
+        }
         program.execute(starter)
     }
 }
@@ -338,7 +359,7 @@ pub fn take_terminal(terminal: &OwnedFd) -> Result<()> {
     (0..3).try_for_each(|number| daemon::replace_stdio(terminal.as_fd(), number).doing(|| "set up stdio".into()))
 }
 
-/// The working directory, or, where root may not enter what the user may, nothing yet.
+/// The working directory, made if it is not there, and verified to be inside the root.
 pub fn enter_folder(process: &Process) -> Result<()> {
     init::go_to(process.cwd())
 }
@@ -388,11 +409,16 @@ impl Program {
         })
     }
 
-    /// Settles what stays open at the exec: `tell`, and what is preserved. Before there is a filter that could deny it.
-    pub fn settle(&self, tell: &impl AsFd, preserve_fds: i32) -> Result<()> {
+    /// Settles that what is preserved stays open at the exec and nothing else. Before there is a filter that could deny
+    /// it.
+    pub fn settle(&self, preserve_fds: i32) -> Result<()> {
         (3..3 + preserve_fds).try_for_each(process::keep_at_exec).doing(|| "preserve descriptors".into())?;
         let first = u32::try_from(3 + preserve_fds).unwrap_or(3);
-        process::close_on_exec_from(first).doing(|| "mark descriptors to close at exec".into())?;
+        process::close_on_exec_from(first).doing(|| "mark descriptors to close at exec".into())
+    }
+
+    /// `tell` stays open for the launcher, which closes it at the program's exec.
+    pub fn keep(&self, tell: &impl AsFd) -> Result<()> {
         process::keep_at_exec(tell.as_fd().as_raw_fd()).doing(|| "keep a descriptor over exec".into())
     }
 

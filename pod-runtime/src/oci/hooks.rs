@@ -10,11 +10,12 @@ use crate::sys::{daemon, process};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::Hook;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// So much of what a hook wrote is shown.
@@ -33,10 +34,13 @@ fn one(hook: &Hook, state: &Shown) -> Result<()> {
         return Err(wrong(format!("the path of a hook is not absolute: {}", hook.path().display())));
     }
     let text = serde_json::to_vec(state).doing(|| "write the state".into())?;
-    let output = tempfile()?;
+    let output = tempfile(c"hook-output")?;
+    // A pipe is full after a while, and then it depends on the hook when the writer goes on.
+    let mut input = tempfile(c"hook-input")?;
+    input.write_all(&text).and_then(|()| input.rewind()).doing(|| "write the state".into())?;
     let copy = || output.try_clone().doing(|| "copy a descriptor".into());
     let mut command = Command::new(hook.path());
-    command.env_clear().stdin(Stdio::piped()).stdout(copy()?).stderr(copy()?);
+    command.env_clear().stdin(input).stdout(copy()?).stderr(copy()?);
     if let Some(args) = hook.args() {
         let mut args = args.iter();
         args.next().map(|name| command.arg0(name));
@@ -46,10 +50,7 @@ fn one(hook: &Hook, state: &Shown) -> Result<()> {
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
         command.env(name, value);
     }
-    let mut child = command.spawn().doing(|| "start it".into())?;
-    // One that ends without reading it may.
-    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&text));
-    let pid = child.id() as i32;
+    let pid = command.spawn().doing(|| "start it".into())?.id() as i32;
     let deadline = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
     let deadline = deadline.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let in_time = ends(pid, deadline)?;
@@ -83,9 +84,9 @@ fn ends(pid: i32, deadline: Option<Instant>) -> Result<bool> {
     }
 }
 
-fn tempfile() -> Result<File> {
+fn tempfile(name: &CStr) -> Result<File> {
     let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
-    nix::sys::memfd::memfd_create(c"hook-output", flags).map(File::from).doing(|| "make a file in memory".into())
+    nix::sys::memfd::memfd_create(name, flags).map(File::from).doing(|| "make a file in memory".into())
 }
 
 fn failed(how: String, mut output: File) -> Problem {

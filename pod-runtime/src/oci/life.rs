@@ -32,7 +32,8 @@ pub fn start(container: &Container) -> Result<()> {
         Status::Created => {}
         Status::Stopped => return Err(state_problem("cannot start a container that has stopped")),
         Status::Paused => return Err(state_problem("cannot start a paused container")),
-        Status::Running | Status::Creating => return Err(state_problem("cannot start an already running container")),
+        Status::Running => return Err(state_problem("cannot start an already running container")),
+        Status::Creating => return Err(state_problem("cannot start a container whose making was given up")),
     }
     let (folder, address) = container.start_socket()?;
     let mut first = UnixStream::connect(&address).doing(|| "reach the container's first process".into())?;
@@ -142,12 +143,16 @@ fn thaw(cgroup: Option<&Cgroup>) -> Result<()> {
 /// Takes a container that has ended, or was never started, away; with `force` ends it first. The problems that come back
 /// are those of hooks that nothing depends on any more.
 pub fn delete(container: &Container, force: bool) -> Result<Vec<Problem>> {
-    let lock = container.lock()?;
+    let lock = container.lock_within(DEADLINE)?;
     // Somebody else was quicker.
     let Ok(state) = container.state() else {
         return Err(Problem::new("E-OCI-ABSENT", format!("container \"{}\" does not exist", container.id())));
     };
-    let status = container.status(&state)?;
+    let status = match container.status(&state)? {
+        // Whoever was making it would have the lock.
+        Status::Creating => Status::Stopped,
+        status => status,
+    };
     if !force && !matches!(status, Status::Stopped | Status::Created) {
         let what = format!("cannot delete container {} that is not stopped: {}", container.id(), status.word());
         return Err(Problem::new("E-OCI-STATE", what));
@@ -190,11 +195,13 @@ fn await_end(first: &OwnedFd) -> Result<()> {
     }
 }
 
-/// `delete --force` of what may not be there, or only half.
+/// `delete --force` of what may not be there, or only a folder without a state.
 pub fn delete_if_there(containers: &Containers, id: &str) -> Result<Vec<Problem>> {
     bundle::check_id(id)?;
     match containers.get(id).and_then(|container| delete(&container, true)) {
-        Err(problem) if problem.code() == "E-OCI-ABSENT" => Ok(Vec::new()),
+        Err(problem) if problem.code() == "E-OCI-ABSENT" => {
+            containers.remove_remains(id, DEADLINE).map(|()| Vec::new())
+        }
         other => other,
     }
 }
@@ -220,6 +227,10 @@ pub fn update(container: &Container, change: &serde_json::Value) -> Result<()> {
     resources::apply(&groups(container, &state)?, &given)?;
     let mut config: serde_json::Value =
         serde_json::from_slice(&container.config()?).doing(|| "read the configuration".into())?;
+    // One that was written as a list can be read, and not be changed.
+    if !config.is_object() || !config["linux"].is_object() && !config["linux"].is_null() {
+        return Err(wrong("linux is not as the runtime specification has it"));
+    }
     merge(&mut config["linux"]["resources"], change);
     container.set_config(&serde_json::to_vec(&config).doing(|| "write the configuration".into())?)
 }

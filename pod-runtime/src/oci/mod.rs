@@ -29,6 +29,7 @@ pub mod stats;
 mod store;
 pub mod template;
 pub mod terminal;
+mod uncover;
 
 pub use bundle::Bundle;
 pub use store::{Container, Containers, State, Status, write_file};

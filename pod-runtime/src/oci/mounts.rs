@@ -9,7 +9,7 @@
 use super::options::{Attributes, Options};
 use super::{bundle, namespaces, wrong};
 use crate::cgroup::Cgroup;
-use crate::problem::{Doing, Result};
+use crate::problem::{Doing, Problem, Result};
 use crate::rootfs::CgroupView;
 use crate::rootfs::tree::{self, Tree, Want};
 use crate::sys::mount::{self, Change, MOUNT_ATTR_RDONLY};
@@ -56,16 +56,19 @@ impl Plan {
         !self.mounts.iter().any(|mount| mount.at == Path::new("/dev") && matches!(mount.what, What::Bound(_)))
     }
 
-    /// Mounts all of it into `root`.
-    pub fn mount(&self, root: &Tree, cgroup: Option<&Cgroup>, cgroup_namespace: bool) -> Result<()> {
-        self.mounts.iter().try_for_each(|mount| {
+    /// Mounts all of it into `root`. What comes back is to be made read-only when all that goes into it is there: places
+    /// for other mounts, devices, the console.
+    pub fn mount(&self, root: &Tree, cgroup: Option<&Cgroup>, cgroup_namespace: bool) -> Result<Vec<OwnedFd>> {
+        let mut to_protect = Vec::new();
+        for mount in &self.mounts {
             let done = match &mount.what {
                 What::Bound(tree) => mount.bind(root, tree),
-                What::New { kind, source } => mount.make(root, kind, source),
+                What::New { kind, source } => mount.make(root, kind, source).map(|made| to_protect.extend(made)),
                 What::Cgroup => mount.show_groups(root, cgroup, cgroup_namespace),
             };
-            done.doing(|| format!("error mounting to rootfs at {}", mount.at.display()))
-        })
+            done.doing(|| format!("error mounting to rootfs at {}", mount.at.display()))?;
+        }
+        Ok(to_protect)
     }
 }
 
@@ -140,18 +143,38 @@ fn is_the_kernels(at: &Path, kind: &CStr) -> bool {
 impl Planned {
     fn bind(&self, root: &Tree, tree: &OwnedFd) -> Result<()> {
         let want = if tree::is_folder(tree)? { Want::Directory } else { Want::File };
-        if self.at == Path::new("/proc") || self.at.starts_with("/proc") && !is_allowed_below_proc(&self.at) {
-            let of_proc = self.at == Path::new("/proc") && namespaces::is_procfs(tree.as_fd());
-            if !of_proc {
-                return Err(wrong(format!("{} cannot be mounted because it is inside /proc", self.at.display())));
-            }
-        }
+        let of_proc = namespaces::is_procfs(tree.as_fd());
+        self.check_name(of_proc)?;
         let onto =
             if is_the_kernels(&self.at, c"") { root.own_folder(&self.at)? } else { root.find_or_make(&self.at, want)? };
+        self.check_place(&onto, of_proc)?;
         mount::attach(tree, onto.as_fd()).doing(|| format!("attach the bind mount to {}", self.at.display()))
     }
 
-    fn make(&self, root: &Tree, kind: &CStr, source: &CStr) -> Result<()> {
+    /// Nothing but a few files lies over a procfs, and nothing but a procfs at /proc: what is read there is believed, by
+    /// programs inside and outside.
+    fn check_name(&self, of_proc: bool) -> Result<()> {
+        let is_proc = self.at == Path::new("/proc");
+        let refused = if is_proc { !of_proc } else { self.at.starts_with("/proc") && !is_allowed_below_proc(&self.at) };
+        if refused { Err(self.inside_proc()) } else { Ok(()) }
+    }
+
+    /// The same, by whatever link of the image the name has led there.
+    fn check_place(&self, onto: &OwnedFd, of_proc: bool) -> Result<()> {
+        let over_another = self.at == Path::new("/proc") && of_proc;
+        if namespaces::is_procfs(onto.as_fd()) && !over_another && !is_allowed_below_proc(&self.at) {
+            return Err(self.inside_proc());
+        }
+        Ok(())
+    }
+
+    fn inside_proc(&self) -> Problem {
+        wrong(format!("{} cannot be mounted because it is inside /proc", self.at.display()))
+    }
+
+    /// What comes back is to be read-only, and is not yet.
+    fn make(&self, root: &Tree, kind: &CStr, source: &CStr) -> Result<Option<OwnedFd>> {
+        self.check_name(kind == c"proc")?;
         let mut data = vec![(c"source".to_owned(), source.to_owned())];
         for (name, value) in &self.options.data {
             let text = |text: &str| CString::new(text).doing(|| "use a mount option".into());
@@ -165,18 +188,27 @@ impl Planned {
         } else {
             root.find_or_make(&self.at, Want::Directory)?
         };
+        self.check_place(&onto, kind == c"proc")?;
         if self.options.copy_up {
             super::copyup::copy(&onto, &made).doing(|| format!("copy {} up", self.at.display()))?;
         }
-        self.finish(&made)?;
-        mount::attach(&made, onto.as_fd()).doing(|| format!("attach the {}", kind.to_string_lossy()))
+        let read_only = self.attributes() & MOUNT_ATTR_RDONLY != 0;
+        let later = if kind == c"tmpfs" { MOUNT_ATTR_RDONLY } else { 0 };
+        self.finish(&made, later)?;
+        mount::attach(&made, onto.as_fd()).doing(|| format!("attach the {}", kind.to_string_lossy()))?;
+        Ok((read_only && later != 0).then_some(made))
     }
 
-    /// Attributes and propagation of a new file system.
-    fn finish(&self, made: &OwnedFd) -> Result<()> {
-        let Attributes { set, clear } = self.options.attributes;
-        let Attributes { set: all, clear: none } = self.options.recursive;
-        let change = Change { set: set | all, clear: clear | none, propagation: libc::MS_PRIVATE, owners: None };
+    /// Those of a new file system, which has nothing below it.
+    fn attributes(&self) -> u64 {
+        self.options.attributes.set | self.options.recursive.set
+    }
+
+    /// Attributes, but those that come later, and propagation of a new file system.
+    fn finish(&self, made: &OwnedFd, later: u64) -> Result<()> {
+        let clear = self.options.attributes.clear | self.options.recursive.clear;
+        let set = self.attributes() & !later;
+        let change = Change { set, clear, propagation: libc::MS_PRIVATE, owners: None };
         mount::change(made.as_fd(), &change, false).doing(|| "set the attributes".into())?;
         for (propagation, all) in &self.options.propagation {
             let change = Change { propagation: *propagation, ..Change::default() };
@@ -188,6 +220,7 @@ impl Planned {
     /// The container's own groups: through its cgroup namespace, or, without one, as a bind of its folders.
     fn show_groups(&self, root: &Tree, cgroup: Option<&Cgroup>, namespace: bool) -> Result<()> {
         let Some(cgroup) = cgroup else { return Ok(()) };
+        self.check_name(false)?;
         let found = cgroup.hierarchies();
         let name = |mount: &Path| mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let folders = cgroup.named_folders();
@@ -212,7 +245,7 @@ impl Planned {
         }
         let single = found.v1.is_empty();
         let read_only = self.options.attributes.set & MOUNT_ATTR_RDONLY != 0;
-        views.iter().try_for_each(|(_, view)| self.finish(view))?;
+        views.iter().try_for_each(|(_, view)| self.finish(view, 0))?;
         CgroupView::assemble(views, single, read_only)?.mount_at(root, &self.at)
     }
 }

@@ -183,7 +183,8 @@ pub fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) ->
     Ok(())
 }
 
-/// A user namespace with these maps, for the owners of files of a mount.
+/// A user namespace with these maps, for the owners of files of a mount. Its only process is one that the caller makes:
+/// hidden, if the caller is.
 pub fn for_owners(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
     let (mut wait, go) = std::io::pipe().doing(|| "make a pipe".into())?;
     let flags = libc::CLONE_NEWUSER as u64;

@@ -1,9 +1,9 @@
 //! Containers on disk: `ROOT/ID/{config.json,state.json,start.sock}`, and what state one is in.
 //!
-//! A folder is made whole or not at all, by whoever makes it first; files are written beside and renamed. What changes
-//! a container holds the lock on its folder. A state is never taken from a file alone: whether the first process is
-//! there is asked of the kernel, by its number and the instant at which it began, so that a number that is used again
-//! is nobody's container.
+//! A folder is made whole or not at all, by whoever makes it first; files are written beside and renamed. What makes,
+//! changes or removes a container holds the lock on its folder. A state is never taken from a file alone: whether the
+//! first process is there is asked of the kernel, by its number and the instant at which it began, so that a number that
+//! is used again is nobody's container.
 
 use super::bundle::{self, check_id};
 use crate::cgroup::Cgroup;
@@ -12,7 +12,7 @@ use crate::proc;
 use crate::sys::daemon;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat, stat};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// All containers of one root.
 #[derive(Debug, Clone)]
@@ -52,9 +53,13 @@ pub struct State {
     pub owner: String,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// In each hierarchy; none with cgroups disabled.
+    /// In each hierarchy; none with cgroups disabled, and none before nobody else was found in it: what is written here
+    /// ends with the container.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// Its first process is there and the rest is not. Whoever makes it holds the lock.
+    #[serde(default)]
+    pub creating: bool,
     #[serde(default)]
     pub no_new_keyring: bool,
 }
@@ -128,43 +133,108 @@ impl Containers {
     pub fn get(&self, id: &str) -> Result<Container> {
         check_id(id)?;
         let container = Container { id: id.to_owned(), folder: self.root.join(id) };
-        if container.folder.join("state.json").exists() {
+        if container.is_whole() {
             return Ok(container);
         }
         Err(Problem::new("E-OCI-ABSENT", format!("container \"{id}\" does not exist")))
     }
 
-    /// Takes an id, with the bundle's text and a first state.
-    pub fn claim(&self, state: &State, config: &[u8]) -> Result<Container> {
+    /// Takes an id, with the bundle's text and a first state. With it comes the lock.
+    pub fn claim(&self, state: &State, config: &[u8]) -> Result<(Container, Lock)> {
         check_id(&state.id)?;
         let make = |folder: &Path, recursive| DirBuilder::new().mode(0o700).recursive(recursive).create(folder);
         make(&self.root, true).doing(|| format!("make {}", self.root.display()))?;
         let container = Container { id: state.id.clone(), folder: self.root.join(&state.id) };
-        match make(&container.folder, false) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(Problem::new(
-                    "E-OCI-STATE",
-                    format!("container with id exists: {} already exists", state.id),
-                ));
+        let exists = || Problem::new("E-OCI-STATE", format!("container with id exists: {} already exists", state.id));
+        for _ in 0..MOST_TRIES {
+            match make(&container.folder, false) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),
+                other => other.doing(|| format!("make {}", container.folder.display()))?,
             }
-            other => other.doing(|| format!("make {}", container.folder.display()))?,
+            let lock = match container.lock() {
+                // Removed as the remains of another, before it was locked.
+                Err(problem) if problem.code() == "E-OCI-ABSENT" => continue,
+                other => other?,
+            };
+            // The same, and another has made its own in this one's place.
+            if container.is_whole() {
+                return Err(exists());
+            }
+            let written = container.write("config.json", config).and_then(|()| container.set_state(state));
+            written.inspect_err(|_| container.forget())?;
+            return Ok((container, lock));
         }
-        let written = container.write("config.json", config).and_then(|()| container.set_state(state));
-        written.inspect_err(|_| container.forget())?;
-        Ok(container)
+        Err(Problem::new("E-OCI-STATE", format!("container {} is removed as often as it is made", state.id)))
+    }
+
+    /// Removes the folder of a container that whoever made it has died over before there was a state.
+    pub fn remove_remains(&self, id: &str, deadline: Duration) -> Result<()> {
+        check_id(id)?;
+        let container = Container { id: id.to_owned(), folder: self.root.join(id) };
+        let _lock = match container.lock_within(deadline) {
+            Err(problem) if problem.code() == "E-OCI-ABSENT" => return Ok(()),
+            other => other?,
+        };
+        if !container.is_whole() {
+            container.forget();
+        }
+        Ok(())
     }
 }
+
+/// As long as it lives nobody else makes, changes or removes the container.
+pub type Lock = Flock<OwnedFd>;
+
+/// To make or lock a folder that others remove at the same time.
+const MOST_TRIES: u32 = 100;
 
 impl Container {
     pub fn id(&self) -> &str {
         &self.id
     }
 
+    fn is_whole(&self) -> bool {
+        self.folder.join("state.json").exists()
+    }
+
     /// Makes the second of two that change it wait. Ends with the value.
-    pub fn lock(&self) -> Result<Flock<OwnedFd>> {
-        let folder = self.open()?;
-        Flock::lock(folder, FlockArg::LockExclusive)
-            .map_err(|(_, error)| Problem::new("E-SYSTEM", format!("lock container {}", self.id)).because(error))
+    pub fn lock(&self) -> Result<Lock> {
+        self.lock_as(|folder| Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| error))
+    }
+
+    /// The same, and gives up at the deadline: what holds it may wait for something that never comes.
+    pub fn lock_within(&self, deadline: Duration) -> Result<Lock> {
+        let end = Instant::now() + deadline;
+        self.lock_as(|mut folder| {
+            loop {
+                match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+                    Err((back, Errno::EWOULDBLOCK)) if Instant::now() < end => folder = back,
+                    other => return other.map_err(|(_, error)| error),
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        })
+    }
+
+    fn lock_as(&self, take: impl Fn(OwnedFd) -> nix::Result<Lock>) -> Result<Lock> {
+        for _ in 0..MOST_TRIES {
+            let lock = match take(self.open()?) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EWOULDBLOCK) => {
+                    let what = format!("container {} is being made or changed by somebody else", self.id);
+                    return Err(Problem::new("E-OCI-STATE", what));
+                }
+                other => other.doing(|| format!("lock container {}", self.id))?,
+            };
+            // Whoever had the lock may have removed the folder, and another have made one of the same name.
+            let locked = fstat(&*lock).doing(|| format!("look at container {}", self.id))?;
+            match stat(&self.folder) {
+                Ok(found) if (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino) => return Ok(lock),
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(error) => return Err(error).doing(|| format!("look at container {}", self.id)),
+            }
+        }
+        Err(Problem::new("E-OCI-STATE", format!("container {} is removed and made again all the time", self.id)))
     }
 
     fn open(&self) -> Result<OwnedFd> {
@@ -232,6 +302,9 @@ impl Container {
         if !is_alive(state) {
             return Ok(Status::Stopped);
         }
+        if state.creating {
+            return Ok(Status::Creating);
+        }
         if self.cgroup(state)?.is_some_and(|cgroup| cgroup.frozen().unwrap_or(false)) {
             return Ok(Status::Paused);
         }
@@ -287,4 +360,52 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside);
     let put = |mut file: File| file.write_all(content).and_then(|()| fs::rename(&aside, path));
     open().and_then(put).inspect_err(|_| drop(fs::remove_file(&aside))).doing(doing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(id: &str) -> State {
+        State { id: id.to_owned(), ..State::default() }
+    }
+
+    #[test]
+    fn a_lock_is_of_the_folder_that_is_there_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::at(dir.path()).unwrap();
+        let (container, first) = containers.claim(&state("a"), b"{}").unwrap();
+        assert_eq!(container.lock_within(Duration::from_millis(5)).unwrap_err().code(), "E-OCI-STATE");
+        assert!(containers.claim(&state("a"), b"{}").is_err());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let waiting = container.clone();
+            scope.spawn(move || tell.send(waiting.lock().map(drop)));
+            std::thread::sleep(Duration::from_millis(20));
+            container.forget();
+            let (_, second) = containers.claim(&state("a"), b"{}").unwrap();
+            drop(first);
+            // What it waited for is gone, and the new one is somebody's.
+            assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+            drop(second);
+            told.recv().unwrap().unwrap();
+        });
+        container.forget();
+        assert_eq!(container.lock().unwrap_err().code(), "E-OCI-ABSENT");
+    }
+
+    #[test]
+    fn remains_are_removed_and_containers_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::at(dir.path()).unwrap();
+        let (container, lock) = containers.claim(&state("a"), b"{}").unwrap();
+        drop(lock);
+        let soon = Duration::from_secs(5);
+        containers.remove_remains("a", soon).unwrap();
+        container.state().unwrap();
+        fs::remove_file(dir.path().join("a/state.json")).unwrap();
+        containers.remove_remains("a", soon).unwrap();
+        assert!(!dir.path().join("a").exists());
+        containers.remove_remains("a", soon).unwrap();
+    }
 }

@@ -49,10 +49,34 @@ fn exec_is_who_and_what_it_shall_be() {
     bench.sleeper("a");
     bench.refused(&["exec", "-u", "root", "a", "true"], 255, &["uid"]);
     bench.refused(&["exec", "--process", "/no/such", "a"], 255, &["not found"]);
+    let file = bench.dir().join("process.json");
+    for text in ["[]", "null", "7", r#"{"user": [], "args": ["true"], "cwd": "/"}"#] {
+        fs::write(&file, text).unwrap();
+        bench.refused(&["exec", "--tty", "--process", file.to_str().unwrap(), "a"], 255, &["no process"]);
+    }
     assert_eq!(
         bench.ok(&["exec", "--no-new-privs", "a", "grep", "NoNewPrivs", "/proc/self/status"]),
         "NoNewPrivs:\t1\n"
     );
+}
+
+/// As systemd does inside: then the kernel takes no process in the container's own group of v2.
+#[test]
+fn exec_goes_where_the_first_process_has_gone() {
+    let bench = Bench::ours();
+    bench.sleeper("a");
+    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(std::path::Path::new);
+    let unified = unified.into_iter().find(|mount| mount.join("cgroup.controllers").exists()).unwrap();
+    let group = unified.join(bench.group("a"));
+    let controllers = fs::read_to_string(group.join("cgroup.controllers")).unwrap();
+    let first = controllers.split_whitespace().next().expect("v2 has a controller");
+    fs::create_dir(group.join("init.scope")).unwrap();
+    for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap().lines() {
+        fs::write(group.join("init.scope/cgroup.procs"), pid).unwrap();
+    }
+    fs::write(group.join("cgroup.subtree_control"), format!("+{first}")).unwrap();
+    let text = bench.ok(&["exec", "a", "grep", "^0::", "/proc/self/cgroup"]);
+    assert_eq!(text, "0::/init.scope\n");
 }
 
 #[test]
@@ -88,6 +112,28 @@ fn mounts_are_as_they_are_asked_for() {
         assert_eq!(lines, wanted, "{runtime:?}: {output:?}");
         assert!(output.stderr.contains("Read-only file system"), "{output:?}");
         assert!(!bench.rootfs().join("etc/new").exists());
+    }
+}
+
+#[test]
+fn what_is_in_memory_is_read_only_when_all_is_in_it() {
+    for runtime in Runtime::all() {
+        let bench = Bench::new(runtime);
+        let mut config = bench.config(
+            "(: >/dev/x) 2>/dev/null && echo dev; (: >/limited/x) 2>/dev/null && echo limited; test -c /dev/null && echo node; \
+             test -c /dev/pts/ptmx && echo pts; touch /dev/shm/x && echo shm; cat /limited/deep/er/file",
+        );
+        let volume = bench.dir().join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("file"), "there\n").unwrap();
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        let dev = mounts.iter_mut().find(|mount| mount["destination"] == "/dev").unwrap();
+        push(&mut dev["options"], json!("ro"));
+        let mounts = &mut config["mounts"];
+        push(mounts, json!({"destination": "/limited", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]}));
+        let deep = "/limited/deep/er";
+        push(mounts, json!({"destination": deep, "type": "bind", "source": volume, "options": ["bind"]}));
+        assert_eq!(bench.says("a", config), "node\npts\nshm\nthere\n", "{runtime:?}");
     }
 }
 
@@ -373,13 +419,33 @@ fn scheduling_is_as_asked_for() {
 
 #[test]
 fn propagation_of_the_root() {
-    for (given, tag) in [("private", ""), ("shared", "shared:"), ("slave", "")] {
+    for (given, tags) in [
+        ("private", &[][..]),
+        ("rprivate", &[]),
+        ("unbindable", &["unbindable"]),
+        ("slave", &["master"]),
+        ("rslave", &["master"]),
+        ("shared", &["shared", "master"]),
+        ("rshared", &["shared", "master"]),
+        ("", &["master"]),
+    ] {
         let bench = Bench::ours();
-        let mut config = bench
-            .config("grep ' / / ' /proc/self/mountinfo | cut -d' ' -f7; grep -E ' / ' /proc/self/mountinfo | head -1");
-        config["linux"]["rootfsPropagation"] = json!(given);
-        let text = bench.says("a", config);
-        assert_eq!(text.contains("shared:"), tag == "shared:", "{given}: {text}");
+        let mut config = bench.config("grep -E '^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ / ' /proc/self/mountinfo");
+        if !given.is_empty() {
+            config["linux"]["rootfsPropagation"] = json!(given);
+        }
+        bench.write("a", config);
+        // The host's root is one that others share.
+        let run = bench.command(&["run", "a"]);
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "--propagation", "shared"]).arg(run.get_program()).args(run.get_args());
+        command.current_dir(bench.bundle()).stdin(Stdio::null());
+        let output = bench.finish(command);
+        assert_eq!((output.code, output.stdout.lines().count()), (0, 1), "{given}: {output:?}");
+        let optional = output.stdout.split(" - ").next().unwrap().split(' ').skip(6);
+        let mut seen: Vec<&str> = optional.map(|tag| tag.split(':').next().unwrap()).collect();
+        seen.retain(|tag| !["", "propagate_from"].contains(tag));
+        assert_eq!(seen, tags, "{given}: {output:?}");
     }
 }
 
@@ -403,7 +469,7 @@ fn what_cannot_be_is_refused_by_name() {
         (change("/process/capabilities/bounding", json!(["CAP_NOPE"])), "CAP_NOPE"),
         (change("/root/path", json!("nowhere")), "rootfs"),
         (change("/process/rlimits", json!([{"type": "RLIMIT_NOPE", "hard": 1, "soft": 1}])), "RLIMIT_NOPE"),
-        (change("/mounts/0/type", json!("nopefs")), "nopefs"),
+        (change("/mounts/4/type", json!("nopefs")), "nopefs"),
         (change("/mounts/0/destination", json!("/../x")), ".."),
         (
             change(
@@ -415,6 +481,24 @@ fn what_cannot_be_is_refused_by_name() {
     ] {
         bench.write("a", config);
         bench.refused(&["create", "a"], 1, &[word]);
+    }
+    // In a mount namespace that is not its own, nothing is mounted.
+    for (field, value) in [
+        ("/mounts", json!([{"destination": "/tmp", "type": "tmpfs"}])),
+        ("/root/readonly", json!(true)),
+        ("/linux/maskedPaths", json!(["/proc/kcore"])),
+    ] {
+        let mut config = change("/mounts", json!([]));
+        for field in ["maskedPaths", "readonlyPaths"] {
+            config["linux"][field] = json!([]);
+        }
+        let mounts = json!({"type": "mount", "path": "/proc/self/ns/mnt"});
+        config["linux"]["namespaces"] = json!([{"type": "uts"}, mounts]);
+        *config.pointer_mut(field).unwrap() = value;
+        bench.write("a", config);
+        let last = field.rsplit('/').next().unwrap();
+        let said = bench.refused(&["create", "a"], 1, &[last]);
+        assert!(said.contains("MNT namespace"), "{said}");
     }
     fs::write(bench.bundle().join("config.json"), "{\"ociVersion\": ").unwrap();
     bench.refused(&["create", "a"], 1, &["config.json"]);

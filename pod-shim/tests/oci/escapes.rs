@@ -1,9 +1,9 @@
 //! Ways out that other runtimes had, tried on ours. The numbers are of their vulnerabilities.
 
-use crate::bench::{Bench, push};
+use crate::bench::{Bench, Runtime, push};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,6 +90,82 @@ fn the_first_process_is_closed_before_its_start() {
         let output = bench.call(&["exec", "a", "sh", "-c", &format!("readlink /proc/1/{path} || cat /proc/1/{path}")]);
         assert!(output.code != 0 && output.stdout.is_empty(), "{path}: {output:?}");
     }
+}
+
+/// The same in a user namespace: whoever is root there is not whose process it is, and was not when it was born.
+#[test]
+fn the_first_process_is_nobodys_in_a_user_namespace() {
+    let bench = Bench::ours();
+    let mut config = bench.config("sleep 1000");
+    in_user_namespace(&bench, &mut config);
+    bench.write("a", config);
+    bench.ok(&["create", "a"]);
+    let pid = bench.state("a")["pid"].as_i64().unwrap();
+    let owner = || fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Uid:\t100000\t"), "{status}");
+    assert_eq!(owner(), 0);
+    bench.ok(&["start", "a"]);
+    crate::eventually("its own program", || owner() == 100_000);
+}
+
+fn in_user_namespace(bench: &Bench, config: &mut Value) {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    push(&mut config["linux"]["namespaces"], json!({"type": "user"}));
+    (config["linux"]["uidMappings"], config["linux"]["gidMappings"]) = (map.clone(), map);
+    for path in [bench.dir().to_owned(), bench.bundle(), bench.rootfs()] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+}
+
+/// Hooks of the image get what the container gets, and nothing to keep open.
+#[test]
+fn hooks_of_the_container_have_no_more_rights() {
+    for runtime in Runtime::and(&[Runtime::Runc]) {
+        let bench = Bench::new(runtime);
+        let mut config = bench.config("cat /tmp/seen");
+        crate::bench::capabilities(&mut config, &["CAP_KILL"]);
+        config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["keyctl"], "action": "SCMP_ACT_ERRNO"}]});
+        let script = "grep -E '^(CapPrm|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status >/tmp/seen; \
+            for n in /proc/self/fd/*; do echo $n; done | wc -l >>/tmp/seen; sleep 1000 </dev/null >/dev/null 2>&1 &";
+        config["hooks"]["startContainer"] =
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]);
+        let text = bench.says("a", config);
+        let seen: Vec<&str> = text.split_whitespace().skip(1).step_by(2).collect();
+        let kill = "0000000000000020";
+        assert_eq!(seen[..5], [kill, kill, kill, "1", "2"], "{runtime:?}: {text}");
+        // 0, 1, 2 and the folder itself.
+        assert!(runtime != Runtime::Pod || text.ends_with("\n4\n"), "{text}");
+    }
+}
+
+/// A procfs of the host that nothing covers lets whoever makes a user namespace mount one without the masks.
+#[test]
+fn without_a_pivot_nothing_of_the_hosts_is_left() {
+    let script = "mkdir -p /tmp/p; busybox unshare -U -r -m -p -f mount -t proc proc /tmp/p 2>/dev/null && echo mounted; \
+        busybox unshare -U -r -m -n mount -t sysfs sysfs /tmp/p 2>/dev/null && echo mounted; echo end";
+    for (user_namespace, flags) in [(false, &["--no-pivot"][..]), (true, &["--no-pivot"]), (false, &[])] {
+        let bench = Bench::ours();
+        let mut config = bench.config(script);
+        // Without it nobody maps root.
+        crate::bench::capabilities(&mut config, &["CAP_SETFCAP"]);
+        if user_namespace {
+            in_user_namespace(&bench, &mut config);
+        }
+        fs::set_permissions(bench.rootfs().join("tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+        bench.write("a", config.clone());
+        let output = bench.call(&[&["run"], flags, &["a"]].concat());
+        assert_eq!((output.code, output.stdout.as_str()), (0, "end\n"), "{flags:?}: {output:?}");
+        // It is the masks that forbid it.
+        config["linux"]["maskedPaths"] = json!([]);
+        config["linux"]["readonlyPaths"] = json!([]);
+        bench.write("b", config);
+        let output = bench.call(&[&["run"], flags, &["b"]].concat());
+        assert!(output.stdout.starts_with("mounted\n"), "{flags:?}: {output:?}");
+    }
+    let own = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(own.contains(" /proc ") && own.contains(" /sys "));
 }
 
 /// The same for who may look into every process: what is found is a copy that nobody can change.
@@ -202,15 +278,30 @@ fn nothing_is_mounted_over_proc() {
     let bench = Bench::ours();
     let volume = bench.dir().join("volume");
     fs::create_dir_all(volume.join("self")).unwrap();
-    for destination in ["/proc", "/proc/self", "/proc/sys/kernel"] {
-        let mut config = bench.config("true");
-        push(
-            &mut config["mounts"],
-            json!({"destination": destination, "type": "bind", "source": volume, "options": ["bind"]}),
-        );
-        bench.write("a", config);
-        bench.refused(&["create", "a"], 1, &["/proc"]);
+    symlink("/proc/self", bench.rootfs().join("link")).unwrap();
+    symlink("proc/sys", bench.rootfs().join("settings")).unwrap();
+    let bind = json!({"type": "bind", "source": volume, "options": ["bind"]});
+    let memory = json!({"type": "tmpfs", "source": "tmpfs"});
+    let queue = json!({"type": "mqueue", "source": "mqueue"});
+    for destination in ["/proc", "/proc/self", "/proc/sys/kernel", "/link/attr", "/settings/kernel", "/settings"] {
+        for mount in [&bind, &memory, &queue, &json!({"type": "cgroup"})] {
+            let mut config = bench.config("true");
+            let mut mount = mount.clone();
+            mount["destination"] = json!(destination);
+            push(&mut config["mounts"], mount.clone());
+            bench.write("a", config);
+            let said = bench.refused(&["create", "a"], 1, &["inside /proc", "plain folder"]);
+            assert!(mount["type"] == "cgroup" || said.contains("inside /proc"), "{destination}: {said}");
+        }
     }
+    // What tools tell a container about its limits.
+    let mut config = bench.config("cat /proc/uptime");
+    fs::write(volume.join("uptime"), "1 1\n").unwrap();
+    push(
+        &mut config["mounts"],
+        json!({"destination": "/proc/uptime", "type": "bind", "source": volume.join("uptime"), "options": ["bind"]}),
+    );
+    assert_eq!(bench.says("b", config), "1 1\n");
 }
 
 /// CVE-2022-24769, CVE-2022-29162, CVE-2022-2989: no capability is inheritable and no group is there that nobody asked for.

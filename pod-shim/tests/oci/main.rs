@@ -6,6 +6,7 @@
 mod bench;
 mod config;
 mod escapes;
+mod owners;
 mod podman;
 mod stdio;
 
@@ -242,6 +243,10 @@ fn hooks_run_in_order_with_the_state() {
     let mut config = bench.config("true");
     config["hooks"]["startContainer"] = json!([{"path": "/bin/touch", "args": ["touch", "/started"]}]);
     config["hooks"]["createRuntime"] = json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]);
+    bench.write("a", config.clone());
+    bench.refused(&["create", "a"], 1, &["in time"]);
+    // The state is longer than a pipe, and nobody reads it.
+    config["annotations"] = json!({"long": "x".repeat(200_000)});
     bench.write("a", config.clone());
     bench.refused(&["create", "a"], 1, &["in time"]);
     config["hooks"]["createRuntime"] = json!([]);

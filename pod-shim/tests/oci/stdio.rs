@@ -29,6 +29,25 @@ fn stdio_is_the_containers_alone() {
 }
 
 #[test]
+fn descriptors_of_an_activated_service_are_handed_on() {
+    let bench = Bench::ours();
+    let run = |id: &str, script: &str, pid: &str| {
+        bench.write(id, bench.config(script));
+        let inner = bench.command(&["run", id]);
+        let mut command = std::process::Command::new("sh");
+        let wrapper = format!("export LISTEN_FDS=1 LISTEN_PID={pid}; exec \"$@\" 3<&-");
+        command.args(["-c", &wrapper, "sh"]).arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(bench.bundle()).stdin(Stdio::null());
+        bench.finish(command)
+    };
+    let output = run("a", "true", "$$");
+    assert!(output.code == 1 && output.stderr.contains("descriptor 3"), "{output:?}");
+    // They are another's: there are none.
+    let output = run("b", "test -e /proc/self/fd/3 || echo none", "1");
+    assert_eq!((output.code, output.stdout.as_str()), (0, "none\n"), "{output:?}");
+}
+
+#[test]
 fn the_terminal_comes_by_a_socket() {
     for runtime in Runtime::all() {
         let bench = Bench::new(runtime);

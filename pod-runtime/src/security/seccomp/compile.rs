@@ -17,6 +17,8 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 const ARCHITECTURE_32: u32 = 0x4000_0003;
 /// Set in the numbers of the x32 ABI.
 const X32: u32 = 0x4000_0000;
+/// The first of the numbers that only that ABI has: its execve, ioctl, ptrace. The table of names does not know them.
+const OWN_OF_X32: u32 = 512;
 /// BPF_MAXINSNS.
 const LONGEST: usize = 4096;
 
@@ -80,6 +82,9 @@ pub fn compile(profile: &Profile) -> Result<Vec<Instruction>> {
 pub fn compile_for(profile: &Profile, also: Also) -> Result<Vec<Instruction>> {
     let mut native = vec![op(LOAD, NUMBER)];
     if also.x32 {
+        // Those that it has numbers of its own for would be taken for calls that do not exist, and let through by a profile
+        // that allows what it does not name.
+        native.extend([branch(IF_AT_LEAST, X32 | OWN_OF_X32, 0, 1), give(Action::Error(libc::ENOSYS as u16))]);
         native.push(op(AND, !X32));
     } else {
         native.extend([branch(IF_AT_LEAST, X32, 0, 1), give(Action::Error(libc::ENOSYS as u16))]);
@@ -294,6 +299,10 @@ mod tests {
         }
         assert_eq!([call(all, ARCHITECTURE_32, 39), call(all, ARCHITECTURE_32, 83)], [denied, ALLOW]);
         assert_eq!([call(all, ARCHITECTURE, X32 | 83), call(all, ARCHITECTURE, X32 | 39)], [denied, ALLOW]);
+        for own in [512, 520, 547] {
+            assert_eq!(call(all, ARCHITECTURE, X32 | own), ENOSYS, "{own}");
+        }
+        assert_eq!(call(all, ARCHITECTURE, X32 | 511), ALLOW);
         assert_eq!(call(native, ARCHITECTURE_32, 39), libc::SECCOMP_RET_KILL_PROCESS);
         assert_eq!(call(native, ARCHITECTURE, X32 | 39), ENOSYS);
         assert_eq!(call(all, 0xc000_00b7, 39), libc::SECCOMP_RET_KILL_PROCESS);

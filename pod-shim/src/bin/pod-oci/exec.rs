@@ -50,6 +50,7 @@ fn exec(context: &Context<'_>, given: &Given) -> Result<i32> {
         Some(path) => {
             let mut process: Value =
                 serde_json::from_slice(&bundle::read(Path::new(path))?).doing(|| format!("read {path}"))?;
+            check_shape(&process)?;
             if given.has("tty") {
                 process["terminal"] = json!(true);
             }
@@ -91,6 +92,7 @@ fn describe(container: &Container, given: &Given, command: &[String]) -> Result<
     }
     let config: Value = serde_json::from_slice(&container.config()?).doing(|| "read the configuration".into())?;
     let mut process = config["process"].clone();
+    check_shape(&process)?;
     process["args"] = json!(command);
     process["terminal"] = json!(given.has("tty"));
     if let Some(cwd) = given.get("cwd") {
@@ -126,6 +128,15 @@ fn describe(container: &Container, given: &Given, command: &[String]) -> Result<
     Ok(process)
 }
 
+/// That the fields that are changed here can be: what can be read as a process may be written as a list, too.
+fn check_shape(process: &Value) -> Result<()> {
+    let fine = |value: &Value| value.is_object() || value.is_null();
+    match process.is_object() && ["user", "capabilities"].iter().all(|name| fine(&process[*name])) {
+        true => Ok(()),
+        false => Err(usage("this is no process as the runtime specification has it")),
+    }
+}
+
 fn add(list: &mut Value, more: impl Iterator<Item = Value>) {
     let mut all = list.as_array().cloned().unwrap_or_default();
     all.extend(more);
@@ -150,6 +161,14 @@ fn numbers(text: &str) -> Result<(u32, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_process_is_refused() {
+        for text in ["[]", "null", "1", "\"x\"", r#"{"user": []}"#, r#"{"capabilities": "CAP_KILL"}"#] {
+            assert!(check_shape(&serde_json::from_str(text).unwrap()).is_err(), "{text}");
+        }
+        check_shape(&json!({"user": {"uid": 0}})).unwrap();
+    }
 
     #[test]
     fn users_are_numbers() {

@@ -99,11 +99,14 @@ fn bundle(given: &Given) -> PathBuf {
     given.get("bundle").filter(|path| !path.is_empty()).map_or_else(|| ".".into(), PathBuf::from)
 }
 
-/// Those that the caller says it hands on, and those that it hands on as systemd does. All must be there: a number that is
+/// Those that the caller says it hands on, and those that it hands on as systemd does, to this process and not to one that
+/// this has inherited the environment of. All must be there: a number that is
 /// free now would be one of ours later.
 pub fn preserved(given: &Given) -> Result<i32> {
     let count: i32 = given.number("preserve-fds")?.unwrap_or(0);
-    let activated = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<i32>().ok()).unwrap_or(0);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
+    let to_us = number("LISTEN_PID").is_some_and(|pid| u32::try_from(pid) == Ok(std::process::id()));
+    let activated = if to_us { number("LISTEN_FDS").unwrap_or(0) } else { 0 };
     let count = count.checked_add(activated).filter(|count| (0..=1024).contains(count));
     let count = count.ok_or_else(|| usage("invalid value for flag -preserve-fds"))?;
     for number in 3..3 + count {
