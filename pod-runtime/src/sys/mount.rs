@@ -33,15 +33,20 @@ pub fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, recursive: bool) -> nix::Res
 /// private.
 pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> nix::Result<()> {
     let attributes = mount_attr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    apply(mount, &attributes, recursive)
+}
+
+/// mount_setattr(2).
+fn apply(mount: BorrowedFd<'_>, attributes: &mount_attr, recursive: bool) -> nix::Result<()> {
     let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
-    // SAFETY: the descriptor is open, the string is terminated, and the struct outlives the call.
+    // SAFETY: the descriptors are open, the string is terminated, and the struct outlives the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<mount_attr>(),
         )
     };
@@ -68,19 +73,7 @@ pub fn change(mount: BorrowedFd<'_>, change: &Change<'_>, recursive: bool) -> ni
         propagation: change.propagation,
         userns_fd: change.owners.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
-    let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
-    // SAFETY: the descriptors are open, the string is terminated, and the struct outlives the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<mount_attr>(),
-        )
-    };
-    Errno::result(done).map(drop)
+    apply(mount, &attributes, recursive)
 }
 
 /// mount_setattr(2) of one mount: these attributes and no others; also makes it private.
@@ -88,18 +81,7 @@ pub fn replace_attributes(mount: BorrowedFd<'_>, set: u64) -> nix::Result<()> {
     /// All that can be set on a mount by itself, with every kind of access times.
     const ALL: u64 = 0x20_00ff;
     let attributes = mount_attr { attr_set: set & ALL, attr_clr: ALL, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    // SAFETY: the descriptor is open, the string is terminated, and the struct outlives the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<mount_attr>(),
-        )
-    };
-    Errno::result(done).map(drop)
+    apply(mount, &attributes, false)
 }
 
 /// move_mount(2): attaches a detached mount exactly on the object that `onto` is (an O_PATH descriptor).
