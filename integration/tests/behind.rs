@@ -25,13 +25,7 @@ fn leaving(bed: &Bed, options: &[&str]) -> Result<Child> {
 
 /// A process of a host by its name, as this machine numbers it.
 fn of(host: &Host, name: &str) -> Option<i32> {
-    let namespace = std::fs::read_link(format!("/proc/{}/ns/pid", host.pid().ok()?)).ok()?;
-    let is = |pid: &i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
-            && std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|its| its == namespace)
-    };
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).find(is)
+    host.process(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name))
 }
 
 fn kill_of(host: &Host, name: &str) -> Result<()> {
@@ -113,9 +107,11 @@ fn without_its_source_it_waits_until_it_is_ended() -> Result<()> {
     child.wait()?;
     let job = open_job(bed.a())?;
     bed.a().pod(&["rm", "-f", POD])?;
-    bed.b().pod(&["rm", "-f", POD])?;
-    // Nothing of either is left, and the job ends.
+    // The job ends, and whoever looks at the pod is told.
     bed.a().pod(&["job", "resume", &job])?;
+    let inspected = bed.b().pod(&["inspect", POD])?;
+    ensure!(inspected.contains("waits for it in vain"), "{inspected}");
+    bed.b().pod(&["rm", "-f", POD])?;
     bed.nothing_left(&before)
 }
 

@@ -274,16 +274,9 @@ fn who_is_between_may_be_killed() -> Result<()> {
 
 /// The process on a host that calls, or that was forked for a call.
 fn of(host: &Host, who: &str) -> Option<i32> {
-    let init = host.pid().ok()?;
-    let namespace = std::fs::read_link(format!("/proc/{init}/ns/pid")).ok()?;
-    let here = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|its| its == namespace);
-    let is = |pid: &i32| match who {
-        "session" => {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "pod-session")
-        }
-        _ => std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| line.windows(5).any(|word| word == b"dial\0")),
-    };
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).filter(here).find(is)
+    let read = |pid: i32, name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    host.process(|pid| match who {
+        "session" => read(pid, "comm") == b"pod-session\n",
+        _ => read(pid, "cmdline").windows(5).any(|word| word == b"dial\0"),
+    })
 }

@@ -55,6 +55,15 @@ impl Host {
         alive(&self.dir.join("pid")).with_context(|| format!("host {} is not up", self.name))
     }
 
+    /// One of its processes, as this machine numbers it. Those of its pods are not its own.
+    pub fn process(&self, is: impl Fn(i32) -> bool) -> Option<i32> {
+        let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let ours = namespace(self.pid().ok()?)?;
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let mut numbers = processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+        numbers.find(|pid| is(*pid) && namespace(*pid).as_ref() == Some(&ours))
+    }
+
     /// Its file tree, as seen from outside.
     pub fn root(&self) -> Result<PathBuf> {
         Ok(format!("/proc/{}/root", self.pid()?).into())

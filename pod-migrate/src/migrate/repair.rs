@@ -176,7 +176,7 @@ pub(super) fn settle(store: &Store, pod: Option<&Pod>, dial: &Dial, journal: &mu
         std::thread::sleep(Duration::from_secs(u64::from(attempt)));
         match fate(dial, &journal.job.id) {
             Ok(fate) => {
-                if let (Fate::Ran, true, Some(pod)) = (fate, journal.job.behind, pod) {
+                if fate == Fate::Ran && journal.job.behind {
                     bring(pod, dial, &journal.job)?;
                 }
                 return conclude(store, pod, journal, fate);
@@ -188,11 +188,13 @@ pub(super) fn settle(store: &Store, pod: Option<&Pod>, dial: &Dial, journal: &mu
 }
 
 /// The pod runs there and may not have all of its memory: what is missing is in the copy here.
-fn bring(pod: &Pod, dial: &Dial, job: &Job) -> Result<()> {
-    // Somebody has ended the copy: there is nothing to be brought.
-    if !pod.status()?.is_leaving(&job.id) {
-        return following::lost(dial, &job.id);
-    }
+fn bring(pod: Option<&Pod>, dial: &Dial, job: &Job) -> Result<()> {
+    let held = |pod: &Pod| -> Result<bool> { Ok(pod.status()?.is_leaving(&job.id)) };
+    let pod = match pod {
+        Some(pod) if held(pod)? => pod,
+        // Somebody has ended the copy, or removed it: there is nothing to be brought.
+        _ => return following::lost(dial, &job.id),
+    };
     let _lock = capture::lock(pod, &pod.spec()?.name)?;
     let brought = following::bring(None, pod, dial, &job.id, None);
     brought.map(drop).map_err(|problem| following::unfinished(problem, &job.id, &job.peer))
